@@ -1,0 +1,48 @@
+"""Every error that Forerun raises on purpose.
+
+::
+
+    ForerunError
+    ├── ConfigError             (ValueError)    an option: unknown, out of range, or at odds with another
+    ├── RequestError            (ValueError)    a prompt or the sampling parameters of one request
+    ├── ModelLoadError          (ValueError)    a model file: missing, corrupt, or of a kind that is not supported
+    │   └── VocabMismatchError                  a draft whose tokens are not the target's
+    ├── CheckpointError         (ValueError)    a training checkpoint: missing, corrupt, or of another run
+    ├── DrafterError            (RuntimeError)  the drafter failed; decoding goes on without it, so users rarely see it
+    └── MissingDependencyError  (ImportError)   an optional package that this call needs is not installed
+
+Catch :class:`ForerunError` for all of them, or the builtin for one kind. A message says what was wrong, the value got,
+what is allowed and what to do. The command line prints it as one line and exits with status 2.
+"""
+
+
+class ForerunError(Exception):
+    """Base of every error that Forerun raises on purpose."""
+
+
+class ConfigError(ForerunError, ValueError):
+    """An option is unknown, out of range, or contradicts another one."""
+
+
+class RequestError(ForerunError, ValueError):
+    """One request can't be served as asked: its prompt or its sampling parameters are at fault."""
+
+
+class ModelLoadError(ForerunError, ValueError):
+    """A model can't be loaded: a file is missing, corrupt, or of a kind that is not supported."""
+
+
+class VocabMismatchError(ModelLoadError):
+    """A draft model's vocabulary differs from the target's, so its tokens mean something else."""
+
+
+class CheckpointError(ForerunError, ValueError):
+    """A training checkpoint is missing, corrupt, or belongs to another run."""
+
+
+class DrafterError(ForerunError, RuntimeError):
+    """The drafter died, hangs, or answered with something that is no draft."""
+
+
+class MissingDependencyError(ForerunError, ImportError):
+    """An optional package is not installed; the message holds the command that installs it."""
