@@ -1,0 +1,1 @@
+"""Language models: one decoder, its configuration, and the file formats it loads from."""

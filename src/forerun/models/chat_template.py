@@ -1,0 +1,66 @@
+"""Chat templates: the Jinja program, shipped with a model, that turns messages into one prompt text."""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Never
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from forerun.core.errors import ModelLoadError, RequestError
+
+
+class ChatTemplate:
+    """A compiled chat template; it runs sandboxed, since it is code that came with the weights.
+
+    Args:
+        source: The Jinja text.
+        special_tokens: Names the template may use, such as ``bos_token``.
+
+    Raises:
+        ModelLoadError: The text is no valid Jinja.
+    """
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise
+        environment.globals["strftime_now"] = lambda layout: datetime.now().strftime(layout)
+        try:
+            self._template = environment.from_string(source)
+        except TemplateError as error:
+            raise ModelLoadError(
+                f"the model's chat template is not valid Jinja ({error}); mend chat_template in tokenizer_config.json"
+            ) from error
+        self._special_tokens = dict(special_tokens)
+
+    def render(self, messages: Sequence[Mapping[str, object]], *, add_generation_prompt: bool) -> str:
+        """Return the prompt text.
+
+        Args:
+            messages: Dicts with ``role`` and ``content``, oldest first.
+            add_generation_prompt: Whether to end with the opening of the assistant's turn.
+
+        Raises:
+            RequestError: The template refuses these messages.
+        """
+        try:
+            return self._template.render(
+                messages=list(messages), add_generation_prompt=add_generation_prompt, tools=None, **self._special_tokens
+            )
+        except (TemplateError, TypeError, KeyError) as error:
+            raise RequestError(
+                f"messages={list(messages)!r}: the model's chat template refused them ({error}); give a list of dicts "
+                'such as {"role": "user", "content": "text"}, in an order that the model knows'
+            ) from error
+
+
+def _to_json(value: object, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _raise(message: str) -> Never:
+    raise TemplateError(message)

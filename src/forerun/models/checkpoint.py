@@ -1,0 +1,30 @@
+"""A model as loaded: shape, lazy weights, tokenizer and where it came from."""
+
+from dataclasses import dataclass
+
+from forerun.models.config import DecoderConfig
+from forerun.models.layout import TensorReader
+from forerun.models.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """Everything needed to build and run a model; the weights stay in the file until they are asked for.
+
+    Attributes:
+        config: Shape of the decoder.
+        tokenizer: Text to ids and back.
+        eos_ids: Ids that end a text: every one that the files name.
+        source: The name or path it was loaded from, for messages.
+        size_bytes: Size of the weight files.
+        tensors: Reads one float32 parameter at a time.
+        quantised: Whether weights are stored in quantised blocks (a CPU then keeps them quantised by default).
+    """
+
+    config: DecoderConfig
+    tokenizer: Tokenizer
+    eos_ids: frozenset[int]
+    source: str
+    size_bytes: int
+    tensors: TensorReader
+    quantised: bool

