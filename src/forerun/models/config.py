@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from forerun.core.errors import ConfigError
 from forerun.nn.rope import RopeScaling
 
 Family = Literal["llama", "mistral", "qwen2", "qwen3"]
@@ -29,6 +30,9 @@ class DecoderConfig:
         attention_bias: Whether q, k and v projections have a bias (Qwen2).
         qk_norm: Whether q and k heads are RMS-normalised before the rotary embedding (Qwen3).
         sliding_window: Keys visible to a query, itself included; ``None`` for all (Mistral v0.1 has 4096).
+
+    Raises:
+        ConfigError: A size is not positive, or two sizes do not go together.
     """
 
     family: Family = "llama"
@@ -47,3 +51,29 @@ class DecoderConfig:
     attention_bias: bool = False
     qk_norm: bool = False
     sliding_window: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
+            "max_len", "rope_theta", "norm_eps",
+        ):  # fmt: skip
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}={getattr(self, name)}: must be greater than 0; mend the configuration")
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ConfigError(
+                f"sliding_window={self.sliding_window}: must be at least 1 token; for full attention set it to None"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"num_kv_heads={self.num_kv_heads}: must divide num_heads={self.num_heads}; mend the configuration"
+            )
+        if self.head_dim % 2:
+            raise ConfigError(
+                f"head_dim={self.head_dim}: must be even, for the rotary embedding turns pairs; mend the configuration"
+            )
+        scaling = self.rope_scaling
+        if scaling is not None and scaling.kind == "divisors" and len(scaling.divisors) != self.head_dim // 2:
+            raise ConfigError(
+                f"rope_scaling has {len(scaling.divisors)} divisors: must be head_dim / 2 = {self.head_dim // 2}; mend "
+                "the configuration"
+            )

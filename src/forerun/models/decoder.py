@@ -142,7 +142,8 @@ class Decoder(nn.Module):
         Args:
             token_ids_BT: Token ids.
             positions_BT: Rotary positions; ``None`` counts from 0.
-            mask: Boolean ``[B, 1, T, S]``, True where a query may attend; ``None`` is causal (no cached keys).
+            mask: Boolean ``[B, 1, T, S]``, True where a query may attend; a sliding window is the caller's to put in.
+                ``None`` is causal, within the window; for a call without cached keys.
             caches: One cache per layer; it is extended by this call's T positions.
         """
         if positions_BT is None:

@@ -71,7 +71,7 @@ class GgufTensors:
         self._path = header.path
         self._infos = {decoder_name(name): info for name, info in header.tensors.items() if name != _ROPE_DIVISORS}
         self._num_heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
-        self._is_interleaved = header.metadata["general.architecture"] == "llama"
+        self._is_interleaved = header.metadata.text("general.architecture") == "llama"
         check_shapes(str(header.path), {name: info.shape for name, info in self._infos.items()}, config)
 
     def names(self) -> tuple[str, ...]:
@@ -112,12 +112,12 @@ def read_tensor(path: Path, info: GgufTensorInfo) -> np.ndarray:
             file.seek(info.offset_bytes)
             for start in range(0, info.num_bytes, chunk_bytes):
                 raw = file.read(min(chunk_bytes, info.num_bytes - start))
-                first = start // block_bytes * block_size
+                if len(raw) < min(chunk_bytes, info.num_bytes - start):
+                    raise ModelLoadError(f"{path}: became shorter while it was read; download it again")
+                first, count = start // block_bytes * block_size, len(raw) // block_bytes * block_size
                 # One row per call: the library's own grouping of rows costs more than the arithmetic.
                 row = np.frombuffer(raw, dtype=np.uint8)[np.newaxis]
-                out[first : first + len(raw) // block_bytes * block_size] = dequantize(row, info.type)[0]
-                if len(raw) < min(chunk_bytes, info.num_bytes - start):
-                    raise ModelLoadError(f"{path}: has become shorter while it was read; download it again")
+                out[first : first + count] = dequantize(row, info.type)[0]
     except OSError as error:
         raise ModelLoadError(f"{path}: can't be read ({error}); check the file and its permissions") from error
     return out.reshape(info.shape)
@@ -153,7 +153,7 @@ def config_from_header(header: GgufHeader) -> DecoderConfig:
     Raises:
         ModelLoadError: A key is missing or malformed, or the model needs something the decoder does not implement.
     """
-    arch = header.text("general.architecture")
+    arch = header.metadata.text("general.architecture")
     if arch not in _FAMILIES:
         raise ModelLoadError(
             f"{header.path}: general.architecture={arch!r} is not supported; supported are "
@@ -161,7 +161,7 @@ def config_from_header(header: GgufHeader) -> DecoderConfig:
         )
 
     def number(key: str, default: int | None = None) -> int:
-        return header.integer(f"{arch}.{key}", default)
+        return header.metadata.integer(f"{arch}.{key}", default)
 
     embedding = header.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
@@ -175,7 +175,7 @@ def config_from_header(header: GgufHeader) -> DecoderConfig:
             f"{header.path}: {arch}.expert_count={number('expert_count')}: mixtures of experts are not implemented; "
             "use a dense model"
         )
-    head_dim = number("attention.key_length", hidden_size // num_heads)
+    head_dim = number("attention.key_length", hidden_size // max(num_heads, 1))
     if number("rope.dimension_count", head_dim) != head_dim:
         raise ModelLoadError(
             f"{header.path}: {arch}.rope.dimension_count={number('rope.dimension_count')} differs from the head "
@@ -192,9 +192,9 @@ def config_from_header(header: GgufHeader) -> DecoderConfig:
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         max_len=number("context_length"),
-        rope_theta=header.real(f"{arch}.rope.freq_base", 10000.0),
+        rope_theta=header.metadata.real(f"{arch}.rope.freq_base", 10000.0),
         rope_scaling=_rope_scaling(header, arch),
-        norm_eps=header.real(f"{arch}.attention.layer_norm_rms_epsilon"),
+        norm_eps=header.metadata.real(f"{arch}.attention.layer_norm_rms_epsilon"),
         tie_embeddings="output.weight" not in header.tensors,
         attention_bias="blk.0.attn_q.bias" in header.tensors,
         qk_norm="blk.0.attn_q_norm.weight" in header.tensors,
@@ -206,7 +206,7 @@ def _rope_scaling(header: GgufHeader, arch: str) -> RopeScaling | None:
     divisors = header.tensors.get(_ROPE_DIVISORS)
     if divisors is not None:
         return RopeScaling(kind="divisors", divisors=tuple(read_tensor(header.path, divisors).ravel().tolist()))
-    kind = header.text(f"{arch}.rope.scaling.type", "none")
+    kind = header.metadata.text(f"{arch}.rope.scaling.type", "none")
     if kind == "none":
         return None
     if kind != "linear":
@@ -214,4 +214,4 @@ def _rope_scaling(header: GgufHeader, arch: str) -> RopeScaling | None:
             f"{header.path}: {arch}.rope.scaling.type={kind!r} is not implemented; supported are none, linear and the "
             "per-frequency factors of Llama 3.1; use a model without it"
         )
-    return RopeScaling(kind="linear", factor=header.real(f"{arch}.rope.scaling.factor"))
+    return RopeScaling(kind="linear", factor=header.metadata.real(f"{arch}.rope.scaling.factor"))

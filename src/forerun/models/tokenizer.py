@@ -45,7 +45,9 @@ class Tokenizer:
     ) -> None:
         self._backend = backend
         self.eos_ids = frozenset(eos_ids)
-        self._chat_template = None if chat_template is None else ChatTemplate(chat_template, special_tokens or {})
+        self.special_tokens = dict(special_tokens or {})
+        self.chat_template = chat_template
+        self._compiled_template = None if chat_template is None else ChatTemplate(chat_template, self.special_tokens)
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(index for index, token in added.items() if token.special)
         self._added_text = {index: token.content for index, token in added.items()}
@@ -59,11 +61,6 @@ class Tokenizer:
     def num_tokens(self) -> int:
         """One more than the highest id; a model's embedding may have padding rows beyond it."""
         return self._backend.get_vocab_size(with_added_tokens=True)
-
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether :meth:`apply_chat_template` can be used."""
-        return self._chat_template is not None
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Cut ``text`` into token ids; special tokens spelled out in it are recognised.
@@ -109,14 +106,14 @@ class Tokenizer:
             add_generation_prompt: Whether to end with the opening of the assistant's turn.
 
         Raises:
-            RequestError: The model has no chat template, or its template refuses these messages.
+            RequestError: The model has no chat template (``chat_template`` is ``None``), or it refuses these messages.
         """
-        if self._chat_template is None:
+        if self._compiled_template is None:
             raise RequestError(
                 "this model has no chat template; write the prompt yourself and use generate(), or load a model "
                 "tuned for chat"
             )
-        return self.encode(self._chat_template.render(messages, add_generation_prompt=add_generation_prompt))
+        return self.encode(self._compiled_template.render(messages, add_generation_prompt=add_generation_prompt))
 
     def to_json(self) -> str:
         """Return the content of a ``tokenizer.json`` file."""

@@ -33,14 +33,14 @@ def tokenizer_from_gguf(header: GgufHeader) -> Tokenizer:
     Raises:
         ModelLoadError: The vocabulary is of a kind that can't be rebuilt from a GGUF file, or is malformed.
     """
-    kind = header.text("tokenizer.ggml.model")
+    kind = header.metadata.text("tokenizer.ggml.model")
     if kind != "gpt2":
         raise ModelLoadError(
             f"{header.path}: tokenizer.ggml.model={kind!r}: only byte-level BPE ('gpt2') can be rebuilt from a GGUF "
             "file; load the model's Hugging Face directory instead, which has its tokenizer.json"
         )
-    tokens = header.strings("tokenizer.ggml.tokens")
-    types = header.integers("tokenizer.ggml.token_type", [1] * len(tokens))
+    tokens = header.metadata.strings("tokenizer.ggml.tokens")
+    types = header.metadata.integers("tokenizer.ggml.token_type", [1] * len(tokens))
     if len(types) != len(tokens) or len(set(tokens)) != len(tokens):
         raise ModelLoadError(
             f"{header.path}: {len(tokens)} tokens ({len(set(tokens))} different) and {len(types)} token types: must "
@@ -48,7 +48,7 @@ def tokenizer_from_gguf(header: GgufHeader) -> Tokenizer:
         )
     named = _named_ids(header, len(tokens))
     backend = Backend(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=_merges(header)))
-    pre = header.text("tokenizer.ggml.pre", "default")
+    pre = header.metadata.text("tokenizer.ggml.pre", "default")
     backend.pre_tokenizer = _pre_tokenizer(header, pre)
     backend.decoder = decoders.ByteLevel()
     for added, is_special in ((_CONTROL, True), (_USER_DEFINED, False)):
@@ -59,12 +59,12 @@ def tokenizer_from_gguf(header: GgufHeader) -> Tokenizer:
                 if token_type == added
             ]
         )
-    if "bos_token_id" in named and header.metadata.get("tokenizer.ggml.add_bos_token", pre in _BOS_BY_DEFAULT):
+    if "bos_token_id" in named and header.metadata.flag("tokenizer.ggml.add_bos_token", pre in _BOS_BY_DEFAULT):
         bos_id = named["bos_token_id"]
         backend.post_processor = processors.TemplateProcessing(
             single=f"{tokens[bos_id]} $A", special_tokens=[(tokens[bos_id], bos_id)]
         )
-    template = header.text("tokenizer.chat_template", "")
+    template = header.metadata.text("tokenizer.chat_template", "")
     return Tokenizer(
         backend,
         eos_ids={named[key] for key in _END_KEYS if key in named}
@@ -81,7 +81,7 @@ def _named_ids(header: GgufHeader, num_tokens: int) -> dict[str, int]:
     for key in (*_END_KEYS, "bos_token_id", "unknown_token_id", "padding_token_id"):
         if prefix + key not in header.metadata:
             continue
-        named[key] = header.integer(prefix + key)
+        named[key] = header.metadata.integer(prefix + key)
         if not 0 <= named[key] < num_tokens:
             raise ModelLoadError(
                 f"{header.path}: {prefix}{key}={named[key]}: must be below the {num_tokens} tokens of the vocabulary; "
@@ -92,7 +92,7 @@ def _named_ids(header: GgufHeader, num_tokens: int) -> dict[str, int]:
 
 def _merges(header: GgufHeader) -> list[tuple[str, str]]:
     merges: list[tuple[str, str]] = []
-    for line in header.strings("tokenizer.ggml.merges"):
+    for line in header.metadata.strings("tokenizer.ggml.merges"):
         left, separator, right = line.partition(" ")
         if not separator or not left or not right:
             raise ModelLoadError(
