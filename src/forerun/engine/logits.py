@@ -1,0 +1,247 @@
+"""From a logits row to the law of the token: every sampling parameter, in one stated order.
+
+1. ``logit_bias`` is added.
+2. ``repetition_penalty``, then ``frequency_penalty`` and ``presence_penalty``. Repetition looks at prompt and output;
+   the other two at the output only.
+3. While fewer than ``min_tokens`` tokens are out, the tokens that would end the request get probability 0.
+4. Greedy stops here and takes the largest logit. Else divide by ``temperature``.
+5. ``top_k``, then ``top_p`` over what ``top_k`` left (renormalised), then ``min_p``.
+
+Steps 1 to 4 are vLLM's order (its ``min_tokens`` mask comes before the penalties, which leaves minus infinity alone, so
+the law is the same) and step 5 is that of Hugging Face transformers; ``min_p`` compares with the most likely token, so
+its place changes nothing unless ``top_p`` comes after it, as in vLLM. Each truncation is a threshold on the logit:
+tokens tied with the last one kept are kept too, so the law does not depend on the order of the vocabulary.
+
+Steps 2 and 3 depend on the output so far. Inside a draft that is the *hypothetical* output up to the position.
+"""
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from itertools import chain
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from forerun.core.errors import RequestError
+from forerun.engine.law import ProcessedLaw
+from forerun.engine.penalties import TokenPenalties
+from forerun.engine.sampling import SamplingParams
+
+
+class LogitsProcessor:
+    """The sampling parameters of one request, applied to its logits rows.
+
+    Args:
+        params: Sampling parameters.
+        prompt_ids: The prompt as the model saw it.
+        eos_ids: Every end-of-sequence id of the model.
+        vocab_size: Size of the target's vocabulary.
+        candidate_ids: For a draft with a reduced vocabulary, the target id of each column of its rows, ascending;
+            ``None``: column i is id i.
+
+    Raises:
+        RequestError: A parameter names a token that the vocabulary lacks, or no token would be allowed.
+    """
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_ids: Sequence[int],
+        eos_ids: Collection[int],
+        vocab_size: int,
+        *,
+        candidate_ids: Int64[np.ndarray, " candidates"] | None = None,
+    ) -> None:
+        params.check_vocabulary(vocab_size)
+        self._params = params
+        self._vocab_size = vocab_size
+        self._candidate_ids = candidate_ids
+        self._num_candidates = vocab_size if candidate_ids is None else candidate_ids.shape[0]
+        self._penalties = TokenPenalties(params, prompt_ids, candidate_ids) if params.needs_history else None
+        ending = set(params.stop_token_ids) | (set[int]() if params.ignore_eos else set(eos_ids))
+        banned = {token_id for token_id, bias in params.logit_bias.items() if bias == -math.inf}
+        if params.min_tokens > 0 and len(ending | banned) >= vocab_size:
+            raise RequestError(
+                f"min_tokens={params.min_tokens}: stop tokens and banned tokens are the whole vocabulary, "
+                "so no token could be produced; set min_tokens=0 or allow more tokens"
+            )
+        self._ending_columns = self._columns(sorted(ending))
+        biases = {i: b for i, b in sorted(params.logit_bias.items()) if self._columns([i]).size}
+        self._bias_columns = self._columns(list(biases))
+        self._biases = np.array(list(biases.values()), np.float32)
+
+    def process(self, logits_row: Float32[np.ndarray, " candidates"], output_ids: Sequence[int]) -> ProcessedLaw:
+        """Return the law of the token that follows ``output_ids``; the row is left as it is.
+
+        Args:
+            logits_row: The model's logits at that position.
+            output_ids: The output before it, accepted or hypothetical, prompt apart.
+
+        Returns:
+            The processed law; one-hot if greedy.
+
+        Raises:
+            FloatingPointError: The largest logit is not finite.
+        """
+        self._follow(output_ids)
+        return self._law(logits_row, len(output_ids))
+
+    def laws(
+        self,
+        logits_rows: Float32[np.ndarray, "rows candidates"],
+        output_ids: Sequence[int],
+        draft_ids: Sequence[int],
+    ) -> Iterator[ProcessedLaw]:
+        """Yield the law at each position of a draft, computed when asked for, so a rejection ends the work.
+
+        Args:
+            logits_rows: Row i holds the logits after ``output_ids`` and the first i draft tokens.
+            output_ids: The accepted output, prompt apart. Must not change while the laws are read.
+            draft_ids: The draft, one token less than there are rows (the last law is that of the bonus token).
+
+        Yields:
+            ``len(draft_ids) + 1`` laws. Finish or drop this iterator before another call on the processor.
+
+        Raises:
+            FloatingPointError: The largest logit of a row is not finite.
+        """
+        for position in self._positions(output_ids, draft_ids):
+            yield self._law(logits_rows[position], len(output_ids) + position)
+
+    def greedy_tokens(
+        self,
+        logits_rows: Float32[np.ndarray, "rows candidates"],
+        output_ids: Sequence[int],
+        draft_ids: Sequence[int],
+    ) -> Iterator[int]:
+        """Yield the greedy token at each position of a draft, as :meth:`laws` does; a plain row costs one argmax.
+
+        Args:
+            logits_rows: Row i holds the logits after ``output_ids`` and the first i draft tokens.
+            output_ids: The accepted output, prompt apart. Must not change while the tokens are read.
+            draft_ids: The draft, one token less than there are rows.
+
+        Yields:
+            ``len(draft_ids) + 1`` token ids.
+
+        Raises:
+            FloatingPointError: The largest logit of a row is not finite.
+        """
+        for position in self._positions(output_ids, draft_ids):
+            yield self._greedy(self._adjusted(logits_rows[position], len(output_ids) + position))
+
+    def reported_law(self, logits_row: Float32[np.ndarray, " candidates"], output_ids: Sequence[int]) -> ProcessedLaw:
+        """Return the law that log-probabilities are reported from: the processed law.
+
+        The greedy law is one-hot and would report zeros, so greedy reports the law after step 3, at temperature 1.
+
+        Args:
+            logits_row: The model's logits at that position.
+            output_ids: The output before it, prompt apart.
+
+        Returns:
+            A law to call :meth:`~forerun.engine.law.ProcessedLaw.logprob` on.
+
+        Raises:
+            FloatingPointError: The largest logit is not finite.
+        """
+        if not self._params.is_greedy:
+            return self.process(logits_row, output_ids)
+        self._follow(output_ids)
+        scores = self._adjusted(logits_row, len(output_ids)).copy()
+        return ProcessedLaw(vocab_size=self._vocab_size, ids=self._candidate_ids, scores=scores)
+
+    def _positions(self, output_ids: Sequence[int], draft_ids: Sequence[int]) -> Iterator[int]:
+        self._follow(output_ids)
+        for position, token_id in enumerate(chain(draft_ids, (None,))):
+            yield position
+            if self._penalties is not None and token_id is not None:
+                self._penalties.add(token_id)
+
+    def _follow(self, output_ids: Sequence[int]) -> None:
+        if self._penalties is not None:
+            self._penalties.follow(output_ids)
+
+    def _law(self, row: Float32[np.ndarray, " candidates"], num_output_tokens: int) -> ProcessedLaw:
+        row = self._adjusted(row, num_output_tokens)
+        if self._params.is_greedy:
+            return ProcessedLaw.one_hot(self._greedy(row), vocab_size=self._vocab_size)
+        scores = row / np.float32(self._params.temperature)
+        ids = self._candidate_ids
+        cut = truncation_cut(scores, self._params)
+        if cut > -math.inf:
+            kept = np.flatnonzero(scores >= np.float32(cut))
+            scores = scores[kept]
+            ids = kept if ids is None else ids[kept]
+        return ProcessedLaw(vocab_size=self._vocab_size, ids=ids, scores=scores)
+
+    def _adjusted(
+        self, row: Float32[np.ndarray, " candidates"], num_output_tokens: int
+    ) -> Float32[np.ndarray, " candidates"]:
+        """Return the row after steps 1 to 3: itself where they change nothing, else a changed copy."""
+        assert row.shape == (self._num_candidates,), f"row {row.shape} for {self._num_candidates} candidates"
+        is_masked = num_output_tokens < self._params.min_tokens
+        if not is_masked and self._penalties is None and self._biases.size == 0:
+            return row
+        row = row.copy()
+        row[self._bias_columns] += self._biases
+        if self._penalties is not None:
+            self._penalties.apply(row)
+        if is_masked:
+            row[self._ending_columns] = -np.inf
+        return row
+
+    def _greedy(self, row: Float32[np.ndarray, " candidates"]) -> int:
+        column = int(row.argmax())
+        _require_finite(float(row[column]))
+        return column if self._candidate_ids is None else int(self._candidate_ids[column])
+
+    def _columns(self, token_ids: Sequence[int]) -> Int64[np.ndarray, " columns"]:
+        ids = np.array(token_ids, np.int64)
+        if self._candidate_ids is None:
+            return ids
+        return np.flatnonzero(np.isin(self._candidate_ids, ids))
+
+
+def truncation_cut(scores: Float32[np.ndarray, " candidates"], params: SamplingParams) -> float:
+    """Return the score below which top-k, top-p and min-p give probability 0.
+
+    Args:
+        scores: Logits after the temperature.
+        params: Sampling parameters.
+
+    Returns:
+        The cut; minus infinity where nothing is cut. Scores equal to the cut are kept.
+
+    Raises:
+        FloatingPointError: The largest score is not finite.
+    """
+    num_scores = scores.shape[0]
+    cut = -math.inf
+    if 0 < params.top_k < num_scores:
+        cut = float(np.partition(scores, num_scores - params.top_k)[num_scores - params.top_k])
+    if params.top_p < 1:
+        cut = max(cut, _top_p_cut(scores[scores >= cut] if cut > -math.inf else scores, params.top_p))
+    if params.min_p > 0:
+        largest = float(scores.max())
+        _require_finite(largest)
+        cut = max(cut, largest + math.log(params.min_p))
+    return cut
+
+
+def _top_p_cut(scores: Float32[np.ndarray, " candidates"], top_p: float) -> float:
+    largest = scores.max()
+    _require_finite(float(largest))
+    weights = np.exp(scores - largest)
+    total = float(weights.sum(dtype=np.float64))
+    # Together, tokens below the mean share of the excluded mass hold less than that mass: none of them is needed.
+    candidates = np.flatnonzero(weights >= np.float32((1 - top_p) * total / scores.shape[0]))
+    order = candidates[np.argsort(-scores[candidates])]
+    cumulative = np.cumsum(weights[order], dtype=np.float64)
+    last = min(int(np.searchsorted(cumulative, top_p * total, side="left")), order.shape[0] - 1)
+    return float(scores[order[last]])
+
+
+def _require_finite(largest: float) -> None:
+    if not math.isfinite(largest):
+        raise FloatingPointError(f"largest logit is {largest}: logits must be finite somewhere, never NaN or +inf")
