@@ -1,0 +1,65 @@
+"""Engine configuration: how to decode, with what draft, on which cores."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Method = Literal["none", "sequential", "ssd", "auto"]
+FanOutPolicy = Literal["uniform", "geometric", "measured"]
+Fallback = Literal["neural", "ngram", "none"]
+Verification = Literal["coupled", "rejection"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpeculativeConfig:
+    r"""How drafts are made and verified.
+
+    Attributes:
+        num_speculative_tokens: K, draft tokens per round. ``None``: the controller chooses.
+        branch_budget: B, outcomes prepared per round and request (SSD). ``None``: the controller chooses.
+        fan_out: How B is shared over the number of accepted tokens: the same for each, by the paper's geometric
+            law, or in proportion to :math:`P(k)^{1/(1+r)}` with P(k) as measured in this run.
+        fan_out_exponent: r of the miss law :math:`1 - p_{hit}(F) = F^{-r}`.
+        expected_acceptance_rate: a of the geometric fan-out, a fraction in (0, 1).
+        fallback: What drafts after a miss: the neural draft while the target waits, n-gram look-up, or nothing.
+        verification: ``coupled``: target and draft share the noise of each position, so every method emits the same
+            tokens under one seed (a draft token is accepted when it equals the target's own sample). ``rejection``:
+            the accept/residual rule of speculative sampling. Greedy decoding is the same under both.
+        saguaro_c: C of Saguaro sampling in [0, 1]; 1 is off. Needs ``verification="rejection"``.
+        drafter_timeout_s: A drafter silent for longer is given up, and decoding goes on without it.
+    """
+
+    num_speculative_tokens: int | None = None
+    branch_budget: int | None = None
+    fan_out: FanOutPolicy = "measured"
+    fan_out_exponent: float = 1.0
+    expected_acceptance_rate: float = 0.7
+    fallback: Fallback = "neural"
+    verification: Verification = "coupled"
+    saguaro_c: float = 1.0
+    drafter_timeout_s: float = 10.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """Where models come from and what the engine may use.
+
+    Attributes:
+        target: ``"default"`` (embedded SmolLM2-135M-Instruct), a GGUF file, a Hugging Face directory or hub name.
+        draft: ``"default"`` (the shipped draft, where it fits the target), ``"ngram"``, ``"self"`` (layer skip), ``None``,
+            or a path or name as for ``target``.
+        method: Decoding method.
+        dtype: ``"auto"`` keeps quantised weights in int8 on a CPU that has a kernel for them; else weights as named.
+        max_model_len: Context in tokens, prompt and output together; ``None``: the model's own, at most 4096.
+        num_threads: Threads of the target on a CPU.
+        cores: CPU cores to pin to: the target's first, the drafter's last; ``None``: from the affinity mask.
+        speculative: How drafts are made and verified.
+    """
+
+    target: str = "default"
+    draft: str | None = "default"
+    method: Method = "auto"
+    dtype: Literal["auto", "int8", "float32", "bfloat16"] = "auto"
+    max_model_len: int | None = None
+    num_threads: int = 1
+    cores: tuple[int, ...] | None = None
+    speculative: SpeculativeConfig = field(default_factory=SpeculativeConfig)

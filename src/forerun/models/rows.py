@@ -1,0 +1,59 @@
+"""The rows of one forward pass: which tokens, of which sequences, seeing what."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rows:
+    """M tokens to push through a model in one pass, grouped by sequence.
+
+    A row writes its key and value to ``slots`` of its sequence and sees the first ``lengths`` slots, and its
+    ``ancestors``. In a chain a row sees all slots up to its own; in a draft tree it sees the shared prefix and its branch.
+
+    Attributes:
+        sequences: int64 ``[M]``, which sequence of the cache, ascending.
+        token_ids: int64 ``[M]``.
+        positions: int64 ``[M]``, rotary positions.
+        slots: int64 ``[M]``, where key and value go.
+        lengths: int64 ``[M]``, size of the prefix each row sees (its own slot included in a chain).
+        ancestors: int64 ``[M, A]``, further slots, ascending and beyond the prefix (its own slot included in a tree).
+        num_ancestors: int64 ``[M]``.
+    """
+
+    sequences: np.ndarray
+    token_ids: np.ndarray
+    positions: np.ndarray
+    slots: np.ndarray
+    lengths: np.ndarray
+    ancestors: np.ndarray
+    num_ancestors: np.ndarray
+
+    def __len__(self) -> int:
+        """Return M."""
+        return len(self.token_ids)
+
+    @classmethod
+    def chains(cls, parts: "list[tuple[int, int, list[int]]]") -> "Rows":
+        """Build rows that continue sequences.
+
+        Args:
+            parts: ``(sequence, start, token_ids)``: tokens at slots and positions ``start, start + 1, ...``; sequences
+                ascending.
+        """
+        sequences = np.concatenate([np.full(len(tokens), sequence, np.int64) for sequence, _, tokens in parts])
+        positions = np.concatenate(
+            [np.arange(start, start + len(tokens), dtype=np.int64) for _, start, tokens in parts]
+        )
+        token_ids = np.concatenate([np.asarray(tokens, np.int64) for _, _, tokens in parts])
+        none = np.zeros(len(token_ids), np.int64)
+        return cls(
+            sequences=sequences,
+            token_ids=token_ids,
+            positions=positions,
+            slots=positions,
+            lengths=positions + 1,
+            ancestors=np.zeros((len(token_ids), 1), np.int64),
+            num_ancestors=none,
+        )

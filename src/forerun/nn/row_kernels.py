@@ -1,0 +1,328 @@
+"""Fused row kernels for the CPU runner, compiled by Numba.
+
+Each kernel does all the work between two matrix products for a few rows (tokens), so that a decoder layer costs eight
+calls. Every row is computed by the same sequence of float32 operations whatever the other rows are; together with the
+integer matrix products of :mod:`forerun.nn.int8_linear` this makes a pass *bitwise* independent of its width, which is
+why greedy outputs are equal under every decoding method.
+
+Quantised rows are unsigned bytes with zero point 128 and one scale per row: ``x ~ (byte - 128) * scale``. With two
+levels a second block of M rows holds the remainder at 1/254 of the scale, which makes a 15-bit number of the two; a
+matrix product is linear, so its 2 M result rows are added up with the same weights by the kernel that reads them.
+Shape legend: M rows, E hidden, I intermediate, H query heads, G key/value heads, D head_dim, S slots of a sequence,
+C sequences of one attention call, R rows of each, L slots it spans, A ancestors.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+_OPTIONS: dict[str, Any] = {"cache": True, "fastmath": {"contract", "reassoc", "nsz", "arcp", "nnan"}, "nogil": True, "error_model": "numpy"}
+ZERO_POINT = 128
+MAX_LEVEL = 127.0
+LOW_LEVELS = 254.0
+_LOG2E = np.float32(1.4426950408889634)
+_LN2 = np.float32(0.6931471805599453)
+
+
+@intrinsic
+def _float_from_bits(typingctx: Any, bits: Any) -> Any:  # noqa: ARG001
+    """Reinterpret an int32 as a float32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.int32), codegen
+
+
+@njit(inline="always", **_OPTIONS)
+def _exp(x: float) -> float:
+    """Return exp(x) in float32, relative error below 3e-7 on [-87, 87]; vectorises, unlike libm's."""
+    x = min(max(x, np.float32(-87.0)), np.float32(87.0))
+    n = np.float32(math.floor(x * _LOG2E + np.float32(0.5)))
+    r = x - n * _LN2
+    p = np.float32(1.0 / 720.0)
+    p = p * r + np.float32(1.0 / 120.0)
+    p = p * r + np.float32(1.0 / 24.0)
+    p = p * r + np.float32(1.0 / 6.0)
+    p = p * r + np.float32(0.5)
+    p = p * r + np.float32(1.0)
+    p = p * r + np.float32(1.0)
+    return p * _float_from_bits((np.int32(n) + np.int32(127)) << np.int32(23))
+
+
+@njit(inline="always", **_OPTIONS)
+def _quantize_row(row: np.ndarray, out_u8: np.ndarray, m: int, num_rows: int) -> float:
+    """Quantise into ``out_u8[m]`` and, with two levels, ``out_u8[num_rows + m]``; return the row's scale."""
+    peak = np.float32(1e-12)
+    for j in range(row.shape[0]):
+        peak = max(peak, abs(row[j]))
+    inverse = np.float32(MAX_LEVEL) / peak
+    high = out_u8[m]
+    for j in range(row.shape[0]):
+        high[j] = np.uint8(row[j] * inverse + np.float32(ZERO_POINT + 0.5))
+    if out_u8.shape[0] > num_rows:
+        low = out_u8[num_rows + m]
+        for j in range(row.shape[0]):
+            rest = row[j] * inverse - (np.float32(high[j]) - np.float32(ZERO_POINT))
+            low[j] = np.uint8(rest * np.float32(LOW_LEVELS) + np.float32(ZERO_POINT + 0.5))
+    return peak / np.float32(MAX_LEVEL)
+
+
+@njit(inline="always", **_OPTIONS)
+def _add_scaled(product: np.ndarray, m: int, num_rows: int, scale: float, out: np.ndarray) -> None:
+    """Add row m of a matrix product, both levels, to ``out``."""
+    high = product[m]
+    for j in range(out.shape[0]):
+        out[j] += high[j] * scale
+    if product.shape[0] > num_rows:
+        low, low_scale = product[num_rows + m], scale / np.float32(LOW_LEVELS)
+        for j in range(out.shape[0]):
+            out[j] += low[j] * low_scale
+
+
+@njit(**_OPTIONS)
+def combine_levels(product: np.ndarray, scale: np.ndarray, out: np.ndarray) -> None:
+    """Finish a matrix product: ``out[m] = product[m] * scale[m]`` plus its low level, if there is one.
+
+    Args:
+        product: float32 ``[levels M, N]``.
+        scale: float32 ``[M]``.
+        out: float32 ``[M, N]``, written.
+    """
+    for m in range(out.shape[0]):
+        out[m] = np.float32(0.0)
+        _add_scaled(product, m, out.shape[0], scale[m], out[m])
+
+
+@njit(**_OPTIONS)
+def norm_quantize(x: np.ndarray, weight: np.ndarray, eps: float, out_u8: np.ndarray, out_scale: np.ndarray) -> None:
+    """RMS-normalise rows and quantise them.
+
+    Args:
+        x: float32 ``[M, E]``.
+        weight: float32 ``[E]``, gain of the norm.
+        eps: Added to the mean square.
+        out_u8: uint8 ``[levels M, E]``, written.
+        out_scale: float32 ``[M]``, written.
+    """
+    width = x.shape[1]
+    row = np.empty(width, np.float32)
+    for m in range(x.shape[0]):
+        square = np.float32(0.0)
+        for j in range(width):
+            square += x[m, j] * x[m, j]
+        gain = np.float32(1.0) / np.float32(math.sqrt(square / np.float32(width) + eps))
+        for j in range(width):
+            row[j] = x[m, j] * gain * weight[j]
+        out_scale[m] = _quantize_row(row, out_u8, m, x.shape[0])
+
+
+@njit(**_OPTIONS)
+def add_norm_quantize(
+    x: np.ndarray,
+    update: np.ndarray,
+    update_scale: np.ndarray,
+    weight: np.ndarray,
+    eps: float,
+    out_u8: np.ndarray,
+    out_scale: np.ndarray,
+) -> None:
+    """Add a matrix product's rows to the residual stream in place, then as :func:`norm_quantize`.
+
+    Args:
+        x: float32 ``[M, E]``, the residual stream; ``update[m] * update_scale[m]`` is added to it.
+        update: float32 ``[levels M, E]``.
+        update_scale: float32 ``[M]``.
+        weight: float32 ``[E]``.
+        eps: Added to the mean square.
+        out_u8: uint8 ``[levels M, E]``, written.
+        out_scale: float32 ``[M]``, written.
+    """
+    for m in range(x.shape[0]):
+        _add_scaled(update, m, x.shape[0], update_scale[m], x[m])
+    norm_quantize(x, weight, eps, out_u8, out_scale)
+
+
+@njit(**_OPTIONS)
+def silu_mul_quantize(gate_up: np.ndarray, scale: np.ndarray, out_u8: np.ndarray, out_scale: np.ndarray) -> None:
+    """Compute ``silu(gate) * up`` and quantise it.
+
+    Args:
+        gate_up: float32 ``[levels M, 2 I]``, gate first.
+        scale: float32 ``[M]``, multiplies both halves.
+        out_u8: uint8 ``[levels M, I]``, written.
+        out_scale: float32 ``[M]``, written.
+    """
+    width = gate_up.shape[1] // 2
+    both = np.empty(2 * width, np.float32)
+    row = np.empty(width, np.float32)
+    for m in range(scale.shape[0]):
+        both[:] = np.float32(0.0)
+        _add_scaled(gate_up, m, scale.shape[0], scale[m], both)
+        for j in range(width):
+            gate = both[j]
+            row[j] = gate / (np.float32(1.0) + _exp(-gate)) * both[width + j]
+        out_scale[m] = _quantize_row(row, out_u8, m, scale.shape[0])
+
+
+@njit(inline="always", **_OPTIONS)
+def _rms_norm_head(head: np.ndarray, weight: np.ndarray, eps: float) -> None:
+    square = np.float32(0.0)
+    for d in range(head.shape[0]):
+        square += head[d] * head[d]
+    gain = np.float32(1.0) / np.float32(math.sqrt(square / np.float32(head.shape[0]) + eps))
+    for d in range(head.shape[0]):
+        head[d] = head[d] * gain * weight[d]
+
+
+@njit(inline="always", **_OPTIONS)
+def _rotate_head(head: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> None:
+    half = head.shape[0] // 2
+    for d in range(half):
+        first, second = head[d], head[half + d]
+        head[d] = first * cos[d] - second * sin[d]
+        head[half + d] = second * cos[d] + first * sin[d]
+
+
+@njit(**_OPTIONS)
+def write_qkv(
+    qkv: np.ndarray,
+    scale: np.ndarray,
+    bias: np.ndarray,
+    q_norm: np.ndarray,
+    k_norm: np.ndarray,
+    eps: float,
+    cos: np.ndarray,
+    sin: np.ndarray,
+    positions: np.ndarray,
+    places: np.ndarray,
+    cells: np.ndarray,
+    queries: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+) -> None:
+    """Scale, bias, normalise and rotate q, k, v; write keys and values to their slots.
+
+    Args:
+        qkv: float32 ``[levels M, (H + 2 G) D]``.
+        scale: float32 ``[M]``.
+        bias: float32 ``[(H + 2 G) D]``, or empty for none.
+        q_norm: float32 ``[D]`` gain of the q-norm, or empty for none.
+        k_norm: As ``q_norm``, for the keys.
+        eps: Of the q- and k-norm.
+        cos: float32 ``[max_len, D / 2]``.
+        sin: As ``cos``.
+        positions: int64 ``[M]``, rotary positions.
+        places: int64 ``[M, 2]``, for each row the sequence and the slot that its key and value go to.
+        cells: int64 ``[M, 2]``, for each row where its query goes (see :func:`mask_softmax`).
+        queries: float32 ``[C, G, R group, D]``, written, already multiplied by ``D ** -0.5``.
+        keys: float32 ``[sequences, G, S, D]``, written at ``places``.
+        values: As ``keys``.
+    """
+    num_kv_heads, head_dim = keys.shape[1], keys.shape[3]
+    num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
+    group = num_heads // num_kv_heads
+    softmax_scale = np.float32(1.0 / math.sqrt(head_dim))
+    head = np.empty(head_dim, np.float32)
+    row = np.empty(qkv.shape[1], np.float32)
+    for m in range(positions.shape[0]):
+        position = positions[m]
+        row[:] = np.float32(0.0)
+        _add_scaled(qkv, m, positions.shape[0], scale[m], row)
+        for h in range(num_heads + 2 * num_kv_heads):
+            base = h * head_dim
+            for d in range(head_dim):
+                head[d] = row[base + d]
+            if bias.shape[0] > 0:
+                for d in range(head_dim):
+                    head[d] += bias[base + d]
+            if h < num_heads:
+                if q_norm.shape[0] > 0:
+                    _rms_norm_head(head, q_norm, eps)
+                _rotate_head(head, cos[position], sin[position])
+                query = queries[cells[m, 0], h // group, cells[m, 1] * group + h % group]
+                for d in range(head_dim):
+                    query[d] = head[d] * softmax_scale
+            elif h < num_heads + num_kv_heads:
+                if k_norm.shape[0] > 0:
+                    _rms_norm_head(head, k_norm, eps)
+                _rotate_head(head, cos[position], sin[position])
+                keys[places[m, 0], h - num_heads, places[m, 1]] = head
+            else:
+                values[places[m, 0], h - num_heads - num_kv_heads, places[m, 1]] = head
+
+
+@njit(**_OPTIONS)
+def mask_softmax(
+    scores: np.ndarray, group: int, cells: np.ndarray, lengths: np.ndarray, ancestors: np.ndarray, num_ancestors: np.ndarray
+) -> None:
+    """Turn scores into attention weights in place; slots a row may not see get weight 0.
+
+    A row sees a prefix of its sequence and a few ancestor slots, its own branch: tree attention without a dense mask.
+
+    Args:
+        scores: float32 ``[C, G, R group, L]``: C sequences, R rows each, heads of one row adjacent.
+        group: Query heads per key/value head.
+        cells: int64 ``[M, 2]``, for each row its sequence in C and its place in R; other cells are left alone.
+        lengths: int64 ``[M]``, slots of the prefix.
+        ancestors: int64 ``[M, A]``, further slots, ascending and beyond the prefix.
+        num_ancestors: int64 ``[M]``, how many of them count.
+    """
+    for m in range(cells.shape[0]):
+        length, extra = lengths[m], num_ancestors[m]
+        for g in range(scores.shape[1]):
+            for h in range(group):
+                row = scores[cells[m, 0], g, cells[m, 1] * group + h]
+                prefix = row[:length]
+                peak = prefix[0] if length > 0 else row[ancestors[m, 0]]
+                for j in range(prefix.shape[0]):
+                    peak = max(peak, prefix[j])
+                for a in range(extra):
+                    peak = max(peak, row[ancestors[m, a]])
+                total = np.float32(0.0)
+                for j in range(prefix.shape[0]):
+                    weight = _exp(prefix[j] - peak)
+                    prefix[j] = weight
+                    total += weight
+                for a in range(extra):
+                    total += _exp(row[ancestors[m, a]] - peak)
+                inverse = np.float32(1.0) / total
+                for j in range(prefix.shape[0]):
+                    prefix[j] *= inverse
+                place = length
+                for a in range(extra):
+                    slot = ancestors[m, a]
+                    weight = _exp(row[slot] - peak) * inverse
+                    row[place:slot] = np.float32(0.0)
+                    row[slot] = weight
+                    place = slot + 1
+                row[place:] = np.float32(0.0)
+
+
+@njit(**_OPTIONS)
+def gather_quantize(
+    mixed: np.ndarray, group: int, cells: np.ndarray, out_u8: np.ndarray, out_scale: np.ndarray
+) -> None:
+    """Collect each row's heads from the attention output and quantise the row.
+
+    Args:
+        mixed: float32 ``[C, G, R group, D]``.
+        group: Query heads per key/value head.
+        cells: int64 ``[M, 2]`` as in :func:`mask_softmax`.
+        out_u8: uint8 ``[levels M, G group D]``, written.
+        out_scale: float32 ``[M]``, written.
+    """
+    head_dim = mixed.shape[3]
+    row = np.empty(out_u8.shape[1], np.float32)
+    for m in range(cells.shape[0]):
+        for g in range(mixed.shape[1]):
+            for h in range(group):
+                base = (g * group + h) * head_dim
+                head = mixed[cells[m, 0], g, cells[m, 1] * group + h]
+                for d in range(head_dim):
+                    row[base + d] = head[d]
+        out_scale[m] = _quantize_row(row, out_u8, m, cells.shape[0])
