@@ -36,7 +36,9 @@ def __getattr__(name: str) -> object:
     try:
         home = _HOMES[name]
     except KeyError:
-        raise AttributeError(f"module 'forerun' has no attribute {name!r}; its public names: {', '.join(__all__)}") from None
+        raise AttributeError(
+            f"module 'forerun' has no attribute {name!r}; its public names: {', '.join(__all__)}"
+        ) from None
     value = getattr(import_module(home), name)
     globals()[name] = value
     return value

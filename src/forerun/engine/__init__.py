@@ -1,0 +1,1 @@
+"""Exact decoding of language models: autoregressive, speculative, and speculative-speculative."""

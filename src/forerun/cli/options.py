@@ -1,0 +1,58 @@
+"""Options that several commands share, and the checks that make a bad path an error before any work is done."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import TypeAlias
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+"""What a command's ``add_parser`` gets: the object whose ``add_parser(name, help=...)`` adds a command."""
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json FILE``; a command that prints numbers writes all of them there (``args.json``, or ``None``)."""
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write every number to FILE as JSON")
+
+
+def output_file(text: str) -> Path:
+    """Check a path that will be written, so that a long run does not find out at its end.
+
+    Args:
+        text: The argument.
+
+    Returns:
+        The path. Its folder exists and can be written to; nothing is created.
+
+    Raises:
+        argparse.ArgumentTypeError: The folder is missing or write-protected, or the path is a folder.
+    """
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r}: the folder {str(path.parent)!r} does not exist; create it first")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written to; name a file in a folder you can write to")
+    return path
+
+
+def input_file(text: str) -> Path:
+    """Check a path that will be read.
+
+    Args:
+        text: The argument.
+
+    Returns:
+        The path of a readable file.
+
+    Raises:
+        argparse.ArgumentTypeError: There is no such file, it is a folder, or reading it is not allowed.
+    """
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder; name a file in it")
+    if not path.exists():
+        raise argparse.ArgumentTypeError(f"{text!r}: no such file")
+    if not os.access(path, os.R_OK):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be read; check its permissions")
+    return path

@@ -1,0 +1,1 @@
+"""Full runs as Python functions: what the commands do, for use from Python."""
