@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -39,22 +38,14 @@ def write_json(path: Path, payload: Mapping[str, Any]) -> None:
         if path.exists() and not path.is_file():
             path.write_text(text, encoding="utf-8")
             return
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            file.write(text)
-        Path(file.name).chmod(0o666 & ~_umask())
-        Path(file.name).replace(path)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            whole = Path(folder) / path.name
+            whole.write_text(text, encoding="utf-8")
+            whole.replace(path)
     except OSError as error:
         raise ConfigError(
             f"--json {path}: cannot be written ({error.strerror}); name a file in a folder you can write to"
         ) from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _finite(value: Any) -> Any:

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Final
+from typing import Any, Final
 
 import forerun
 from forerun.cli.console import write_error
@@ -23,21 +23,25 @@ _INTERRUPTED: Final = 130
 _PIPE_CLOSED: Final = 141
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that takes no abbreviated option, nor do the commands below it: a misspelt option is an error."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False} | options)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser with every command of :data:`COMMANDS`; parsed arguments carry the command's ``run``."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="forerun",
         description="Exact LLM decoding that prepares for the outcome of the verification still running.",
         epilog="forerun COMMAND --help explains a command.",
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"forerun {forerun.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in COMMANDS:
         module = import_module(f"forerun.cli.{name}")
-        command_parser = module.add_parser(commands)
-        command_parser.allow_abbrev = False
-        command_parser.set_defaults(run=module.run)
+        module.add_parser(commands).set_defaults(run=module.run)
     return parser
 
 

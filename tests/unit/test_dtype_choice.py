@@ -1,0 +1,41 @@
+"""The weight format: what decides, and that the reason names it."""
+
+import pytest
+
+from forerun.core.dtype_choice import choose_dtype
+from forerun.core.env import CpuInfo
+from forerun.core.errors import ConfigError
+
+
+def cpu(*flags: str) -> CpuInfo:
+    return CpuInfo(model_name="example", flags=frozenset(flags), physical_core_of={})
+
+
+@pytest.mark.parametrize(
+    ("flags", "quantized", "dtype", "reason"),
+    [
+        (["avx512_vnni"], True, "int8", "VNNI or AMX"),
+        (["avx2"], True, "float32", "saturate"),
+        (["amx_bf16"], False, "bfloat16", "bfloat16 in hardware"),
+        (["avx512_vnni"], False, "float32", "no bfloat16"),
+    ],
+)
+def test_auto_on_a_cpu(flags, quantized, dtype, reason):
+    choice = choose_dtype("auto", cpu=cpu(*flags), weights_are_quantized=quantized)
+    assert choice.dtype == dtype
+    assert reason in choice.reason
+
+
+def test_auto_on_a_gpu_is_bfloat16_whatever_the_cpu():
+    assert choose_dtype("auto", cpu=cpu("avx512_vnni"), weights_are_quantized=True, device="cuda:0").dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float32", "bfloat16"])
+def test_a_request_is_taken_at_its_word(dtype):
+    choice = choose_dtype(dtype, cpu=cpu(), weights_are_quantized=False)
+    assert (choice.dtype, choice.reason) == (dtype, "asked for")
+
+
+def test_int8_on_a_gpu_is_refused():
+    with pytest.raises(ConfigError, match=r'dtype="int8".*cuda:0.*choose "bfloat16"'):
+        choose_dtype("int8", cpu=cpu(), weights_are_quantized=True, device="cuda:0")
