@@ -27,7 +27,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser that takes no abbreviated option, nor do the commands below it: a misspelt option is an error."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"allow_abbrev": False} | options)
+        super().__init__(allow_abbrev=False, **options)
 
 
 def build_parser() -> argparse.ArgumentParser:
