@@ -35,6 +35,8 @@ class _Layer:
     k_norm: np.ndarray
     keys: Tensor
     values: Tensor
+    keys_np: np.ndarray
+    values_np: np.ndarray
 
 
 class Int8Runner:
@@ -82,6 +84,7 @@ class Int8Runner:
         config, name = self.config, f"layers.{index}"
         attention, mlp, empty = f"{name}.self_attn", f"{name}.mlp", np.empty(0, np.float32)
         cache = (self.num_sequences, config.num_kv_heads, self.capacity, config.head_dim)
+        keys, values = torch.zeros(cache), torch.zeros(cache)
         return _Layer(
             qkv=Int8Linear.from_float(*(tensor(f"{attention}.{part}_proj.weight") for part in "qkv")),
             out=Int8Linear.from_float(tensor(f"{attention}.o_proj.weight")),
@@ -94,8 +97,10 @@ class Int8Runner:
             else empty,
             q_norm=tensor(f"{attention}.q_norm.weight") if config.qk_norm else empty,
             k_norm=tensor(f"{attention}.k_norm.weight") if config.qk_norm else empty,
-            keys=torch.zeros(cache),
-            values=torch.zeros(cache),
+            keys=keys,
+            values=values,
+            keys_np=keys.numpy(),
+            values_np=values.numpy(),
         )
 
     @property
@@ -104,7 +109,7 @@ class Int8Runner:
         return self._head.out_features
 
     @torch.inference_mode()
-    def forward(self, rows: Rows, *, logit_rows: np.ndarray | None = None) -> Tensor:
+    def forward(self, rows: Rows, *, logit_rows: np.ndarray | None = None) -> np.ndarray:
         """Run rows through the model.
 
         Args:
@@ -115,50 +120,40 @@ class Int8Runner:
             float32 logits ``[len(logit_rows), vocab_size]``.
         """
         plan = _AttentionPlan(rows)
-        num_rows, config = len(rows), self.config
+        config, num_rows, eps = self.config, len(rows), self.config.norm_eps
         x = self._embedding[rows.token_ids].astype(np.float32)
-        narrow = torch.empty((self.num_levels * num_rows, config.hidden_size), dtype=torch.uint8)
-        heads = torch.empty((self.num_levels * num_rows, config.num_heads * config.head_dim), dtype=torch.uint8)
-        wide = torch.empty((self.num_levels * num_rows, config.intermediate_size), dtype=torch.uint8)
-        narrow_np, heads_np, wide_np = narrow.numpy(), heads.numpy(), wide.numpy()
-        norm_scale, heads_scale, wide_scale = (np.zeros(num_rows, np.float32) for _ in range(3))
-        update, eps = np.zeros_like(x), config.norm_eps
+        update = np.zeros_like(x)
+        scale = np.empty(num_rows, np.float32)
+        narrow = np.empty((self.num_levels * num_rows, config.hidden_size), np.uint8)
+        heads = np.empty((self.num_levels * num_rows, config.num_heads * config.head_dim), np.uint8)
+        wide = np.empty((self.num_levels * num_rows, config.intermediate_size), np.uint8)
         queries = torch.empty((plan.num_sequences, config.num_kv_heads, plan.max_rows * self._group, config.head_dim))
         queries_np = queries.numpy()
         for layer in self._layers:
-            kernels.add_norm_quantize(x, update, wide_scale, layer.attention_norm, eps, narrow_np, norm_scale)
-            qkv = layer.qkv(narrow).numpy()
+            kernels.add_norm_quantize(x, update, layer.attention_norm, eps, narrow, scale)
             kernels.write_qkv(
-                qkv, norm_scale, layer.bias, layer.q_norm, layer.k_norm, eps, self._cos, self._sin, rows.positions,
-                plan.places, plan.cells, queries_np, layer.keys.numpy(), layer.values.numpy(),
+                layer.qkv(narrow, scale), layer.bias, layer.q_norm, layer.k_norm, eps, self._cos, self._sin,
+                rows.positions, plan.places, plan.cells, queries_np, layer.keys_np, layer.values_np,
             )  # fmt: skip
-            mixed = self._attend(queries, layer, plan)
-            kernels.gather_quantize(mixed.numpy(), self._group, plan.cells, heads_np, heads_scale)
-            update = layer.out(heads).numpy()
-            kernels.add_norm_quantize(x, update, heads_scale, layer.mlp_norm, eps, narrow_np, norm_scale)
-            kernels.silu_mul_quantize(layer.gate_up(narrow).numpy(), norm_scale, wide_np, wide_scale)
-            update = layer.down(wide).numpy()
+            kernels.gather_quantize(self._attend(queries, layer, plan).numpy(), self._group, plan.cells, heads, scale)
+            kernels.add_norm_quantize(x, layer.out(heads, scale), layer.mlp_norm, eps, narrow, scale)
+            kernels.silu_mul_quantize(layer.gate_up(narrow, scale), wide, scale)
+            update = layer.down(wide, scale)
         if logit_rows is not None:
-            levels = np.concatenate([logit_rows + level * num_rows for level in range(self.num_levels)])
-            x, update, wide_scale = x[logit_rows], update[levels], wide_scale[logit_rows]
-            narrow, norm_scale = narrow[: len(levels)], norm_scale[: len(x)]
-        kernels.add_norm_quantize(x, update, wide_scale, self._final_norm, eps, narrow.numpy(), norm_scale)
-        logits = torch.empty((len(x), self.vocab_size))
-        kernels.combine_levels(self._head(narrow).numpy(), norm_scale, logits.numpy())
-        return logits
+            x, update, scale = x[logit_rows], update[logit_rows], scale[logit_rows]
+            narrow = narrow[: self.num_levels * len(x)]
+        kernels.add_norm_quantize(x, update, self._final_norm, eps, narrow, scale)
+        return self._head(narrow, scale)
 
     def _attend(self, queries: Tensor, layer: _Layer, plan: "_AttentionPlan") -> Tensor:
         """Return the mixed values ``[C, G, R group, D]``; sequences side by side in the cache share one product."""
         mixed = torch.empty_like(queries)
-        for first, cell, count, span in plan.runs:
+        for first, cell, count, span, seen in plan.runs:
             shape = (count * self.config.num_kv_heads, -1, self.config.head_dim)
             keys = layer.keys[first : first + count].view(shape)[:, :span]
             values = layer.values[first : first + count].view(shape)
             scores = torch.bmm(queries[cell : cell + count].view(shape), keys.transpose(1, 2))
-            kernels.mask_softmax(
-                scores.view(count, self.config.num_kv_heads, -1, span).numpy(), self._group,
-                *plan.run_arrays(cell, count),
-            )  # fmt: skip
+            kernels.mask_softmax(scores.view(count, self.config.num_kv_heads, -1, span).numpy(), self._group, *seen)
             out = mixed[cell : cell + count].view(shape)
             torch.bmm(scores[:, :, :_BLOCK], values[:, :_BLOCK], out=out)
             for block in range(_BLOCK, span, _BLOCK):
@@ -173,7 +168,11 @@ class Int8Runner:
 
 
 class _AttentionPlan:
-    """Where rows go in the attention products of a pass; the same for every layer."""
+    """Where rows go in the attention products of a pass; the same for every layer.
+
+    ``runs`` lists stretches of adjacent sequences, which share a product: first sequence, first cell, number of sequences,
+    slots spanned (a multiple of the block), and what :func:`forerun.nn.row_kernels.mask_softmax` needs of their rows.
+    """
 
     def __init__(self, rows: Rows) -> None:
         sequences, index, counts = np.unique(rows.sequences, return_inverse=True, return_counts=True)
@@ -181,20 +180,14 @@ class _AttentionPlan:
         self.num_sequences, self.max_rows = len(sequences), int(counts.max())
         self.cells = np.stack((index, np.arange(len(rows)) - firsts[index]), axis=1).astype(np.int64)
         self.places = np.stack((rows.sequences, rows.slots), axis=1)
-        self._rows, self._firsts, self._counts = rows, firsts, counts
         last_slots = np.maximum.reduceat(np.maximum(rows.slots + 1, rows.lengths), firsts)
-        self.runs: list[tuple[int, int, int, int]] = []
+        self.runs: list[tuple[int, int, int, int, tuple[np.ndarray, ...]]] = []
         start = 0
         for stop in range(1, len(sequences) + 1):
             if stop == len(sequences) or sequences[stop] != sequences[stop - 1] + 1:
                 span = -(-int(last_slots[start:stop].max()) // _BLOCK) * _BLOCK
-                self.runs.append((int(sequences[start]), start, stop - start, span))
+                part = slice(int(firsts[start]), int(firsts[stop - 1] + counts[stop - 1]))
+                cells = self.cells[part] - np.array([start, 0])
+                seen = (cells, rows.lengths[part], rows.ancestors[part], rows.num_ancestors[part])
+                self.runs.append((int(sequences[start]), start, stop - start, span, seen))
                 start = stop
-
-    def run_arrays(self, cell: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return cells (relative to the run), lengths, ancestors and their number for the rows of a run."""
-        first = self._firsts[cell]
-        last = self._firsts[cell + count - 1] + self._counts[cell + count - 1]
-        cells = self.cells[first:last] - np.array([cell, 0])
-        rows = self._rows
-        return cells, rows.lengths[first:last], rows.ancestors[first:last], rows.num_ancestors[first:last]

@@ -1,15 +1,15 @@
-"""Matrix products with int8 weights and int8 rows, through oneDNN's VNNI / AMX kernels.
+"""Matrix products with int8 weights and 8- or 15-bit rows.
 
 One scale per output channel and one per row; the sums are integers, so the result of a row does not depend on how many
-rows the call has. On the machines we measured such a product costs the same for 1 and for 8 rows: a CPU core then
+rows the call has. On the machines we measured such a product costs nearly the same for 1 and for 8 rows: a CPU core then
 behaves like a memory-bound GPU, which is what speculation needs.
 """
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from forerun.nn.row_kernels import ZERO_POINT
+from forerun.nn import vnni
+from forerun.nn.row_kernels import LOW_LEVELS, ZERO_POINT
 
 
 def quantize_weight(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -26,31 +26,54 @@ def quantize_weight(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Int8Linear:
-    """A linear map whose weight was packed once for oneDNN.
+    """A linear map with an int8 weight, packed once for the kernel that multiplies it.
+
+    Our VNNI kernel where the CPU has the instructions, else oneDNN's (AMX, AVX2); both add integers, so they agree to
+    the rounding of the last float32 product.
 
     Args:
         weight: int8 ``[out, in]``.
         scale: float32 ``[out]``.
+        kernel: ``"vnni"`` or ``"onednn"``; ``None`` chooses.
     """
 
-    def __init__(self, weight: np.ndarray, scale: np.ndarray) -> None:
+    def __init__(self, weight: np.ndarray, scale: np.ndarray, *, kernel: str | None = None) -> None:
         self.out_features, self.in_features = weight.shape
-        self._scale = torch.from_numpy(np.ascontiguousarray(scale))
-        self._zero_points = torch.zeros(self.out_features, dtype=torch.int64)
-        self._packed = torch.ops.onednn.qlinear_prepack(torch.from_numpy(np.ascontiguousarray(weight)), None)
+        self.kernel = kernel or ("vnni" if vnni.is_supported() and self.in_features % 4 == 0 else "onednn")
+        self._scale = np.ascontiguousarray(scale, np.float32)
+        if self.kernel == "vnni":
+            self._offset = (ZERO_POINT * weight.sum(axis=1, dtype=np.int32)).astype(np.int32)
+            self._packed = vnni.pack_weight(weight)
+        else:
+            self._zero_points = torch.zeros(self.out_features, dtype=torch.int64)
+            self._prepacked = torch.ops.onednn.qlinear_prepack(torch.from_numpy(np.ascontiguousarray(weight)), None)
 
     @classmethod
-    def from_float(cls, *weights: np.ndarray) -> "Int8Linear":
+    def from_float(cls, *weights: np.ndarray, kernel: str | None = None) -> "Int8Linear":
         """Quantise float matrices and stack them along their outputs."""
         parts = [quantize_weight(weight) for weight in weights]
-        return cls(np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]))
+        weight, scale = (np.concatenate(pieces) for pieces in zip(*parts, strict=True))
+        return cls(weight, scale, kernel=kernel)
 
-    def __call__(self, rows_u8: Tensor) -> Tensor:
-        """Return float32 ``[M, out]``; multiply row m by its own scale to finish the product.
+    def __call__(self, rows: np.ndarray, row_scale: np.ndarray) -> np.ndarray:
+        """Multiply quantised rows by the weight.
 
         Args:
-            rows_u8: uint8 ``[M, in]`` with zero point 128.
+            rows: uint8 ``[levels M, in]`` with zero point 128; with two levels, M rows and then M remainders.
+            row_scale: float32 ``[M]``.
+
+        Returns:
+            float32 ``[M, out]``.
         """
-        return torch.ops.onednn.qlinear_pointwise(
-            rows_u8, 1.0, ZERO_POINT, self._packed, self._scale, self._zero_points, None, 1.0, 0, torch.float32, "none", [], ""
-        )
+        if self.kernel == "vnni":
+            out = np.empty((len(row_scale), self.out_features), np.float32)
+            vnni.multiply(self._packed, self._scale, self._offset, rows, row_scale, 1.0 / LOW_LEVELS, out)
+            return out
+        product = torch.ops.onednn.qlinear_pointwise(
+            torch.from_numpy(rows), 1.0, ZERO_POINT, self._prepacked, torch.from_numpy(self._scale), self._zero_points,
+            None, 1.0, 0, torch.float32, "none", [], "",
+        ).numpy()  # fmt: skip
+        out = product[: len(row_scale)] * row_scale[:, None]
+        if len(rows) > len(row_scale):
+            out += product[len(row_scale) :] * (row_scale[:, None] / np.float32(LOW_LEVELS))
+        return out

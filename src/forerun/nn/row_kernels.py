@@ -6,8 +6,7 @@ integer matrix products of :mod:`forerun.nn.int8_linear` this makes a pass *bitw
 why greedy outputs are equal under every decoding method.
 
 Quantised rows are unsigned bytes with zero point 128 and one scale per row: ``x ~ (byte - 128) * scale``. With two
-levels a second block of M rows holds the remainder at 1/254 of the scale, which makes a 15-bit number of the two; a
-matrix product is linear, so its 2 M result rows are added up with the same weights by the kernel that reads them.
+levels a second block of M rows holds the remainders at 1/254 of the scale, which makes a 15-bit number of the two.
 Shape legend: M rows, E hidden, I intermediate, H query heads, G key/value heads, D head_dim, S slots of a sequence,
 C sequences of one attention call, R rows of each, L slots it spans, A ancestors.
 """
@@ -72,32 +71,6 @@ def _quantize_row(row: np.ndarray, out_u8: np.ndarray, m: int, num_rows: int) ->
     return peak / np.float32(MAX_LEVEL)
 
 
-@njit(inline="always", **_OPTIONS)
-def _add_scaled(product: np.ndarray, m: int, num_rows: int, scale: float, out: np.ndarray) -> None:
-    """Add row m of a matrix product, both levels, to ``out``."""
-    high = product[m]
-    for j in range(out.shape[0]):
-        out[j] += high[j] * scale
-    if product.shape[0] > num_rows:
-        low, low_scale = product[num_rows + m], scale / np.float32(LOW_LEVELS)
-        for j in range(out.shape[0]):
-            out[j] += low[j] * low_scale
-
-
-@njit(**_OPTIONS)
-def combine_levels(product: np.ndarray, scale: np.ndarray, out: np.ndarray) -> None:
-    """Finish a matrix product: ``out[m] = product[m] * scale[m]`` plus its low level, if there is one.
-
-    Args:
-        product: float32 ``[levels M, N]``.
-        scale: float32 ``[M]``.
-        out: float32 ``[M, N]``, written.
-    """
-    for m in range(out.shape[0]):
-        out[m] = np.float32(0.0)
-        _add_scaled(product, m, out.shape[0], scale[m], out[m])
-
-
 @njit(**_OPTIONS)
 def norm_quantize(x: np.ndarray, weight: np.ndarray, eps: float, out_u8: np.ndarray, out_scale: np.ndarray) -> None:
     """RMS-normalise rows and quantise them.
@@ -125,7 +98,6 @@ def norm_quantize(x: np.ndarray, weight: np.ndarray, eps: float, out_u8: np.ndar
 def add_norm_quantize(
     x: np.ndarray,
     update: np.ndarray,
-    update_scale: np.ndarray,
     weight: np.ndarray,
     eps: float,
     out_u8: np.ndarray,
@@ -134,39 +106,35 @@ def add_norm_quantize(
     """Add a matrix product's rows to the residual stream in place, then as :func:`norm_quantize`.
 
     Args:
-        x: float32 ``[M, E]``, the residual stream; ``update[m] * update_scale[m]`` is added to it.
-        update: float32 ``[levels M, E]``.
-        update_scale: float32 ``[M]``.
+        x: float32 ``[M, E]``, the residual stream; ``update`` is added to it.
+        update: float32 ``[M, E]``.
         weight: float32 ``[E]``.
         eps: Added to the mean square.
         out_u8: uint8 ``[levels M, E]``, written.
         out_scale: float32 ``[M]``, written.
     """
     for m in range(x.shape[0]):
-        _add_scaled(update, m, x.shape[0], update_scale[m], x[m])
+        for j in range(x.shape[1]):
+            x[m, j] += update[m, j]
     norm_quantize(x, weight, eps, out_u8, out_scale)
 
 
 @njit(**_OPTIONS)
-def silu_mul_quantize(gate_up: np.ndarray, scale: np.ndarray, out_u8: np.ndarray, out_scale: np.ndarray) -> None:
+def silu_mul_quantize(gate_up: np.ndarray, out_u8: np.ndarray, out_scale: np.ndarray) -> None:
     """Compute ``silu(gate) * up`` and quantise it.
 
     Args:
-        gate_up: float32 ``[levels M, 2 I]``, gate first.
-        scale: float32 ``[M]``, multiplies both halves.
+        gate_up: float32 ``[M, 2 I]``, gate first.
         out_u8: uint8 ``[levels M, I]``, written.
         out_scale: float32 ``[M]``, written.
     """
     width = gate_up.shape[1] // 2
-    both = np.empty(2 * width, np.float32)
     row = np.empty(width, np.float32)
-    for m in range(scale.shape[0]):
-        both[:] = np.float32(0.0)
-        _add_scaled(gate_up, m, scale.shape[0], scale[m], both)
+    for m in range(gate_up.shape[0]):
         for j in range(width):
-            gate = both[j]
-            row[j] = gate / (np.float32(1.0) + _exp(-gate)) * both[width + j]
-        out_scale[m] = _quantize_row(row, out_u8, m, scale.shape[0])
+            gate = gate_up[m, j]
+            row[j] = gate / (np.float32(1.0) + _exp(-gate)) * gate_up[m, width + j]
+        out_scale[m] = _quantize_row(row, out_u8, m, gate_up.shape[0])
 
 
 @njit(inline="always", **_OPTIONS)
@@ -191,7 +159,6 @@ def _rotate_head(head: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> None:
 @njit(**_OPTIONS)
 def write_qkv(
     qkv: np.ndarray,
-    scale: np.ndarray,
     bias: np.ndarray,
     q_norm: np.ndarray,
     k_norm: np.ndarray,
@@ -205,11 +172,10 @@ def write_qkv(
     keys: np.ndarray,
     values: np.ndarray,
 ) -> None:
-    """Scale, bias, normalise and rotate q, k, v; write keys and values to their slots.
+    """Bias, normalise and rotate q, k, v; write keys and values to their slots.
 
     Args:
-        qkv: float32 ``[levels M, (H + 2 G) D]``.
-        scale: float32 ``[M]``.
+        qkv: float32 ``[M, (H + 2 G) D]``.
         bias: float32 ``[(H + 2 G) D]``, or empty for none.
         q_norm: float32 ``[D]`` gain of the q-norm, or empty for none.
         k_norm: As ``q_norm``, for the keys.
@@ -228,11 +194,8 @@ def write_qkv(
     group = num_heads // num_kv_heads
     softmax_scale = np.float32(1.0 / math.sqrt(head_dim))
     head = np.empty(head_dim, np.float32)
-    row = np.empty(qkv.shape[1], np.float32)
-    for m in range(positions.shape[0]):
-        position = positions[m]
-        row[:] = np.float32(0.0)
-        _add_scaled(qkv, m, positions.shape[0], scale[m], row)
+    for m in range(qkv.shape[0]):
+        row, position = qkv[m], positions[m]
         for h in range(num_heads + 2 * num_kv_heads):
             base = h * head_dim
             for d in range(head_dim):

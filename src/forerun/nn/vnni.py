@@ -1,0 +1,168 @@
+"""An int8 matrix product for a few rows, written for AVX-512 VNNI and compiled by Numba.
+
+The general libraries spend 40-50 microseconds per call before they multiply; a decoder calls 121 times per token. Here
+the weight streams once through the registers, 32 outputs by 4 inputs per step, against up to 12 rows held in
+accumulators. Sums are integers: a row's result does not depend on the rows beside it.
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+MAX_ROWS = 12
+"""Rows per register block: 24 of the 32 vector registers accumulate."""
+PANEL = 32
+"""Outputs per step, two vectors of 16."""
+_VECTOR = ir.VectorType(ir.IntType(32), 16)
+_BYTES = ir.VectorType(ir.IntType(8), 64)
+_INT32, _INT64 = ir.IntType(32), ir.IntType(64)
+
+
+def is_supported() -> bool:
+    """Say whether this CPU has the instructions (AVX-512F, BW and VNNI)."""
+    features = binding.get_host_cpu_features()
+    return all(features.get(name, False) for name in ("avx512f", "avx512bw", "avx512vnni"))
+
+
+def pack_weight(weight: np.ndarray) -> np.ndarray:
+    """Reorder a weight for :func:`multiply`.
+
+    Args:
+        weight: int8 ``[N, K]``.
+
+    Returns:
+        int8 ``[ceil(N / 32), ceil(K / 4), 2, 16, 4]``, zero-padded.
+    """
+    outputs, inputs = weight.shape
+    padded = np.zeros((-(-outputs // PANEL) * PANEL, -(-inputs // 4) * 4), np.int8)
+    padded[:outputs, :inputs] = weight
+    return np.ascontiguousarray(padded.reshape(-1, 2, 16, padded.shape[1] // 4, 4).transpose(0, 3, 1, 2, 4))
+
+
+def _emit_block(builder: Any, num_rows: int, weight: Any, rows: Any, stride: Any, steps: Any, out: Any) -> None:
+    """Emit the loop over inputs for ``num_rows`` rows and one panel; store int32 ``[num_rows, 32]`` at ``out``."""
+    operand = _BYTES if binding.llvm_version_info[0] >= 22 else _VECTOR  # noqa: PLR2004
+    dot = builder.module.declare_intrinsic(
+        "llvm.x86.avx512.vpdpbusd.512", fnty=ir.FunctionType(_VECTOR, (_VECTOR, operand, operand))
+    )
+    before, loop = builder.block, builder.append_basic_block("dot.loop")
+    after = builder.append_basic_block("dot.end")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    step = builder.phi(_INT64)
+    step.add_incoming(ir.Constant(_INT64, 0), before)
+    sums = [builder.phi(_VECTOR) for _ in range(2 * num_rows)]
+    zero = ir.Constant(_VECTOR, None)
+    offset = builder.mul(step, ir.Constant(_INT64, 128))
+
+    def load(address: Any, kind: Any, align: int) -> Any:
+        return builder.load(builder.inttoptr(address, kind.as_pointer()), align=align)
+
+    halves = [load(builder.add(weight, builder.add(offset, ir.Constant(_INT64, 64 * half))), operand, 1) for half in (0, 1)]
+    column = builder.add(rows, builder.mul(step, ir.Constant(_INT64, 4)))
+    updated = []
+    for row in range(num_rows):
+        four = load(builder.add(column, builder.mul(stride, ir.Constant(_INT64, row))), _INT32, 1)
+        lane = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), four, ir.Constant(_INT32, 0))
+        spread = builder.shuffle_vector(lane, lane, ir.Constant(ir.VectorType(_INT32, 16), [0] * 16))
+        spread = builder.bitcast(spread, operand) if operand is _BYTES else spread
+        for half in (0, 1):
+            sums[2 * row + half].add_incoming(zero, before)
+            updated.append(builder.call(dot, (sums[2 * row + half], spread, halves[half])))
+    for place, value in zip(sums, updated, strict=True):
+        place.add_incoming(value, loop)
+    following = builder.add(step, ir.Constant(_INT64, 1))
+    step.add_incoming(following, loop)
+    builder.cbranch(builder.icmp_signed("<", following, steps), loop, after)
+    builder.position_at_end(after)
+    for index, value in enumerate(updated):
+        target = builder.add(out, ir.Constant(_INT64, 64 * index))
+        builder.store(value, builder.inttoptr(target, _VECTOR.as_pointer()), align=4)
+
+
+def _block_function(num_rows: int) -> Any:
+    @intrinsic
+    def block(typingctx: Any, weight: Any, rows: Any, stride: Any, steps: Any, out: Any) -> Any:  # noqa: ARG001
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
+            _emit_block(builder, num_rows, *args)
+            return context.get_dummy_value()
+
+        return types.void(types.intp, types.intp, types.intp, types.intp, types.intp), codegen
+
+    return block
+
+
+_block_1, _block_2, _block_4, _block_6, _block_8, _block_10, _block_12 = (
+    _block_function(num_rows) for num_rows in (1, 2, 4, 6, 8, 10, 12)
+)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def multiply(
+    packed: np.ndarray,
+    weight_scale: np.ndarray,
+    offset: np.ndarray,
+    rows: np.ndarray,
+    row_scale: np.ndarray,
+    low_scale: float,
+    out: np.ndarray,
+) -> None:
+    """Multiply quantised rows by a packed weight.
+
+    Args:
+        packed: From :func:`pack_weight`.
+        weight_scale: float32 ``[N]``.
+        offset: int32 ``[N]``, zero point of the rows times the sum of each weight row.
+        rows: uint8 ``[levels M, K]``, K a multiple of 4; a second level holds remainders.
+        row_scale: float32 ``[M]``.
+        low_scale: Scale of the second level relative to the first.
+        out: float32 ``[M, N]``, written: ``row_scale * weight_scale * (high + low * low_scale)``.
+    """
+    num_rows, num_outputs = out.shape
+    total = rows.shape[0]
+    sums = np.empty((total + MAX_ROWS, PANEL), np.int32)
+    stride, steps = rows.shape[1], packed.shape[1]
+    base, panel_bytes = packed.ctypes.data, packed.shape[1] * 128
+    rows_base, sums_base = rows.ctypes.data, sums.ctypes.data
+    for panel in range(packed.shape[0]):
+        weight = base + panel * panel_bytes
+        done = 0
+        while done < total:
+            left = total - done
+            address, target = rows_base + done * stride, sums_base + done * PANEL * 4
+            if left >= 12:  # noqa: PLR2004
+                _block_12(weight, address, stride, steps, target)
+                done += 12
+            elif left >= 10:  # noqa: PLR2004
+                _block_10(weight, address, stride, steps, target)
+                done += 10
+            elif left >= 8:  # noqa: PLR2004
+                _block_8(weight, address, stride, steps, target)
+                done += 8
+            elif left >= 6:  # noqa: PLR2004
+                _block_6(weight, address, stride, steps, target)
+                done += 6
+            elif left >= 4:  # noqa: PLR2004
+                _block_4(weight, address, stride, steps, target)
+                done += 4
+            elif left >= 2:  # noqa: PLR2004
+                _block_2(weight, address, stride, steps, target)
+                done += 2
+            else:
+                _block_1(weight, address, stride, steps, target)
+                done += 1
+        first = panel * PANEL
+        width = min(PANEL, num_outputs - first)
+        for m in range(num_rows):
+            scale = row_scale[m]
+            if total > num_rows:
+                low = scale * np.float32(low_scale)
+                for j in range(width):
+                    high_sum, low_sum = sums[m, j] - offset[first + j], sums[num_rows + m, j] - offset[first + j]
+                    out[m, first + j] = (np.float32(high_sum) * scale + np.float32(low_sum) * low) * weight_scale[first + j]
+            else:
+                for j in range(width):
+                    out[m, first + j] = np.float32(sums[m, j] - offset[first + j]) * scale * weight_scale[first + j]
