@@ -30,8 +30,8 @@ class IncrementalDetokenizer:
 class StopStringFilter:
     """Lets text through up to the first stop string, and holds back what may be the start of one.
 
-    The match that counts is the one that ends first, and of those the longest. It does not depend on how the text is cut
-    into pieces (where every piece may match).
+    The match that counts is the one that ends first, and of those the longest. It does not depend on how the text is
+    cut into pieces (where every piece may match).
 
     Args:
         stop: Stop strings, none empty; there may be none.

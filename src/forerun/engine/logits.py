@@ -18,14 +18,19 @@ Steps 2 and 3 depend on the output so far. Inside a draft that is the *hypotheti
 import math
 from collections.abc import Collection, Iterator, Sequence
 from itertools import chain
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from forerun.core.errors import RequestError
+from forerun.core.numerics import sum_exp
 from forerun.engine.law import ProcessedLaw
 from forerun.engine.penalties import TokenPenalties
 from forerun.engine.sampling import SamplingParams
+
+_MIN_GROUPS: Final = 512
+"""Groups of a row whose maxima bound the k-th largest score: many enough for a tight bound, few enough to partition."""
 
 
 class LogitsProcessor:
@@ -167,13 +172,11 @@ class LogitsProcessor:
         if self._params.is_greedy:
             return ProcessedLaw.one_hot(self._greedy(row), vocab_size=self._vocab_size)
         scores = row / np.float32(self._params.temperature)
-        ids = self._candidate_ids
-        cut = truncation_cut(scores, self._params)
-        if cut > -math.inf:
-            kept = np.flatnonzero(scores >= np.float32(cut))
-            scores = scores[kept]
-            ids = kept if ids is None else ids[kept]
-        return ProcessedLaw(vocab_size=self._vocab_size, ids=ids, scores=scores)
+        kept = surviving_indices(scores, self._params)
+        if kept is None:
+            return ProcessedLaw(vocab_size=self._vocab_size, ids=self._candidate_ids, scores=scores)
+        ids = kept if self._candidate_ids is None else self._candidate_ids[kept]
+        return ProcessedLaw(vocab_size=self._vocab_size, ids=ids, scores=scores[kept])
 
     def _adjusted(
         self, row: Float32[np.ndarray, " candidates"], num_output_tokens: int
@@ -203,43 +206,70 @@ class LogitsProcessor:
         return np.flatnonzero(np.isin(self._candidate_ids, ids))
 
 
-def truncation_cut(scores: Float32[np.ndarray, " candidates"], params: SamplingParams) -> float:
-    """Return the score below which top-k, top-p and min-p give probability 0.
+def surviving_indices(
+    scores: Float32[np.ndarray, " candidates"], params: SamplingParams
+) -> Int64[np.ndarray, " survivors"] | None:
+    """Return the candidates to which top-k, top-p and min-p leave a probability.
+
+    Each of the three finds a cut and keeps the scores that reach it. The cuts are exact; that they are found on few
+    candidates is what makes them cheap.
 
     Args:
         scores: Logits after the temperature.
         params: Sampling parameters.
 
     Returns:
-        The cut; minus infinity where nothing is cut. Scores equal to the cut are kept.
+        Ascending indices; ``None`` if none of the three is set, and all survive.
 
     Raises:
         FloatingPointError: The largest score is not finite.
     """
-    num_scores = scores.shape[0]
-    cut = -math.inf
-    if 0 < params.top_k < num_scores:
-        cut = float(np.partition(scores, num_scores - params.top_k)[num_scores - params.top_k])
-    if params.top_p < 1:
-        cut = max(cut, _top_p_cut(scores[scores >= cut] if cut > -math.inf else scores, params.top_p))
-    if params.min_p > 0:
-        largest = float(scores.max())
-        _require_finite(largest)
-        cut = max(cut, largest + math.log(params.min_p))
-    return cut
+    kept: Int64[np.ndarray, " survivors"] | None = None
+    for threshold, find_cut in (
+        (params.top_k if 0 < params.top_k < scores.shape[0] else None, _top_k_cut),
+        (params.top_p if params.top_p < 1 else None, _top_p_cut),
+        (params.min_p if params.min_p > 0 else None, _min_p_cut),
+    ):
+        if threshold is not None:
+            reached = np.flatnonzero(scores >= np.float32(find_cut(scores, threshold)))
+            kept = reached if kept is None else kept[reached]
+            scores = scores[reached]
+    return kept
+
+
+def _top_k_cut(scores: Float32[np.ndarray, " candidates"], top_k: float) -> float:
+    """Return the k-th largest score."""
+    k = int(top_k)
+    num_groups = max(4 * k, _MIN_GROUPS)
+    group_size = scores.shape[0] // num_groups
+    if group_size > 1:
+        # Each group's largest is a score, so the k-th largest of those can't be above the k-th largest score.
+        largest = scores[: num_groups * group_size].reshape(group_size, num_groups).max(axis=0)
+        scores = scores[scores >= np.partition(largest, -k)[-k]]
+    return float(np.partition(scores, -k)[-k])
 
 
 def _top_p_cut(scores: Float32[np.ndarray, " candidates"], top_p: float) -> float:
-    largest = scores.max()
-    _require_finite(float(largest))
-    weights = np.exp(scores - largest)
-    total = float(weights.sum(dtype=np.float64))
+    """Return the smallest score among the fewest tokens whose probability reaches ``top_p``."""
+    largest = _finite_max(scores)
+    total = sum_exp(scores, largest)
     # Together, tokens below the mean share of the excluded mass hold less than that mass: none of them is needed.
-    candidates = np.flatnonzero(weights >= np.float32((1 - top_p) * total / scores.shape[0]))
-    order = candidates[np.argsort(-scores[candidates])]
-    cumulative = np.cumsum(weights[order], dtype=np.float64)
-    last = min(int(np.searchsorted(cumulative, top_p * total, side="left")), order.shape[0] - 1)
-    return float(scores[order[last]])
+    needed = scores[scores >= np.float32(largest + math.log((1 - top_p) * total / scores.shape[0]))]
+    needed = np.sort(needed)[::-1]
+    cumulative = np.cumsum(np.exp(needed - np.float32(largest)), dtype=np.float64)
+    last = int(np.searchsorted(cumulative, top_p * total, side="left"))
+    return float(needed[min(last, needed.shape[0] - 1)])
+
+
+def _min_p_cut(scores: Float32[np.ndarray, " candidates"], min_p: float) -> float:
+    """Return the score of a token ``min_p`` times as likely as the most likely one."""
+    return _finite_max(scores) + math.log(min_p)
+
+
+def _finite_max(scores: Float32[np.ndarray, " candidates"]) -> float:
+    largest = float(scores.max())
+    _require_finite(largest)
+    return largest
 
 
 def _require_finite(largest: float) -> None:

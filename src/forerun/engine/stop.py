@@ -27,10 +27,10 @@ class OutputTracker:
     """Follows one request's output token by token: its text, and the token that ends it.
 
     Tokens are looked at one by one, so the outcome does not depend on how many a round decides at once. A request ends
-    at the first token that is an end-of-sequence or stop id (kept, without text), or that completes a stop string (kept;
-    the text is cut before the string), or that is the last allowed by ``max_tokens``. Where several hold, it is a stop
-    and not a length. No stop condition applies before ``min_tokens`` tokens are out: an ending token must follow them,
-    a stop string may be completed by the last of them.
+    at the first token that is an end-of-sequence or stop id (kept, without text), or that completes a stop string
+    (kept; the text is cut before the string), or that is the last allowed by ``max_tokens``. Where several hold, it is
+    a stop and not a length. No stop condition applies before ``min_tokens`` tokens are out: an ending token must follow
+    them, a stop string may be completed by the last of them.
 
     Args:
         params: Sampling parameters.
