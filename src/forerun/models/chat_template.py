@@ -51,7 +51,7 @@ class ChatTemplate:
             return self._template.render(
                 messages=list(messages), add_generation_prompt=add_generation_prompt, tools=None, **self._special_tokens
             )
-        except (TemplateError, TypeError, KeyError) as error:
+        except (TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
             raise RequestError(
                 f"messages={list(messages)!r}: the model's chat template refused them ({error}); give a list of dicts "
                 'such as {"role": "user", "content": "text"}, in an order that the model knows'

@@ -72,6 +72,8 @@ class DecoderConfig:
                 f"head_dim={self.head_dim}: must be even, for the rotary embedding turns pairs; mend the configuration"
             )
         scaling = self.rope_scaling
+        if scaling is not None and not all(divisor > 0 for divisor in (scaling.factor, *scaling.divisors)):
+            raise ConfigError(f"{scaling}: factor and divisors must be greater than 0; mend the configuration")
         if scaling is not None and scaling.kind == "divisors" and len(scaling.divisors) != self.head_dim // 2:
             raise ConfigError(
                 f"rope_scaling has {len(scaling.divisors)} divisors: must be head_dim / 2 = {self.head_dim // 2}; mend "

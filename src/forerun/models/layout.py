@@ -70,6 +70,11 @@ def check_shapes(source: str, found: Mapping[str, tuple[int, ...]], config: Deco
     Raises:
         ModelLoadError: A parameter is missing, has another shape, or is one the decoder does not implement.
     """
+    if config.num_layers > len(found):
+        raise ModelLoadError(
+            f"{source}: states {config.num_layers} layers but holds {len(found)} tensors; the checkpoint is incomplete "
+            "or corrupt: download it again"
+        )
     expected = parameter_shapes(config)
     if missing := [name for name in expected if name not in found]:
         raise ModelLoadError(

@@ -125,8 +125,10 @@ class Tokenizer:
         return {text: byte for byte, text in byte_alphabet().items()} if _is_byte_level(self._backend) else None
 
     def _bytes_of(self, token: str) -> bytes:
-        if self._byte_of_character is not None:
-            return bytes(self._byte_of_character[character] for character in token)
+        table = self._byte_of_character
+        if table is not None:
+            is_spelled_in_bytes = all(character in table for character in token)
+            return bytes(table[character] for character in token) if is_spelled_in_bytes else token.encode()
         if match := _BYTE_FALLBACK.fullmatch(token):
             return bytes([int(match[1], 16)])
         return token.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()

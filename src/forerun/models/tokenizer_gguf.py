@@ -47,7 +47,8 @@ def tokenizer_from_gguf(header: GgufHeader) -> Tokenizer:
             "be as many, all different; the file is corrupt: download it again"
         )
     named = _named_ids(header, len(tokens))
-    backend = Backend(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=_merges(header)))
+    vocab = {token: index for index, token in enumerate(tokens)}
+    backend = Backend(models.BPE(vocab=vocab, merges=_merges(header, vocab)))
     pre = header.metadata.text("tokenizer.ggml.pre", "default")
     backend.pre_tokenizer = _pre_tokenizer(header, pre)
     backend.decoder = decoders.ByteLevel()
@@ -90,14 +91,14 @@ def _named_ids(header: GgufHeader, num_tokens: int) -> dict[str, int]:
     return named
 
 
-def _merges(header: GgufHeader) -> list[tuple[str, str]]:
+def _merges(header: GgufHeader, vocab: dict[str, int]) -> list[tuple[str, str]]:
     merges: list[tuple[str, str]] = []
     for line in header.metadata.strings("tokenizer.ggml.merges"):
-        left, separator, right = line.partition(" ")
-        if not separator or not left or not right:
+        left, _, right = line.partition(" ")
+        if left not in vocab or right not in vocab or left + right not in vocab:
             raise ModelLoadError(
-                f"{header.path}: tokenizer.ggml.merges holds {line!r}: must be two tokens with a space between; the "
-                "file is corrupt: download it again"
+                f"{header.path}: tokenizer.ggml.merges holds {line!r}: must be two tokens with a space between that "
+                "join to a third; the file is corrupt: download it again"
             )
         merges.append((left, right))
     return merges
