@@ -47,7 +47,7 @@ _LAYER_NAMES = {
 }
 _LAYER_PATTERN = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 _ROPE_DIVISORS = "rope_freqs.weight"
-_CHUNK_VALUES = 1 << 20  # values dequantised at a time: bounds the scratch memory to a few megabytes
+_CHUNK_VALUES = 1 << 18  # values dequantised at a time; scratch arrays of this size stay in the cache
 
 
 def decoder_name(name: str) -> str:
@@ -163,11 +163,17 @@ def config_from_header(header: GgufHeader) -> DecoderConfig:
     def number(key: str, default: int | None = None) -> int:
         return header.metadata.integer(f"{arch}.{key}", default)
 
+    num_parts = header.metadata.integer("split.count", 1)
+    if num_parts > 1:
+        raise ModelLoadError(
+            f"{header.path}: is one of {num_parts} parts of a split file, which are not read; merge them with "
+            "`llama-gguf-split --merge`"
+        )
     embedding = header.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise ModelLoadError(
-            f"{header.path}: no two-dimensional tensor 'token_embd.weight'; the file holds no language model or is "
-            "one part of a split file: merge the parts with `llama-gguf-split --merge`"
+            f"{header.path}: no two-dimensional tensor 'token_embd.weight': the file holds no language model; give "
+            "one that does"
         )
     hidden_size, num_heads = number("embedding_length"), number("attention.head_count")
     if number("expert_count", 0):

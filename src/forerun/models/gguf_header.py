@@ -168,8 +168,8 @@ class _Cursor:
             storage = GGMLQuantizationType(type_id)
         except ValueError as error:
             raise ModelLoadError(
-                f"{self.path}: tensor {name!r} has the unknown type {type_id}; convert the model to F16, Q8_0, Q4_1 "
-                "or another type in the README's list"
+                f"{self.path}: tensor {name!r} has the unknown type {type_id}; the file is corrupt or newer than "
+                "the installed gguf package: use a file of type F16, Q8_0 or Q4_1"
             ) from error
         block_size, block_bytes = GGML_QUANT_SIZES[storage]
         num_values = 1

@@ -14,7 +14,7 @@ from forerun.models.layout import check_shapes
 from forerun.models.tokenizer import Tokenizer, load_tokenizer_json
 
 _FLOAT_TYPES = frozenset({"F32", "F16", "BF16"})
-_HUB_FILES = ("*.json", "*.jinja", "*.safetensors")
+_HUB_FILES = ("*.json", "*.jinja", "model*.safetensors")  # not the second copy, "consolidated", that some hold
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 

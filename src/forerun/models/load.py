@@ -56,14 +56,14 @@ def load_checkpoint(name_or_path: str | Path) -> Checkpoint:
 
 
 def _load(name_or_path: str | Path) -> Checkpoint:
-    path = default_model_path() if name_or_path == "default" else Path(name_or_path)
+    path = default_model_path() if name_or_path == "default" else Path(name_or_path).expanduser()
     if path.suffix == ".gguf":
         return _load_gguf(path, source=str(name_or_path))
     if path.is_dir():
         return _load_directory(path, source=str(name_or_path))
     if path.exists():
         raise ModelLoadError(f"{path}: is neither a .gguf file nor a model directory; give the path of one")
-    if isinstance(name_or_path, Path) or path.is_absolute() or name_or_path.startswith((".", "~")):
+    if isinstance(name_or_path, Path) or path.is_absolute() or name_or_path.startswith("."):
         raise ModelLoadError(f"{path}: no such file or directory; check the path")
     return _load_directory(download(name_or_path), source=name_or_path)
 

@@ -75,6 +75,7 @@ def test_a_type_without_a_kernel_names_tensor_type_and_choices(write_gguf, tiny_
     ("changes", "message"),
     [
         ({"arch": "gpt2"}, "general.architecture='gpt2'"),
+        ({"metadata": {"split.count": 2}}, "llama-gguf-split --merge"),
         ({"metadata": {"llama.expert_count": 8}}, "mixtures of experts"),
         ({"metadata": {"llama.rope.dimension_count": 4}}, "partial rotary"),
         ({"metadata": {"llama.rope.scaling.type": "yarn"}}, "'yarn' is not implemented"),
