@@ -18,7 +18,7 @@ from forerun.nn.int8_linear import Int8Linear
 from forerun.nn.rope import rope_frequencies
 
 TensorSource = Callable[[str], np.ndarray]
-_BLOCK = 256
+_BLOCK = 128
 """Slots per attention product: sums over slots are taken block by block, so that they don't depend on the span."""
 
 
@@ -46,7 +46,7 @@ class Int8Runner:
         config: Shape of the model.
         tensor: Gives a weight by its Hugging Face name (without ``model.``) as float32; called once for each.
         num_sequences: Sequences the cache holds.
-        capacity: Slots per sequence; rounded up to a multiple of 256.
+        capacity: Slots per sequence; rounded up to a multiple of 128.
         vocab_ids: Target ids of the rows of a reduced output head, ascending; ``None`` for the whole vocabulary.
         num_levels: 2 keeps rows at 15 bits (the law stays that of the int8 weights), 1 at 8 bits (cheaper; for drafts).
 

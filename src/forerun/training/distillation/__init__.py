@@ -1,0 +1,1 @@
+"""Distil a small draft from a target's own text."""

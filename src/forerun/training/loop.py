@@ -1,0 +1,134 @@
+"""The training loop: batches in order, one optimiser, checkpoints that resume exactly."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from forerun.core.errors import CheckpointError
+from forerun.training.schedule import warmup_cosine
+
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopConfig:
+    """How to optimise.
+
+    Attributes:
+        num_steps: Optimiser steps.
+        learning_rate: Peak, reached after ``num_warmup`` steps.
+        num_warmup: Steps of linear rise; a cosine falls from there.
+        weight_decay: Decoupled, on matrices only.
+        clip_norm: Largest norm of the gradient.
+        checkpoint_every: Steps between checkpoints.
+    """
+
+    num_steps: int
+    learning_rate: float = 1e-3
+    num_warmup: int = 20
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    checkpoint_every: int = 50
+
+
+class TrainingLoop(Generic[Batch]):
+    """Runs optimiser steps over batches that are a function of the step, so that a resumed run sees the same data.
+
+    Args:
+        model: Trained in place; parameters that need no gradient are left alone and not saved.
+        config: How to optimise.
+        batch_at: Gives the batch of a step.
+        loss: Gives the scalar loss of a batch.
+        directory: For checkpoints; ``None`` keeps none.
+        on_step: Told (step, loss, learning rate) after each step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: LoopConfig,
+        *,
+        batch_at: Callable[[int], Batch],
+        loss: Callable[[Batch], Tensor],
+        directory: Path | None = None,
+        on_step: Callable[[int, float, float], None] = lambda step, loss, learning_rate: None,
+    ) -> None:
+        self.config = config
+        self._batch_at, self._loss, self._directory, self._on_step = batch_at, loss, directory, on_step
+        self._named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        matrices = [parameter for _, parameter in self._named if parameter.ndim > 1]
+        vectors = [parameter for _, parameter in self._named if parameter.ndim <= 1]
+        self._optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+            lr=config.learning_rate,
+            betas=(0.9, 0.95),
+        )
+
+    def run(self) -> list[float]:
+        """Train to the end, from the last checkpoint if there is one.
+
+        Returns:
+            The loss of every step, earlier runs' included.
+        """
+        losses = self._resume()
+        for step in range(len(losses), self.config.num_steps):
+            fraction = warmup_cosine(step, num_steps=self.config.num_steps, num_warmup=self.config.num_warmup)
+            for group in self._optimizer.param_groups:
+                group["lr"] = self.config.learning_rate * fraction
+            loss = self._loss(self._batch_at(step))
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_([parameter for _, parameter in self._named], self.config.clip_norm)
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)
+            losses.append(float(loss.detach()))
+            self._on_step(step, losses[-1], self.config.learning_rate * fraction)
+            if (step + 1) % self.config.checkpoint_every == 0 or step + 1 == self.config.num_steps:
+                self._save(losses)
+        return losses
+
+    def _save(self, losses: Sequence[float]) -> None:
+        """Write weights, moments and the loss curve; the file appears whole or not at all."""
+        if self._directory is None:
+            return
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self._named:
+            tensors[f"weight.{name}"] = parameter.detach()
+            for key, value in self._optimizer.state[parameter].items():
+                tensors[f"{key}.{name}"] = torch.as_tensor(value)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        partial = self._directory / "checkpoint.partial"
+        record = {"config": json.dumps(asdict(self.config)), "losses": json.dumps(list(losses))}
+        save_file(tensors, partial, metadata=record)
+        partial.rename(self._directory / "checkpoint.safetensors")
+
+    def _resume(self) -> list[float]:
+        path = None if self._directory is None else self._directory / "checkpoint.safetensors"
+        if path is None or not path.exists():
+            return []
+        record = read_metadata(path)
+        if json.loads(record["config"]) != asdict(self.config):
+            raise CheckpointError(
+                f"{path}: was made with {record['config']}, this run has {json.dumps(asdict(self.config))}; "
+                "use the same settings to resume, or another directory to start afresh"
+            )
+        tensors = load_file(path)
+        for name, parameter in self._named:
+            parameter.data.copy_(tensors[f"weight.{name}"])
+            self._optimizer.state[parameter] = {
+                key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors
+            }
+        losses: list[float] = json.loads(record["losses"])
+        return losses
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return the metadata of a safetensors file."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return header.get("__metadata__", {})
