@@ -120,7 +120,7 @@ class Decoder(nn.Module):
     def refresh_derived(self) -> None:
         """Set what is computed rather than loaded: a tied head and the rotary frequencies.
 
-        For a loader that built the decoder on the meta device and then replaced the parameters one by one.
+        For a loader that replaced the parameters one by one.
         """
         if self.config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight

@@ -1,9 +1,11 @@
 """One entry for every kind of model file: the embedded default, a GGUF file, a Hugging Face directory or hub name."""
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from forerun.core.errors import ConfigError, MissingDependencyError, ModelLoadError
 from forerun.models.checkpoint import Checkpoint
@@ -127,7 +129,7 @@ def build_decoder(checkpoint: Checkpoint, *, dtype: torch.dtype = torch.float32)
     Returns:
         The decoder in evaluation mode, on the CPU.
     """
-    with torch.device("meta"):
+    with _NoInitialisation():
         decoder = Decoder(checkpoint.config)
     for name in checkpoint.tensors.names():
         module_name, _, parameter_name = name.rpartition(".")
@@ -135,3 +137,22 @@ def build_decoder(checkpoint: Checkpoint, *, dtype: torch.dtype = torch.float32)
         setattr(decoder.get_submodule(module_name), parameter_name, torch.nn.Parameter(values))
     decoder.refresh_derived()
     return decoder.eval()
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Leaves new parameters as allocated: drawing numbers that are overwritten at once costs seconds.
+
+    (The meta device would do too, but initialising on it imports the compiler, which costs as much.)
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Iterable[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == torch.nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
