@@ -108,7 +108,7 @@ def _environment_values(types: Mapping[str, Any], environ: Mapping[str, str]) ->
             continue
         if variable not in keys:
             raise unknown_name("environment variable", variable, [*keys, *_NOT_OPTIONS])
-        yield keys[variable], _parse(text, types[keys[variable]], name=variable)
+        yield keys[variable], parse_value(text, types[keys[variable]], name=variable)
 
 
 def _build(config_type: type[ConfigT], values: Mapping[str, Any], *, prefix: str) -> ConfigT:
@@ -123,21 +123,30 @@ def _build(config_type: type[ConfigT], values: Mapping[str, Any], *, prefix: str
     return config_type(**own)
 
 
-def _parse(text: str, kind: Any, *, name: str) -> Any:
-    """Read one value of a field's type from text; ``none`` is ``None`` where the type has it."""
+def parse_value(text: str, kind: Any, *, name: str) -> Any:
+    """Read one value of a field's type from text.
+
+    Args:
+        text: The text; ``none`` is ``None`` where the type has it, and commas part the items of a tuple.
+        kind: The type: int, float, str, bool, a Literal, a tuple of one of these, or one of them or ``None``.
+        name: What the value is for, for the message.
+
+    Raises:
+        ConfigError: The text is no value of the type.
+    """
     options: tuple[Any, ...] = get_args(kind)
     origin = get_origin(kind)
     if origin in {Union, UnionType}:
         if NoneType in options and text.lower() == "none":
             return None
         [inner] = [option for option in options if option is not NoneType]
-        return _parse(text, inner, name=name)
+        return parse_value(text, inner, name=name)
     if origin is Literal:
         if text not in options:
             raise ConfigError(f"{name}={text!r}: must be one of {', '.join(map(str, options))}")
         return text
     if origin is tuple:
-        return tuple(_parse(part.strip(), options[0], name=name) for part in text.split(","))
+        return tuple(parse_value(part.strip(), options[0], name=name) for part in text.split(","))
     if kind is bool:
         if text.lower() not in _BOOLEANS:
             raise ConfigError(f"{name}={text!r}: must be one of {', '.join(_BOOLEANS)}")

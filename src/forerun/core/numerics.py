@@ -44,7 +44,8 @@ def _sum_exp(scores: Any, largest: Any) -> Any:
             series = series * r + np.float32(1 / 2)
             series = series * r + np.float32(1)
             series = series * r + np.float32(1)
-            bits = (np.int32(whole) + np.int32(127)) << np.int32(23)  # pyright: ignore[reportUnknownArgumentType]
+            exponent = np.int32(whole)  # pyright: ignore[reportUnknownArgumentType]
+            bits = (exponent + np.int32(127)) << np.int32(23)
             partial += series * _float32_of(bits)  # pyright: ignore[reportCallIssue] (Numba passes the typing context)
         total += np.float64(partial)
     return total

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from forerun.models.config import DecoderConfig
-from forerun.models.rows import Rows
+from forerun.core.rows import Rows
 from forerun.nn import row_kernels as kernels
 from forerun.nn.int8_linear import Int8Linear
 from forerun.nn.rope import rope_frequencies

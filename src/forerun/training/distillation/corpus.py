@@ -67,7 +67,7 @@ def make_runner(checkpoint: Checkpoint, config: CorpusConfig) -> Int8Runner:
 def sample_shard(checkpoint: Checkpoint, runner: Int8Runner, config: CorpusConfig, index: int) -> list[SampledText]:
     """Sample one shard.
 
-    First the target writes prompts (as the user) and passages to summarise, then it answers.
+    First the target writes prompts (as the user) and passages to summarise, then it answers; both are kept.
 
     Args:
         checkpoint: The target.
@@ -91,11 +91,9 @@ def sample_shard(checkpoint: Checkpoint, runner: Int8Runner, config: CorpusConfi
         )
         for _ in range(num_passages)
     ]
-    texts = [
-        checkpoint.tokenizer.decode(text.tokens)
-        for text in sample_texts(runner, seeds, eos_ids=checkpoint.eos_ids, generator=generator)
-    ]
-    prompts, passages = texts[:num_self], texts[num_self:]
+    drafts = sample_texts(runner, seeds, eos_ids=checkpoint.eos_ids, generator=generator)
+    written = [checkpoint.tokenizer.decode(text.tokens) for text in drafts]
+    prompts, passages = written[:num_self], written[num_self:]
     prompts += [template_prompt(rng, kind=kind, passage=passages.pop() if kind == "summarising" else "") for kind in kinds]
     rng.shuffle(prompts)
     encoded = [chat_prompt(checkpoint, prompt) for prompt in prompts if prompt.strip()]
@@ -104,7 +102,7 @@ def sample_shard(checkpoint: Checkpoint, runner: Int8Runner, config: CorpusConfi
         for prompt in encoded
         if len(prompt) <= config.max_prompt_tokens
     ]
-    return sample_texts(runner, requests, eos_ids=checkpoint.eos_ids, generator=generator)
+    return drafts + sample_texts(runner, requests, eos_ids=checkpoint.eos_ids, generator=generator)
 
 
 def shard_path(directory: Path, index: int) -> Path:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from forerun.models.int8_runner import Int8Runner
-from forerun.models.rows import Rows
+from forerun.core.rows import Rows
 
 NUM_TOP = 48
 """Alternatives drawn from and kept per token: nearly all the probability, little enough to store."""

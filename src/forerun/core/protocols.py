@@ -1,0 +1,37 @@
+"""The seams between subsystems, as structural types."""
+
+from typing import Protocol
+
+import numpy as np
+
+from forerun.core.rows import Rows
+
+
+class LanguageModel(Protocol):
+    """A decoder with a key/value cache of its own, driven by rows of tokens.
+
+    Attributes:
+        num_sequences: Sequences the cache holds.
+        capacity: Slots per sequence.
+        vocab_ids: Target ids of the columns of the logits, ascending; ``None``: column i is id i.
+    """
+
+    num_sequences: int
+    capacity: int
+    vocab_ids: np.ndarray | None
+
+    @property
+    def vocab_size(self) -> int:
+        """Columns of the logits."""
+        ...
+
+    def forward(self, rows: Rows, *, logit_rows: np.ndarray | None = None) -> np.ndarray:
+        """Run rows; write their keys and values to their slots; return float32 logits ``[len(logit_rows), vocab_size]``.
+
+        Slots at and beyond those written keep what they had: rolling back a sequence is to overwrite it.
+        """
+        ...
+
+    def move_slots(self, sequence: int, sources: list[int], targets: list[int]) -> None:
+        """Copy cached keys and values of a sequence between slots (all sources are read before a target is written)."""
+        ...

@@ -1,0 +1,111 @@
+"""How a draft chooses: the token it proposes, and the outcomes it thinks likely."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from forerun.core.rng import gumbel_row, uniform
+from forerun.engine.config import SpeculativeConfig
+from forerun.engine.law import ProcessedLaw
+from forerun.engine.logits import LogitsProcessor
+from forerun.engine.sampling import SamplingParams
+from forerun.engine.speculative.coupling import coupled_token
+from forerun.engine.speculative.rejection import saguaro_rescale
+
+NUM_CANDIDATES = 64
+"""Likeliest tokens among which outcomes are ranked."""
+
+
+class DraftChoice:
+    """Draws draft tokens for one request, and ranks the tokens that may come instead.
+
+    Greedy, the draft takes its likeliest token. With temperature and ``coupled`` verification it adds the noise that the
+    target will add; with ``rejection`` it draws from its law, which is then the q that the target verifies with.
+
+    Args:
+        params: Of the request; seed set.
+        config: How drafts are verified.
+        prompt_ids: The prompt.
+        eos_ids: End-of-sequence ids.
+        vocab_size: Of the target.
+        vocab_ids: Target ids of the draft's columns; ``None``: all.
+        request_number: Keys the noise, with the seed.
+    """
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        config: SpeculativeConfig,
+        prompt_ids: Sequence[int],
+        eos_ids: frozenset[int],
+        *,
+        vocab_size: int,
+        vocab_ids: np.ndarray | None,
+        request_number: int,
+    ) -> None:
+        self._params, self._config = params, config
+        self._vocab_ids, self._vocab_size = vocab_ids, vocab_size
+        self._num_prompt = len(prompt_ids)
+        self._request_number = request_number
+        self._is_plain = not (params.needs_history or params.logit_bias or params.min_tokens > 0)
+        self._processor = LogitsProcessor(params, prompt_ids, eos_ids, vocab_size, candidate_ids=vocab_ids)
+
+    @property
+    def needs_laws(self) -> bool:
+        """Whether the target needs the laws that tokens were drawn from (they are not one-hot)."""
+        return self._config.verification == "rejection" and not self._params.is_greedy
+
+    def draw(
+        self, logits_row: np.ndarray, output_ids: Sequence[int], *, num_prepared: int = 0
+    ) -> tuple[int, ProcessedLaw | None]:
+        """Choose the token that follows ``output_ids``.
+
+        Args:
+            logits_row: The draft's logits there.
+            output_ids: Output so far, accepted or hypothetical.
+            num_prepared: Outcomes prepared at this place, for Saguaro sampling.
+
+        Returns:
+            The token, and the law it was drawn from where the target needs it.
+        """
+        position = self._num_prompt + len(output_ids)
+        if self._params.is_greedy:
+            if self._is_plain:
+                return self._token_at(int(logits_row.argmax())), None
+            return self._processor.process(logits_row, output_ids).token_at(0), None
+        seed = self._params.seed or 0
+        law = self._processor.process(logits_row, output_ids)
+        if not self.needs_laws:
+            return coupled_token(law, seed=seed, request=self._request_number, position=position), None
+        law = saguaro_rescale(law, fan_out=num_prepared, c=self._config.saguaro_c)
+        return law.draw(uniform(seed, self._request_number, position, "draft")), law
+
+    def outcomes(self, logits_row: np.ndarray, output_ids: Sequence[int], *, count: int, without: int | None) -> list[int]:
+        """Rank the tokens that the target may emit after ``output_ids``.
+
+        Args:
+            logits_row: The draft's logits there.
+            output_ids: Output so far, accepted or hypothetical.
+            count: How many to return at most.
+            without: A token that can't be the outcome (the draft token at this place).
+
+        Returns:
+            Distinct target ids, likeliest first.
+        """
+        if self._is_plain and self._params.is_greedy:
+            ids, scores = self._vocab_ids, logits_row
+        else:
+            law = self._processor.reported_law(logits_row, output_ids)
+            ids, scores = law.ids, law.scores
+        num = min(max(NUM_CANDIDATES, count + 1), len(scores))
+        head = np.argpartition(scores, -num)[-num:] if num < len(scores) else np.arange(len(scores))
+        head_ids = head.astype(np.int64) if ids is None else ids[head]
+        values = scores[head]
+        if not self._params.is_greedy and not self.needs_laws:
+            position = self._num_prompt + len(output_ids)
+            values = values + gumbel_row(self._params.seed or 0, self._request_number, position, head_ids)
+        ranked = head_ids[np.argsort(-values, kind="stable")].tolist()
+        return [token for token in ranked if token != without][:count]
+
+    def _token_at(self, column: int) -> int:
+        return column if self._vocab_ids is None else int(self._vocab_ids[column])

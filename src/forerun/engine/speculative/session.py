@@ -1,0 +1,208 @@
+"""One request on the draft side: its chain of tokens, its tree of prepared outcomes, and what to run next."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from forerun.core.rows import Rows
+from forerun.engine.law import ProcessedLaw
+from forerun.engine.speculative.choice import DraftChoice
+
+FanOut = Callable[[int, int], Sequence[int]]
+"""Gives F_0..F_K for (branch budget, K)."""
+
+
+@dataclass(slots=True)
+class Branch:
+    """A continuation prepared for one outcome.
+
+    Attributes:
+        num_accepted: k of the outcome.
+        token: Its bonus or recovered token.
+        tokens: The continuation so far.
+        laws: Laws the tokens were drawn from, where the target needs them.
+        logits: The draft's logits after ``token`` and after each token of the continuation but the last.
+    """
+
+    num_accepted: int
+    token: int
+    tokens: list[int]
+    laws: list[ProcessedLaw | None]
+    logits: list[np.ndarray]
+
+
+class DraftSession:
+    """Drafts for one request; a driver runs the rows it asks for and hands it the logits.
+
+    The *chain* is the prompt, the accepted output and the speculation now being verified. Work comes in this order:
+    bring the cache up to the chain; extend the speculation to the wanted length (a fallback, or plain SD); then prepare
+    outcomes: choose them from the draft's logits along the speculation and advance all branches together, one token per
+    pass. An outcome may arrive between any two passes; on a hit the branch's cached keys and values become the chain's.
+
+    Args:
+        sequence: Of the draft model's cache.
+        prompt_ids: The prompt.
+        choice: Draws and ranks tokens.
+        capacity: Slots of the sequence.
+        fan_out: Shares the branch budget.
+    """
+
+    def __init__(
+        self, *, sequence: int, prompt_ids: Sequence[int], choice: DraftChoice, capacity: int, fan_out: FanOut
+    ) -> None:
+        self.sequence = sequence
+        self.choice = choice
+        self.chain = list(prompt_ids)
+        self.num_prompt = len(prompt_ids)
+        self.num_committed = len(prompt_ids)
+        self.laws: list[ProcessedLaw | None] = []
+        self.branches: list[Branch] = []
+        self.depth = 0
+        self._capacity, self._fan_out = capacity, fan_out
+        self._num_cached = 0
+        self._logits: dict[int, np.ndarray] = {}
+        self._wanted = 0
+        self._max_depth = 0
+        self._budget = 0
+        self._tree_slot = 0
+        self._is_planned = False
+
+    @property
+    def speculation(self) -> list[int]:
+        """The draft tokens of the round: what follows the committed tokens in the chain."""
+        return self.chain[self.num_committed :]
+
+    def prepare(self, *, branch_budget: int, max_depth: int) -> None:
+        """Set how many outcomes to prepare for the round, and how many tokens for each."""
+        self._budget, self._max_depth = branch_budget, max_depth
+
+    def draft(self, num_tokens: int) -> None:
+        """Ask for a speculation of this length."""
+        self._wanted = min(num_tokens, self._capacity - self.num_committed - 1)
+
+    def find(self, num_accepted: int, token: int) -> int | None:
+        """Return the branch prepared for an outcome, if there is one."""
+        for index, branch in enumerate(self.branches):
+            if branch.num_accepted == num_accepted and branch.token == token:
+                return index
+        return None
+
+    def commit(self, num_accepted: int, token: int, *, branch: int | None = None, num_used: int = 0) -> list[tuple[int, int]]:
+        """Take the outcome of a verification.
+
+        Args:
+            num_accepted: Accepted tokens k of the speculation.
+            token: The bonus or recovered token.
+            branch: The prepared branch of this outcome, if its continuation is the next speculation.
+            num_used: How many tokens of the continuation are.
+
+        Returns:
+            Slots to copy in the draft model's cache, as (source, target).
+        """
+        keep = self.num_committed + num_accepted
+        moves: list[tuple[int, int]] = []
+        logits = {index: row for index, row in self._logits.items() if index < keep}
+        self._num_cached = min(self._num_cached, keep)
+        del self.chain[keep:]
+        self.chain.append(token)
+        self.num_committed = keep + 1
+        self.laws = []
+        if branch is not None:
+            hit = self.branches[branch]
+            self.chain += hit.tokens[:num_used]
+            self.laws = hit.laws[:num_used]
+            for level in range(min(num_used, len(hit.logits))):
+                moves.append((self._slot(level, branch), keep + level))
+                logits[keep + level] = hit.logits[level]
+            self._num_cached = keep + len(moves)
+        self._logits = logits
+        self._wanted = num_used
+        self.branches, self.depth, self._is_planned = [], 0, False
+        return moves
+
+    def rows(self) -> Rows | None:
+        """Return the rows of the next pass, or ``None`` when there is nothing left to do."""
+        if self._num_cached < len(self.chain):
+            return Rows.chains([(self.sequence, self._num_cached, self.chain[self._num_cached :])])
+        if len(self.speculation) < self._wanted:
+            raise AssertionError("a chain that is cached has been extended by absorb()")
+        if not self._is_planned:
+            self._plan()
+        if not self.branches or self.depth >= self._max_depth:
+            return None
+        return self._tree_rows()
+
+    def absorb(self, logits: np.ndarray) -> None:
+        """Take the logits of the rows last asked for."""
+        if self._num_cached < len(self.chain):
+            for offset, row in enumerate(logits[::-1]):
+                self._logits[len(self.chain) - 1 - offset] = row
+            self._num_cached = len(self.chain)
+            if len(self.speculation) < self._wanted:
+                token, law = self.choice.draw(
+                    self._logits[len(self.chain) - 1], self._output(), num_prepared=self._prepared(len(self.speculation))
+                )
+                self.chain.append(token)
+                self.laws.append(law)
+            return
+        for index, branch in enumerate(self.branches):
+            prefix = self.chain[self.num_prompt : self.num_committed + branch.num_accepted]
+            prefix += [branch.token, *branch.tokens]
+            token, law = self.choice.draw(logits[index], prefix, num_prepared=self._prepared(len(branch.tokens)))
+            branch.logits.append(logits[index])
+            branch.tokens.append(token)
+            branch.laws.append(law)
+        self.depth += 1
+
+    def logit_rows(self, rows: Rows) -> np.ndarray:
+        """Return which of the rows' logits are needed: along a chain those from the last committed token on."""
+        if self._num_cached >= len(self.chain):
+            return np.arange(len(rows))
+        first = max(self._num_cached, self.num_committed - 1)
+        return np.arange(first - self._num_cached, len(rows))
+
+    def _output(self) -> list[int]:
+        return self.chain[self.num_prompt :]
+
+    def _prepared(self, place: int) -> int:
+        """Return how many outcomes a full round prepares at a place of the speculation (for Saguaro sampling)."""
+        if not self.choice.needs_laws or self._max_depth == 0:
+            return 0
+        return self._fan_out(self._budget, self._max_depth)[min(place, self._max_depth)]
+
+    def _plan(self) -> None:
+        """Choose the outcomes to prepare for, from the draft's logits along the speculation."""
+        self._is_planned = True
+        speculation = self.speculation
+        self._tree_slot = len(self.chain) + 1
+        room = (self._capacity - self._tree_slot) // max(1, self._max_depth)
+        budget = min(self._budget, room) if self._max_depth > 0 else 0
+        if budget <= 0:
+            return
+        output = self._output()
+        num_before = len(output) - len(speculation)
+        for num_accepted, count in enumerate(self._fan_out(budget, len(speculation))):
+            row = self._logits.get(self.num_committed - 1 + num_accepted)
+            if row is None or count == 0:
+                continue
+            without = speculation[num_accepted] if num_accepted < len(speculation) else None
+            tokens = self.choice.outcomes(row, output[: num_before + num_accepted], count=count, without=without)
+            self.branches += [Branch(num_accepted, token, [], [], []) for token in tokens]
+
+    def _slot(self, level: int, branch: int) -> int:
+        return self._tree_slot + level * len(self.branches) + branch
+
+    def _tree_rows(self) -> Rows:
+        num, level = len(self.branches), self.depth
+        accepted = np.array([branch.num_accepted for branch in self.branches], np.int64)
+        ancestors = self._tree_slot + np.arange(level + 1)[None, :] * num + np.arange(num)[:, None]
+        return Rows(
+            sequences=np.full(num, self.sequence, np.int64),
+            token_ids=np.array([branch.tokens[-1] if level else branch.token for branch in self.branches], np.int64),
+            positions=self.num_committed + accepted + level,
+            slots=ancestors[:, level].copy(),
+            lengths=self.num_committed + accepted,
+            ancestors=ancestors.astype(np.int64),
+            num_ancestors=np.full(num, level + 1, np.int64),
+        )
