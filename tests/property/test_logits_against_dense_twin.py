@@ -82,7 +82,7 @@ def cases(draw):
     return params, draw(st.lists(token, max_size=6)), draw(st.lists(token, max_size=6)), draft, rows
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(cases())
 def test_law_at_each_draft_position(case):
     params, prompt_ids, output_ids, draft, rows = case
@@ -182,6 +182,17 @@ def test_broken_logits_are_refused(params):
     processor = LogitsProcessor(params, [], (), 4)
     with pytest.raises(FloatingPointError, match="largest logit is nan"):
         processor.process(np.array([0, 1, math.nan, 2], np.float32), [])
+
+
+@pytest.mark.parametrize("vocab_size", [1025, 5000, 49152])
+@pytest.mark.parametrize("top_k", [1, 2, 50, 700])
+def test_large_vocabulary_top_k_keeps_what_a_full_sort_keeps(vocab_size, top_k):
+    # Sixteenths: the k-th largest is tied with others.
+    row = np.round(16 * np.random.default_rng(top_k).normal(size=vocab_size)).astype(np.float32) / 16
+    for logits in (row, np.sort(row), np.sort(row)[::-1].copy()):
+        law = LogitsProcessor(SamplingParams(top_k=top_k), [], (), vocab_size).process(logits, [])
+        assert law.ids is not None
+        assert law.ids.tolist() == np.flatnonzero(logits >= np.sort(logits)[-top_k]).tolist()
 
 
 def test_large_vocabulary_top_p_keeps_what_a_full_sort_keeps():

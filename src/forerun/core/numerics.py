@@ -44,10 +44,10 @@ def _sum_exp(scores: Any, largest: Any) -> Any:
             series = series * r + np.float32(1 / 2)
             series = series * r + np.float32(1)
             series = series * r + np.float32(1)
-            exponent = np.int32(whole)  # pyright: ignore[reportUnknownArgumentType]
+            exponent = np.int32(whole)
             bits = (exponent + np.int32(127)) << np.int32(23)
             partial += series * _float32_of(bits)  # pyright: ignore[reportCallIssue] (Numba passes the typing context)
-        total += np.float64(partial)
+        total += np.float64(partial)  # pyright: ignore[reportUnknownArgumentType]
     return total
 
 

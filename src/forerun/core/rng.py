@@ -37,11 +37,10 @@ _LN2: Final = math.log(2.0)
 _SQRT_HALF_BITS: Final = 0x3FE6A09E667F3BCD
 """The float64 sqrt(1/2) as an integer: the lower end of the range to which the logarithm reduces its argument."""
 
-_GUMBEL_CEILING: Final = 36.8
-"""Above the largest Gumbel number, -log(-log(1 - 2**-53)) = 36.74."""
 _COMMON_CELLS: Final = 2**52 - 2**44
 """Cells below this hold u < 1 - 2**-8 (255 of 256 numbers), whose Gumbel number is below :data:`_COMMON_CEILING`."""
 _COMMON_CEILING: Final = 5.55
+_BLOCK: Final = 64
 
 _OPTIONS: Final[dict[str, Any]] = {"cache": True, "nogil": True, "error_model": "numpy"}
 
@@ -119,17 +118,27 @@ def _perturbed_argmax(key: Any, scores: Any, ids: Any, mode: Any) -> Any:
     """Return argmax(scores + gumbel), lowest index on ties, computing only the noise that can still win."""
     winner = mode
     best = np.float64(scores[mode]) + np.float64(_gumbel(_cell(key, mode if ids is None else ids[mode])))
-    for i in range(scores.shape[0]):
-        gap = best - np.float64(scores[i])
-        if gap > _GUMBEL_CEILING:
+    cells = np.empty(_BLOCK, np.int64)
+    for start in range(0, scores.shape[0], _BLOCK):
+        block = scores[start : start + _BLOCK]
+        block_ids = None if ids is None else ids[start : start + _BLOCK]
+        floor = best - _COMMON_CEILING
+        # This loop vectorises, and finds nothing in most blocks; the next one does not.
+        num_candidates = 0
+        for i in range(block.shape[0]):
+            cell = _cell(key, start + i if block_ids is None else block_ids[i])
+            cells[i] = cell
+            num_candidates += (cell >= _COMMON_CELLS) | (np.float64(block[i]) >= floor)
+        if num_candidates == 0:
             continue
-        cell = _cell(key, i if ids is None else ids[i])
-        if gap > _COMMON_CEILING and cell < _COMMON_CELLS:
-            continue
-        total = np.float64(scores[i]) + np.float64(_gumbel(cell))
-        if total > best or (total == best and i < winner):
-            best = total
-            winner = i
+        for i in range(block.shape[0]):
+            score = np.float64(block[i])
+            if cells[i] < _COMMON_CELLS and score < floor:
+                continue
+            total = score + np.float64(_gumbel(cells[i]))
+            if total > best or (total == best and start + i < winner):
+                best = total
+                winner = start + i
     return winner
 
 

@@ -7,8 +7,8 @@ replaced by a draw from :math:`\propto \max(p - q, 0)`. Each emitted token then 
 
 q must be the law the token was *actually drawn from*: after the draft's own temperature, truncation, Saguaro rescaling
 and reduced vocabulary. A token proposed without chance (greedy draft, n-gram, fallback) has a one-hot q. A one-hot q is
-exact for *any* token proposed without a look at this position's noise, as the identity then holds given the token; for a
-sampled one it only accepts less often than its own q would.
+exact for *any* token proposed without a look at the verifier's noise, as the identity then holds given the token; for
+a sampled one it only accepts less often than its own q would.
 
 Reference:
     Leviathan et al. 2022 (arXiv 2211.17192), Algorithm 1; Kumar et al. 2026 (arXiv 2603.03251), Definition 14.
