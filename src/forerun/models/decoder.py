@@ -5,6 +5,9 @@ tested against. Shape legend: B batch, T query positions, S key positions, E hid
 D head_dim, V vocabulary.
 """
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
@@ -29,9 +32,9 @@ class DecoderAttention(nn.Module):
             self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
 
     def forward(
-        self, x_BTE: Tensor, cos_BTD: Tensor, sin_BTD: Tensor, *, mask: Tensor | None, cache: "LayerCache | None"
+        self, x_BTE: Tensor, cos_BTD: Tensor, sin_BTD: Tensor, *, mask: Tensor | None, cache: "KeyValueCache | None"
     ) -> Tensor:
-        """Attend; where a cache is given, append this call's keys and values to it first."""
+        """Attend; where a cache is given, hand it this call's keys and values and attend to what it returns."""
         config = self.config
         heads = (*x_BTE.shape[:2], -1, config.head_dim)
         q_BTHD, k_BTGD = self.q_proj(x_BTE).view(heads), self.k_proj(x_BTE).view(heads)
@@ -78,11 +81,19 @@ class DecoderLayer(nn.Module):
         self.mlp = DecoderMlp(config)
 
     def forward(
-        self, x_BTE: Tensor, cos_BTD: Tensor, sin_BTD: Tensor, *, mask: Tensor | None, cache: "LayerCache | None"
+        self, x_BTE: Tensor, cos_BTD: Tensor, sin_BTD: Tensor, *, mask: Tensor | None, cache: "KeyValueCache | None"
     ) -> Tensor:
         """Return the residual stream after this layer."""
         x_BTE = x_BTE + self.self_attn(self.input_layernorm(x_BTE), cos_BTD, sin_BTD, mask=mask, cache=cache)
         return x_BTE + self.mlp(self.post_attention_layernorm(x_BTE))
+
+
+class KeyValueCache(Protocol):
+    """Keeps the keys and values of one layer."""
+
+    def append(self, k_BGSD: Tensor, v_BGSD: Tensor) -> tuple[Tensor, Tensor]:
+        """Take a call's keys and values; return all that its queries may attend to."""
+        ...
 
 
 class LayerCache:
@@ -135,7 +146,7 @@ class Decoder(nn.Module):
         *,
         positions_BT: Tensor | None = None,
         mask: Tensor | None = None,
-        caches: list[LayerCache] | None = None,
+        caches: Sequence[KeyValueCache] | None = None,
     ) -> Tensor:
         """Return the normalised last hidden state ``[B, T, E]``.
 
@@ -144,7 +155,7 @@ class Decoder(nn.Module):
             positions_BT: Rotary positions; ``None`` counts from 0.
             mask: Boolean ``[B, 1, T, S]``, True where a query may attend; a sliding window is the caller's to put in.
                 ``None`` is causal, within the window; for a call without cached keys.
-            caches: One cache per layer; it is extended by this call's T positions.
+            caches: One cache per layer; it takes this call's T positions.
         """
         if positions_BT is None:
             positions_BT = torch.arange(token_ids_BT.shape[1], device=token_ids_BT.device).expand_as(token_ids_BT)

@@ -1,25 +1,24 @@
 """The fast CPU path: a decoder with int8 weights, fused row kernels and a slot cache.
 
-One pass is, per layer, four integer matrix products, two attention products and five fused kernels. A row's logits are
-bitwise the same whatever the width of the pass (tests/oracle holds it to that).
+One pass is, per layer, four integer matrix products, one attention and five fused kernels. A row's logits are bitwise
+the same whatever the width of the pass and whichever sequences are beside it (tests/oracle holds it to that).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from forerun.models.config import DecoderConfig
+from forerun.core.errors import ConfigError
 from forerun.core.rows import Rows
+from forerun.models.cache_bounds import check_cache_size, check_rows, check_slots
+from forerun.models.config import DecoderConfig
+from forerun.nn import attention
 from forerun.nn import row_kernels as kernels
 from forerun.nn.int8_linear import Int8Linear
 from forerun.nn.rope import rope_frequencies
 
 TensorSource = Callable[[str], np.ndarray]
-_BLOCK = 128
-"""Slots per attention product: sums over slots are taken block by block, so that they don't depend on the span."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +32,8 @@ class _Layer:
     bias: np.ndarray
     q_norm: np.ndarray
     k_norm: np.ndarray
-    keys: Tensor
-    values: Tensor
-    keys_np: np.ndarray
-    values_np: np.ndarray
+    keys: np.ndarray
+    values: np.ndarray
 
 
 class Int8Runner:
@@ -46,9 +43,13 @@ class Int8Runner:
         config: Shape of the model.
         tensor: Gives a weight by its Hugging Face name (without ``model.``) as float32; called once for each.
         num_sequences: Sequences the cache holds.
-        capacity: Slots per sequence; rounded up to a multiple of 128.
+        capacity: Slots per sequence; rounded up to a multiple of 32.
         vocab_ids: Target ids of the rows of a reduced output head, ascending; ``None`` for the whole vocabulary.
         num_levels: 2 keeps rows at 15 bits (the law stays that of the int8 weights), 1 at 8 bits (cheaper; for drafts).
+
+    Raises:
+        ConfigError: The model needs what the kernels don't do (a sliding window that ends within the capacity), or
+            ``num_levels`` is neither 1 nor 2.
 
     Effects:
         Allocates ``2 * num_layers * num_sequences * capacity * num_kv_heads * head_dim`` float32 (touched as used).
@@ -64,12 +65,19 @@ class Int8Runner:
         vocab_ids: np.ndarray | None = None,
         num_levels: int = 2,
     ) -> None:
+        if num_levels not in (1, 2):
+            raise ConfigError(f"num_levels={num_levels}: must be 1 (8-bit rows) or 2 (15-bit rows)")
+        check_cache_size(num_sequences=num_sequences, capacity=capacity)
+        if config.sliding_window is not None and config.sliding_window < capacity:
+            raise ConfigError(
+                f"sliding_window={config.sliding_window} is shorter than the context of {capacity} tokens: "
+                f'the int8 kernels see all of it; ask for at most {config.sliding_window} tokens, or dtype="float32"'
+            )
         self.config = config
         self.num_levels = num_levels
         self.num_sequences = num_sequences
-        self.capacity = -(-capacity // _BLOCK) * _BLOCK
+        self.capacity = -(-capacity // attention.PANEL) * attention.PANEL
         self.vocab_ids = vocab_ids
-        self._group = config.num_heads // config.num_kv_heads
         self._layers = [self._load_layer(tensor, index) for index in range(config.num_layers)]
         self._final_norm = tensor("norm.weight")
         embedding = tensor("embed_tokens.weight")
@@ -77,30 +85,32 @@ class Int8Runner:
         self._head = Int8Linear.from_float(head if vocab_ids is None else head[vocab_ids])
         self._embedding = embedding.astype(np.float16)
         frequencies = rope_frequencies(head_dim=config.head_dim, theta=config.rope_theta, scaling=config.rope_scaling)
-        angles = torch.arange(self.capacity, dtype=torch.float32)[:, None] * frequencies
-        self._cos, self._sin = angles.cos().numpy(), angles.sin().numpy()
+        angles = np.arange(self.capacity, dtype=np.float32)[:, None] * frequencies.numpy()
+        self._cos, self._sin = np.cos(angles), np.sin(angles)
 
     def _load_layer(self, tensor: TensorSource, index: int) -> _Layer:
         config, name = self.config, f"layers.{index}"
-        attention, mlp, empty = f"{name}.self_attn", f"{name}.mlp", np.empty(0, np.float32)
-        cache = (self.num_sequences, config.num_kv_heads, self.capacity, config.head_dim)
-        keys, values = torch.zeros(cache), torch.zeros(cache)
+        attend, mlp, empty = f"{name}.self_attn", f"{name}.mlp", np.empty(0, np.float32)
+        keys, values = attention.empty_cache(
+            num_sequences=self.num_sequences,
+            num_kv_heads=config.num_kv_heads,
+            capacity=self.capacity,
+            head_dim=config.head_dim,
+        )
         return _Layer(
-            qkv=Int8Linear.from_float(*(tensor(f"{attention}.{part}_proj.weight") for part in "qkv")),
-            out=Int8Linear.from_float(tensor(f"{attention}.o_proj.weight")),
+            qkv=Int8Linear.from_float(*(tensor(f"{attend}.{part}_proj.weight") for part in "qkv")),
+            out=Int8Linear.from_float(tensor(f"{attend}.o_proj.weight")),
             gate_up=Int8Linear.from_float(tensor(f"{mlp}.gate_proj.weight"), tensor(f"{mlp}.up_proj.weight")),
             down=Int8Linear.from_float(tensor(f"{mlp}.down_proj.weight")),
             attention_norm=tensor(f"{name}.input_layernorm.weight"),
             mlp_norm=tensor(f"{name}.post_attention_layernorm.weight"),
-            bias=np.concatenate([tensor(f"{attention}.{part}_proj.bias") for part in "qkv"])
+            bias=np.concatenate([tensor(f"{attend}.{part}_proj.bias") for part in "qkv"])
             if config.attention_bias
             else empty,
-            q_norm=tensor(f"{attention}.q_norm.weight") if config.qk_norm else empty,
-            k_norm=tensor(f"{attention}.k_norm.weight") if config.qk_norm else empty,
+            q_norm=tensor(f"{attend}.q_norm.weight") if config.qk_norm else empty,
+            k_norm=tensor(f"{attend}.k_norm.weight") if config.qk_norm else empty,
             keys=keys,
             values=values,
-            keys_np=keys.numpy(),
-            values_np=values.numpy(),
         )
 
     @property
@@ -108,7 +118,6 @@ class Int8Runner:
         """Columns of the logits."""
         return self._head.out_features
 
-    @torch.inference_mode()
     def forward(self, rows: Rows, *, logit_rows: np.ndarray | None = None) -> np.ndarray:
         """Run rows through the model.
 
@@ -118,24 +127,33 @@ class Int8Runner:
 
         Returns:
             float32 logits ``[len(logit_rows), vocab_size]``.
+
+        Raises:
+            RequestError: A row lies outside the cache or the vocabulary; nothing has been written then.
         """
-        plan = _AttentionPlan(rows)
         config, num_rows, eps = self.config, len(rows), self.config.norm_eps
+        check_rows(rows, num_sequences=self.num_sequences, capacity=self.capacity, vocab_size=config.vocab_size)
+        width = config.num_heads * config.head_dim
         x = self._embedding[rows.token_ids].astype(np.float32)
         update = np.zeros_like(x)
         scale = np.empty(num_rows, np.float32)
         narrow = np.empty((self.num_levels * num_rows, config.hidden_size), np.uint8)
-        heads = np.empty((self.num_levels * num_rows, config.num_heads * config.head_dim), np.uint8)
+        heads = np.empty((self.num_levels * num_rows, width), np.uint8)
         wide = np.empty((self.num_levels * num_rows, config.intermediate_size), np.uint8)
-        queries = torch.empty((plan.num_sequences, config.num_kv_heads, plan.max_rows * self._group, config.head_dim))
-        queries_np = queries.numpy()
+        group_rows = num_rows * config.num_heads // config.num_kv_heads
+        queries = np.empty((config.num_kv_heads, group_rows, config.head_dim), np.float32)
+        mixed = np.empty((num_rows, width), np.float32)
         for layer in self._layers:
             kernels.add_norm_quantize(x, update, layer.attention_norm, eps, narrow, scale)
             kernels.write_qkv(
                 layer.qkv(narrow, scale), layer.bias, layer.q_norm, layer.k_norm, eps, self._cos, self._sin,
-                rows.positions, plan.places, plan.cells, queries_np, layer.keys_np, layer.values_np,
+                rows.positions, rows.sequences, rows.slots, queries, layer.keys, layer.values,
             )  # fmt: skip
-            kernels.gather_quantize(self._attend(queries, layer, plan).numpy(), self._group, plan.cells, heads, scale)
+            attention.attend(
+                queries, layer.keys, layer.values,
+                rows.sequences, rows.lengths, rows.ancestors, rows.num_ancestors, mixed,
+            )  # fmt: skip
+            kernels.quantize_rows(mixed, heads, scale)
             kernels.add_norm_quantize(x, layer.out(heads, scale), layer.mlp_norm, eps, narrow, scale)
             kernels.silu_mul_quantize(layer.gate_up(narrow, scale), wide, scale)
             update = layer.down(wide, scale)
@@ -145,49 +163,13 @@ class Int8Runner:
         kernels.add_norm_quantize(x, update, self._final_norm, eps, narrow, scale)
         return self._head(narrow, scale)
 
-    def _attend(self, queries: Tensor, layer: _Layer, plan: "_AttentionPlan") -> Tensor:
-        """Return the mixed values ``[C, G, R group, D]``; sequences side by side in the cache share one product."""
-        mixed = torch.empty_like(queries)
-        for first, cell, count, span, seen in plan.runs:
-            shape = (count * self.config.num_kv_heads, -1, self.config.head_dim)
-            keys = layer.keys[first : first + count].view(shape)[:, :span]
-            values = layer.values[first : first + count].view(shape)
-            scores = torch.bmm(queries[cell : cell + count].view(shape), keys.transpose(1, 2))
-            kernels.mask_softmax(scores.view(count, self.config.num_kv_heads, -1, span).numpy(), self._group, *seen)
-            out = mixed[cell : cell + count].view(shape)
-            torch.bmm(scores[:, :, :_BLOCK], values[:, :_BLOCK], out=out)
-            for block in range(_BLOCK, span, _BLOCK):
-                out.baddbmm_(scores[:, :, block : block + _BLOCK], values[:, block : block + _BLOCK])
-        return mixed
-
     def move_slots(self, sequence: int, sources: list[int], targets: list[int]) -> None:
-        """Copy cached keys and values of a sequence between slots (sources are read before targets are written)."""
+        """Copy cached keys and values of a sequence between slots (sources are read before targets are written).
+
+        Raises:
+            RequestError: The sequence or a slot lies outside the cache.
+        """
+        check_slots(sequence, sources, targets, num_sequences=self.num_sequences, capacity=self.capacity)
+        read, written = np.asarray(sources, np.int64), np.asarray(targets, np.int64)
         for layer in self._layers:
-            layer.keys[sequence][:, targets] = layer.keys[sequence][:, sources]
-            layer.values[sequence][:, targets] = layer.values[sequence][:, sources]
-
-
-class _AttentionPlan:
-    """Where rows go in the attention products of a pass; the same for every layer.
-
-    ``runs`` lists stretches of adjacent sequences, which share a product: first sequence, first cell, number of sequences,
-    slots spanned (a multiple of the block), and what :func:`forerun.nn.row_kernels.mask_softmax` needs of their rows.
-    """
-
-    def __init__(self, rows: Rows) -> None:
-        sequences, index, counts = np.unique(rows.sequences, return_inverse=True, return_counts=True)
-        firsts = np.concatenate(([0], np.cumsum(counts)[:-1]))
-        self.num_sequences, self.max_rows = len(sequences), int(counts.max())
-        self.cells = np.stack((index, np.arange(len(rows)) - firsts[index]), axis=1).astype(np.int64)
-        self.places = np.stack((rows.sequences, rows.slots), axis=1)
-        last_slots = np.maximum.reduceat(np.maximum(rows.slots + 1, rows.lengths), firsts)
-        self.runs: list[tuple[int, int, int, int, tuple[np.ndarray, ...]]] = []
-        start = 0
-        for stop in range(1, len(sequences) + 1):
-            if stop == len(sequences) or sequences[stop] != sequences[stop - 1] + 1:
-                span = -(-int(last_slots[start:stop].max()) // _BLOCK) * _BLOCK
-                part = slice(int(firsts[start]), int(firsts[stop - 1] + counts[stop - 1]))
-                cells = self.cells[part] - np.array([start, 0])
-                seen = (cells, rows.lengths[part], rows.ancestors[part], rows.num_ancestors[part])
-                self.runs.append((int(sequences[start]), start, stop - start, span, seen))
-                start = stop
+            attention.move_slots(layer.keys, layer.values, sequence, read, written)

@@ -1,16 +1,15 @@
 """One entry for every kind of model file: the embedded default, a GGUF file, a Hugging Face directory or hub name."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from forerun.core.errors import ConfigError, MissingDependencyError, ModelLoadError
 from forerun.models.checkpoint import Checkpoint
 from forerun.models.config import DecoderConfig
 from forerun.models.decoder import Decoder
+from forerun.models.decoder_weights import fill_decoder
 from forerun.models.gguf import read_gguf
 from forerun.models.huggingface import SafetensorsTensors, download, read_json, tokenizer_from_directory
 from forerun.models.huggingface_config import config_from_json
@@ -120,7 +119,7 @@ def _checkpoint(
 
 
 def build_decoder(checkpoint: Checkpoint, *, dtype: torch.dtype = torch.float32) -> Decoder:
-    """Build the PyTorch decoder and fill it one parameter at a time, so that no second copy is held.
+    """Build the PyTorch decoder of a checkpoint.
 
     Args:
         checkpoint: From :func:`load_checkpoint`.
@@ -129,30 +128,4 @@ def build_decoder(checkpoint: Checkpoint, *, dtype: torch.dtype = torch.float32)
     Returns:
         The decoder in evaluation mode, on the CPU.
     """
-    with _NoInitialisation():
-        decoder = Decoder(checkpoint.config)
-    for name in checkpoint.tensors.names():
-        module_name, _, parameter_name = name.rpartition(".")
-        values = torch.from_numpy(checkpoint.tensors.tensor(name)).to(dtype)
-        setattr(decoder.get_submodule(module_name), parameter_name, torch.nn.Parameter(values))
-    decoder.refresh_derived()
-    return decoder.eval()
-
-
-class _NoInitialisation(TorchFunctionMode):
-    """Leaves new parameters as allocated: drawing numbers that are overwritten at once costs seconds.
-
-    (The meta device would do too, but initialising on it imports the compiler, which costs as much.)
-    """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., object],
-        types: Iterable[type],
-        args: Sequence[object] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == torch.nn.init.__name__:
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)
+    return fill_decoder(checkpoint.config, checkpoint.tensors.tensor, dtype=dtype)

@@ -1,8 +1,8 @@
 """Train with the rounding that int8 rows will bring, so that a draft keeps its aim when it runs quantised."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 
 def fake_quantize_rows(x: Tensor) -> Tensor:
@@ -23,9 +23,9 @@ def fake_quantize_rows(x: Tensor) -> Tensor:
 class FakeQuantLinear(nn.Linear):
     """A linear layer whose input rows are rounded to 8 bits."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name is torch's)
+    def forward(self, input: Tensor) -> Tensor:
         """Apply the layer to the rounded rows."""
-        return F.linear(fake_quantize_rows(input), self.weight, self.bias)
+        return linear(fake_quantize_rows(input), self.weight, self.bias)
 
 
 def fake_quantize_linears(module: nn.Module) -> None:

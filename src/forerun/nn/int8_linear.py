@@ -1,8 +1,8 @@
 """Matrix products with int8 weights and 8- or 15-bit rows.
 
 One scale per output channel and one per row; the sums are integers, so the result of a row does not depend on how many
-rows the call has. On the machines we measured such a product costs nearly the same for 1 and for 8 rows: a CPU core then
-behaves like a memory-bound GPU, which is what speculation needs.
+rows the call has. On the machines we measured such a product costs nearly the same for 1 and for 8 rows: a CPU core
+then behaves like a memory-bound GPU, which is what speculation needs.
 """
 
 import numpy as np

@@ -7,8 +7,7 @@ why greedy outputs are equal under every decoding method.
 
 Quantised rows are unsigned bytes with zero point 128 and one scale per row: ``x ~ (byte - 128) * scale``. With two
 levels a second block of M rows holds the remainders at 1/254 of the scale, which makes a 15-bit number of the two.
-Shape legend: M rows, E hidden, I intermediate, H query heads, G key/value heads, D head_dim, S slots of a sequence,
-C sequences of one attention call, R rows of each, L slots it spans, A ancestors.
+Shape legend: M rows, E hidden, I intermediate, H query heads, G key/value heads, D head_dim, group = H / G.
 """
 
 import math
@@ -19,7 +18,12 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-_OPTIONS: dict[str, Any] = {"cache": True, "fastmath": {"contract", "reassoc", "nsz", "arcp", "nnan"}, "nogil": True, "error_model": "numpy"}
+FAST_OPTIONS: dict[str, Any] = {
+    "cache": True,
+    "fastmath": {"contract", "reassoc", "nsz", "arcp", "nnan"},
+    "nogil": True,
+    "error_model": "numpy",
+}
 ZERO_POINT = 128
 MAX_LEVEL = 127.0
 LOW_LEVELS = 254.0
@@ -28,18 +32,18 @@ _LN2 = np.float32(0.6931471805599453)
 
 
 @intrinsic
-def _float_from_bits(typingctx: Any, bits: Any) -> Any:  # noqa: ARG001
+def _float_from_bits(typingctx: Any, bits: Any) -> Any:
     """Reinterpret an int32 as a float32."""
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.bitcast(args[0], ir.FloatType())
 
     return types.float32(types.int32), codegen
 
 
-@njit(inline="always", **_OPTIONS)
-def _exp(x: float) -> float:
-    """Return exp(x) in float32, relative error below 3e-7 on [-87, 87]; vectorises, unlike libm's."""
+@njit(inline="always", **FAST_OPTIONS)
+def exp(x: Any) -> Any:
+    """Return e to the power of a float32, relative error below 3e-7 on [-87, 87]; vectorises, unlike libm's."""
     x = min(max(x, np.float32(-87.0)), np.float32(87.0))
     n = np.float32(math.floor(x * _LOG2E + np.float32(0.5)))
     r = x - n * _LN2
@@ -50,11 +54,12 @@ def _exp(x: float) -> float:
     p = p * r + np.float32(0.5)
     p = p * r + np.float32(1.0)
     p = p * r + np.float32(1.0)
-    return p * _float_from_bits((np.int32(n) + np.int32(127)) << np.int32(23))
+    bits = (np.int32(n) + np.int32(127)) << np.int32(23)
+    return p * _float_from_bits(bits)  # pyright: ignore[reportCallIssue] (Numba passes the typing context)
 
 
-@njit(inline="always", **_OPTIONS)
-def _quantize_row(row: np.ndarray, out_u8: np.ndarray, m: int, num_rows: int) -> float:
+@njit(inline="always", **FAST_OPTIONS)
+def _quantize_row(row: np.ndarray, out_u8: np.ndarray, m: int, num_rows: int) -> Any:
     """Quantise into ``out_u8[m]`` and, with two levels, ``out_u8[num_rows + m]``; return the row's scale."""
     peak = np.float32(1e-12)
     for j in range(row.shape[0]):
@@ -71,7 +76,7 @@ def _quantize_row(row: np.ndarray, out_u8: np.ndarray, m: int, num_rows: int) ->
     return peak / np.float32(MAX_LEVEL)
 
 
-@njit(**_OPTIONS)
+@njit(**FAST_OPTIONS)
 def norm_quantize(x: np.ndarray, weight: np.ndarray, eps: float, out_u8: np.ndarray, out_scale: np.ndarray) -> None:
     """RMS-normalise rows and quantise them.
 
@@ -94,7 +99,7 @@ def norm_quantize(x: np.ndarray, weight: np.ndarray, eps: float, out_u8: np.ndar
         out_scale[m] = _quantize_row(row, out_u8, m, x.shape[0])
 
 
-@njit(**_OPTIONS)
+@njit(**FAST_OPTIONS)
 def add_norm_quantize(
     x: np.ndarray,
     update: np.ndarray,
@@ -119,7 +124,7 @@ def add_norm_quantize(
     norm_quantize(x, weight, eps, out_u8, out_scale)
 
 
-@njit(**_OPTIONS)
+@njit(**FAST_OPTIONS)
 def silu_mul_quantize(gate_up: np.ndarray, out_u8: np.ndarray, out_scale: np.ndarray) -> None:
     """Compute ``silu(gate) * up`` and quantise it.
 
@@ -133,11 +138,11 @@ def silu_mul_quantize(gate_up: np.ndarray, out_u8: np.ndarray, out_scale: np.nda
     for m in range(gate_up.shape[0]):
         for j in range(width):
             gate = gate_up[m, j]
-            row[j] = gate / (np.float32(1.0) + _exp(-gate)) * gate_up[m, width + j]
+            row[j] = gate / (np.float32(1.0) + exp(-gate)) * gate_up[m, width + j]
         out_scale[m] = _quantize_row(row, out_u8, m, gate_up.shape[0])
 
 
-@njit(inline="always", **_OPTIONS)
+@njit(inline="always", **FAST_OPTIONS)
 def _rms_norm_head(head: np.ndarray, weight: np.ndarray, eps: float) -> None:
     square = np.float32(0.0)
     for d in range(head.shape[0]):
@@ -147,7 +152,7 @@ def _rms_norm_head(head: np.ndarray, weight: np.ndarray, eps: float) -> None:
         head[d] = head[d] * gain * weight[d]
 
 
-@njit(inline="always", **_OPTIONS)
+@njit(inline="always", **FAST_OPTIONS)
 def _rotate_head(head: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> None:
     half = head.shape[0] // 2
     for d in range(half):
@@ -156,7 +161,7 @@ def _rotate_head(head: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> None:
         head[half + d] = second * cos[d] + first * sin[d]
 
 
-@njit(**_OPTIONS)
+@njit(**FAST_OPTIONS)
 def write_qkv(
     qkv: np.ndarray,
     bias: np.ndarray,
@@ -166,8 +171,8 @@ def write_qkv(
     cos: np.ndarray,
     sin: np.ndarray,
     positions: np.ndarray,
-    places: np.ndarray,
-    cells: np.ndarray,
+    sequences: np.ndarray,
+    slots: np.ndarray,
     queries: np.ndarray,
     keys: np.ndarray,
     values: np.ndarray,
@@ -183,19 +188,19 @@ def write_qkv(
         cos: float32 ``[max_len, D / 2]``.
         sin: As ``cos``.
         positions: int64 ``[M]``, rotary positions.
-        places: int64 ``[M, 2]``, for each row the sequence and the slot that its key and value go to.
-        cells: int64 ``[M, 2]``, for each row where its query goes (see :func:`mask_softmax`).
-        queries: float32 ``[C, G, R group, D]``, written, already multiplied by ``D ** -0.5``.
-        keys: float32 ``[sequences, G, S, D]``, written at ``places``.
-        values: As ``keys``.
+        sequences: int64 ``[M]``, whose cache each row writes to.
+        slots: int64 ``[M]``, and where.
+        queries: float32 ``[G, M group, D]``, written, already multiplied by ``D ** -0.5``.
+        keys: float32 ``[sequences, G, P, D, 32]``, written; layout of :mod:`forerun.nn.attention`.
+        values: float32 ``[sequences, G, 32 P, W]``, written.
     """
-    num_kv_heads, head_dim = keys.shape[1], keys.shape[3]
+    num_kv_heads, head_dim, panel = keys.shape[1], keys.shape[3], keys.shape[4]
     num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
     group = num_heads // num_kv_heads
     softmax_scale = np.float32(1.0 / math.sqrt(head_dim))
     head = np.empty(head_dim, np.float32)
     for m in range(qkv.shape[0]):
-        row, position = qkv[m], positions[m]
+        row, position, sequence, slot = qkv[m], positions[m], sequences[m], slots[m]
         for h in range(num_heads + 2 * num_kv_heads):
             base = h * head_dim
             for d in range(head_dim):
@@ -207,85 +212,28 @@ def write_qkv(
                 if q_norm.shape[0] > 0:
                     _rms_norm_head(head, q_norm, eps)
                 _rotate_head(head, cos[position], sin[position])
-                query = queries[cells[m, 0], h // group, cells[m, 1] * group + h % group]
+                query = queries[h // group, m * group + h % group]
                 for d in range(head_dim):
                     query[d] = head[d] * softmax_scale
             elif h < num_heads + num_kv_heads:
                 if k_norm.shape[0] > 0:
                     _rms_norm_head(head, k_norm, eps)
                 _rotate_head(head, cos[position], sin[position])
-                keys[places[m, 0], h - num_heads, places[m, 1]] = head
+                cached = keys[sequence, h - num_heads, slot // panel]
+                for d in range(head_dim):
+                    cached[d, slot % panel] = head[d]
             else:
-                values[places[m, 0], h - num_heads - num_kv_heads, places[m, 1]] = head
+                values[sequence, h - num_heads - num_kv_heads, slot, :head_dim] = head
 
 
-@njit(**_OPTIONS)
-def mask_softmax(
-    scores: np.ndarray, group: int, cells: np.ndarray, lengths: np.ndarray, ancestors: np.ndarray, num_ancestors: np.ndarray
-) -> None:
-    """Turn scores into attention weights in place; slots a row may not see get weight 0.
-
-    A row sees a prefix of its sequence and a few ancestor slots, its own branch: tree attention without a dense mask.
+@njit(**FAST_OPTIONS)
+def quantize_rows(x: np.ndarray, out_u8: np.ndarray, out_scale: np.ndarray) -> None:
+    """Quantise rows as they are.
 
     Args:
-        scores: float32 ``[C, G, R group, L]``: C sequences, R rows each, heads of one row adjacent.
-        group: Query heads per key/value head.
-        cells: int64 ``[M, 2]``, for each row its sequence in C and its place in R; other cells are left alone.
-        lengths: int64 ``[M]``, slots of the prefix.
-        ancestors: int64 ``[M, A]``, further slots, ascending and beyond the prefix.
-        num_ancestors: int64 ``[M]``, how many of them count.
-    """
-    for m in range(cells.shape[0]):
-        length, extra = lengths[m], num_ancestors[m]
-        for g in range(scores.shape[1]):
-            for h in range(group):
-                row = scores[cells[m, 0], g, cells[m, 1] * group + h]
-                prefix = row[:length]
-                peak = prefix[0] if length > 0 else row[ancestors[m, 0]]
-                for j in range(prefix.shape[0]):
-                    peak = max(peak, prefix[j])
-                for a in range(extra):
-                    peak = max(peak, row[ancestors[m, a]])
-                total = np.float32(0.0)
-                for j in range(prefix.shape[0]):
-                    weight = _exp(prefix[j] - peak)
-                    prefix[j] = weight
-                    total += weight
-                for a in range(extra):
-                    total += _exp(row[ancestors[m, a]] - peak)
-                inverse = np.float32(1.0) / total
-                for j in range(prefix.shape[0]):
-                    prefix[j] *= inverse
-                place = length
-                for a in range(extra):
-                    slot = ancestors[m, a]
-                    weight = _exp(row[slot] - peak) * inverse
-                    row[place:slot] = np.float32(0.0)
-                    row[slot] = weight
-                    place = slot + 1
-                row[place:] = np.float32(0.0)
-
-
-@njit(**_OPTIONS)
-def gather_quantize(
-    mixed: np.ndarray, group: int, cells: np.ndarray, out_u8: np.ndarray, out_scale: np.ndarray
-) -> None:
-    """Collect each row's heads from the attention output and quantise the row.
-
-    Args:
-        mixed: float32 ``[C, G, R group, D]``.
-        group: Query heads per key/value head.
-        cells: int64 ``[M, 2]`` as in :func:`mask_softmax`.
-        out_u8: uint8 ``[levels M, G group D]``, written.
+        x: float32 ``[M, K]``.
+        out_u8: uint8 ``[levels M, K]``, written.
         out_scale: float32 ``[M]``, written.
     """
-    head_dim = mixed.shape[3]
-    row = np.empty(out_u8.shape[1], np.float32)
-    for m in range(cells.shape[0]):
-        for g in range(mixed.shape[1]):
-            for h in range(group):
-                base = (g * group + h) * head_dim
-                head = mixed[cells[m, 0], g, cells[m, 1] * group + h]
-                for d in range(head_dim):
-                    row[base + d] = head[d]
-        out_scale[m] = _quantize_row(row, out_u8, m, cells.shape[0])
+    for m in range(x.shape[0]):
+        out_scale[m] = _quantize_row(x[m], out_u8, m, x.shape[0])

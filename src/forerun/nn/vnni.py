@@ -44,7 +44,7 @@ def pack_weight(weight: np.ndarray) -> np.ndarray:
 
 def _emit_block(builder: Any, num_rows: int, weight: Any, rows: Any, stride: Any, steps: Any, out: Any) -> None:
     """Emit the loop over inputs for ``num_rows`` rows and one panel; store int32 ``[num_rows, 32]`` at ``out``."""
-    operand = _BYTES if binding.llvm_version_info[0] >= 22 else _VECTOR  # noqa: PLR2004
+    operand = _BYTES if binding.llvm_version_info[0] >= 22 else _VECTOR
     dot = builder.module.declare_intrinsic(
         "llvm.x86.avx512.vpdpbusd.512", fnty=ir.FunctionType(_VECTOR, (_VECTOR, operand, operand))
     )
@@ -61,7 +61,9 @@ def _emit_block(builder: Any, num_rows: int, weight: Any, rows: Any, stride: Any
     def load(address: Any, kind: Any, align: int) -> Any:
         return builder.load(builder.inttoptr(address, kind.as_pointer()), align=align)
 
-    halves = [load(builder.add(weight, builder.add(offset, ir.Constant(_INT64, 64 * half))), operand, 1) for half in (0, 1)]
+    halves = [
+        load(builder.add(weight, builder.add(offset, ir.Constant(_INT64, 64 * half))), operand, 1) for half in (0, 1)
+    ]
     column = builder.add(rows, builder.mul(step, ir.Constant(_INT64, 4)))
     updated = []
     for row in range(num_rows):
@@ -85,8 +87,8 @@ def _emit_block(builder: Any, num_rows: int, weight: Any, rows: Any, stride: Any
 
 def _block_function(num_rows: int) -> Any:
     @intrinsic
-    def block(typingctx: Any, weight: Any, rows: Any, stride: Any, steps: Any, out: Any) -> Any:  # noqa: ARG001
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
+    def block(typingctx: Any, weight: Any, rows: Any, stride: Any, steps: Any, out: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             _emit_block(builder, num_rows, *args)
             return context.get_dummy_value()
 
@@ -133,22 +135,22 @@ def multiply(
         while done < total:
             left = total - done
             address, target = rows_base + done * stride, sums_base + done * PANEL * 4
-            if left >= 12:  # noqa: PLR2004
+            if left >= 12:
                 _block_12(weight, address, stride, steps, target)
                 done += 12
-            elif left >= 10:  # noqa: PLR2004
+            elif left >= 10:
                 _block_10(weight, address, stride, steps, target)
                 done += 10
-            elif left >= 8:  # noqa: PLR2004
+            elif left >= 8:
                 _block_8(weight, address, stride, steps, target)
                 done += 8
-            elif left >= 6:  # noqa: PLR2004
+            elif left >= 6:
                 _block_6(weight, address, stride, steps, target)
                 done += 6
-            elif left >= 4:  # noqa: PLR2004
+            elif left >= 4:
                 _block_4(weight, address, stride, steps, target)
                 done += 4
-            elif left >= 2:  # noqa: PLR2004
+            elif left >= 2:
                 _block_2(weight, address, stride, steps, target)
                 done += 2
             else:
@@ -162,7 +164,9 @@ def multiply(
                 low = scale * np.float32(low_scale)
                 for j in range(width):
                     high_sum, low_sum = sums[m, j] - offset[first + j], sums[num_rows + m, j] - offset[first + j]
-                    out[m, first + j] = (np.float32(high_sum) * scale + np.float32(low_sum) * low) * weight_scale[first + j]
+                    out[m, first + j] = (np.float32(high_sum) * scale + np.float32(low_sum) * low) * weight_scale[
+                        first + j
+                    ]
             else:
                 for j in range(width):
                     out[m, first + j] = np.float32(sums[m, j] - offset[first + j]) * scale * weight_scale[first + j]

@@ -1,0 +1,62 @@
+"""What a cache of slots can hold: checked before a kernel writes to memory that is not its own."""
+
+import numpy as np
+
+from forerun.core.errors import ConfigError, RequestError
+from forerun.core.rows import Rows
+
+
+def check_cache_size(*, num_sequences: int, capacity: int) -> None:
+    """Check the size asked for.
+
+    Raises:
+        ConfigError: A number is below 1.
+    """
+    for name, value in (("num_sequences", num_sequences), ("capacity", capacity)):
+        if value < 1:
+            raise ConfigError(f"{name}={value}: a cache needs at least 1; ask for more")
+
+
+def check_rows(rows: Rows, *, num_sequences: int, capacity: int, vocab_size: int) -> None:
+    """Check that every row lies within the cache and the vocabulary.
+
+    Args:
+        rows: The rows of a pass.
+        num_sequences: Sequences of the cache.
+        capacity: Slots, and rotary positions, per sequence.
+        vocab_size: Token ids are below it.
+
+    Raises:
+        RequestError: One does not, or a row sees no slot at all.
+    """
+    if len(rows) == 0:
+        raise RequestError("a pass of 0 rows: it needs at least 1 token; leave the pass out")
+    _check("sequence", rows.sequences, num_sequences)
+    _check("token id", rows.token_ids, vocab_size)
+    _check("position", rows.positions, capacity)
+    _check("slot", rows.slots, capacity)
+    _check("prefix length", rows.lengths, capacity + 1)
+    if rows.num_ancestors.any():
+        _check("ancestor slot", rows.ancestors, capacity)
+    if not (rows.lengths + rows.num_ancestors).all():
+        raise RequestError("a row sees no slot: give it a prefix or ancestors, its own slot at least")
+
+
+def check_slots(sequence: int, sources: list[int], targets: list[int], *, num_sequences: int, capacity: int) -> None:
+    """Check a move of slots.
+
+    Raises:
+        RequestError: The sequence or a slot lies outside the cache, or there are more of one kind than of the other.
+    """
+    if len(sources) != len(targets):
+        raise RequestError(f"{len(sources)} slots to move to {len(targets)}: give as many targets as sources")
+    _check("sequence", np.array([sequence]), num_sequences)
+    _check("slot", np.array([*sources, *targets], np.int64), capacity)
+
+
+def _check(what: str, values: np.ndarray, limit: int) -> None:
+    if values.size and not 0 <= values.min() <= values.max() < limit:
+        wrong = int(values.min()) if values.min() < 0 else int(values.max())
+        raise RequestError(
+            f"{what} {wrong}: must be from 0 to {limit - 1}; shorten the request, or build the model with more capacity"
+        )

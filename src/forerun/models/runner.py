@@ -1,0 +1,62 @@
+"""The one place that decides which runner runs a model."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from forerun.core.dtype_choice import DtypeName
+from forerun.core.env import cpu_info
+from forerun.core.errors import ConfigError
+from forerun.core.protocols import LanguageModel
+from forerun.models.config import DecoderConfig
+from forerun.models.decoder_weights import fill_decoder
+from forerun.models.int8_runner import Int8Runner
+from forerun.models.torch_runner import TorchRunner
+
+_TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def build_runner(
+    config: DecoderConfig,
+    tensor: Callable[[str], np.ndarray],
+    *,
+    dtype: DtypeName,
+    num_sequences: int,
+    capacity: int,
+    vocab_ids: np.ndarray | None = None,
+    num_levels: int = 2,
+    device: str = "cpu",
+) -> LanguageModel:
+    """Build the runner of a model.
+
+    Args:
+        config: Shape of the model.
+        tensor: Gives a weight by its name in ``Decoder.state_dict()`` as float32.
+        dtype: Format of the weights; ``int8`` chooses :class:`Int8Runner`, the others :class:`TorchRunner`
+            (:func:`forerun.core.dtype_choice.choose_dtype` decides ``auto``).
+        num_sequences: Sequences the cache holds.
+        capacity: Slots per sequence; at most the context the model was trained for.
+        vocab_ids: Target ids of the rows of a reduced output head, ascending; ``None`` for the whole vocabulary.
+        num_levels: int8 only: 2 for a target, 1 for a draft.
+        device: ``cpu``, or a CUDA device; int8 is for a CPU.
+
+    Raises:
+        ConfigError: The combination can't be run as asked.
+    """
+    if capacity > config.max_len:
+        raise ConfigError(
+            f"capacity={capacity}: the model was trained for up to {config.max_len} tokens; ask for at most that many"
+        )
+    if dtype != "int8":
+        decoder = fill_decoder(config, tensor, dtype=_TORCH_DTYPES[dtype], device=device)
+        return TorchRunner(decoder, num_sequences=num_sequences, capacity=capacity, vocab_ids=vocab_ids)
+    if device != "cpu":
+        raise ConfigError(f'dtype="int8": its kernels run on a CPU, not on {device}; choose "bfloat16" or "float32"')
+    if not cpu_info().has_int8_dot:
+        raise ConfigError(
+            'dtype="int8": this CPU has neither VNNI nor AMX: int8 sums could saturate; choose "float32" or "auto"'
+        )
+    return Int8Runner(
+        config, tensor, num_sequences=num_sequences, capacity=capacity, vocab_ids=vocab_ids, num_levels=num_levels
+    )

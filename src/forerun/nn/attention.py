@@ -1,0 +1,280 @@
+"""Attention of a few rows over a slot cache, compiled by Numba.
+
+Scores and mixed values are both products of a few rows with panels 32 floats wide, summed one step after the other by
+fused multiply-adds written out as LLVM vectors: nothing about a row's sums depends on the rows beside it, nor on how
+many slots beyond its own are spanned (their weights are exactly 0). Keys are cached transposed, in panels of 32 slots;
+values in rows padded to a multiple of 32.
+
+Numba's cache looks at the file of a kernel only: after a change to :func:`forerun.nn.row_kernels.exp`, touch this file.
+Shape legend as in :mod:`forerun.nn.row_kernels`; P panels of slots, W value width (D rounded up to 32), A ancestors.
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from forerun.nn.row_kernels import FAST_OPTIONS, exp
+
+PANEL = 32
+"""Slots (or value dimensions) per panel: two vectors of 16 floats."""
+_TILE = 48
+"""Query rows (rows times heads of a group) whose scores are held at a time."""
+_MAX_BLOCK = 12 if binding.get_host_cpu_features().get("avx512f", False) else 3
+"""Query rows held in registers: 24 of 32 vectors accumulate; without AVX-512 a vector takes two of 16 registers."""
+_FLOAT, _INT64 = ir.FloatType(), ir.IntType(64)
+_VECTOR = ir.VectorType(_FLOAT, 16)
+
+
+def empty_cache(
+    *, num_sequences: int, num_kv_heads: int, capacity: int, head_dim: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Allocate the keys and values of one layer; pages are touched as slots are used.
+
+    Args:
+        num_sequences: Sequences.
+        num_kv_heads: Key/value heads G.
+        capacity: Slots per sequence, a multiple of :data:`PANEL`.
+        head_dim: Width D of a head.
+
+    Returns:
+        float32 zeros: keys ``[sequences, G, P, D, 32]`` and values ``[sequences, G, 32 P, W]``.
+    """
+    width = -(-head_dim // PANEL) * PANEL
+    keys = np.zeros((num_sequences, num_kv_heads, capacity // PANEL, head_dim, PANEL), np.float32)
+    return keys, np.zeros((num_sequences, num_kv_heads, capacity, width), np.float32)
+
+
+def _emit_block(
+    builder: Any,
+    num_rows: int,
+    rows: Any,
+    row_bytes: Any,
+    panel: Any,
+    panel_bytes: Any,
+    steps: Any,
+    out: Any,
+    out_bytes: Any,
+) -> None:
+    """Emit ``out[r, :32] = sum over steps of rows[r, step] * panel[step, :32]``; strides are in bytes."""
+    fma = builder.module.declare_intrinsic(
+        "llvm.fma.v16f32", fnty=ir.FunctionType(_VECTOR, (_VECTOR, _VECTOR, _VECTOR))
+    )
+
+    def at(base: Any, *offsets: Any) -> Any:
+        for offset in offsets:
+            base = builder.add(base, offset)
+        return base
+
+    def load(address: Any, kind: Any) -> Any:
+        return builder.load(builder.inttoptr(address, kind.as_pointer()), align=4)
+
+    before, loop = builder.block, builder.append_basic_block("mix.loop")
+    after = builder.append_basic_block("mix.end")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    step = builder.phi(_INT64)
+    step.add_incoming(ir.Constant(_INT64, 0), before)
+    sums = [builder.phi(_VECTOR) for _ in range(2 * num_rows)]
+    line = at(panel, builder.mul(step, panel_bytes))
+    halves = [load(at(line, ir.Constant(_INT64, 64 * half)), _VECTOR) for half in (0, 1)]
+    column = at(rows, builder.mul(step, ir.Constant(_INT64, 4)))
+    updated: list[Any] = []
+    for row in range(num_rows):
+        value = load(at(column, builder.mul(row_bytes, ir.Constant(_INT64, row))), _FLOAT)
+        lane = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+        spread = builder.shuffle_vector(lane, lane, ir.Constant(ir.VectorType(ir.IntType(32), 16), [0] * 16))
+        updated += [builder.call(fma, (spread, halves[half], sums[2 * row + half])) for half in (0, 1)]
+    for place, value in zip(sums, updated, strict=True):
+        place.add_incoming(ir.Constant(_VECTOR, None), before)
+        place.add_incoming(value, loop)
+    following = builder.add(step, ir.Constant(_INT64, 1))
+    step.add_incoming(following, loop)
+    builder.cbranch(builder.icmp_signed("<", following, steps), loop, after)
+    builder.position_at_end(after)
+    for index, value in enumerate(updated):
+        place = at(out, builder.mul(out_bytes, ir.Constant(_INT64, index // 2)), ir.Constant(_INT64, 64 * (index % 2)))
+        builder.store(value, builder.inttoptr(place, _VECTOR.as_pointer()), align=4)
+
+
+def _block_function(num_rows: int) -> Any:
+    @intrinsic
+    def block(
+        typingctx: Any,
+        rows: Any,
+        row_bytes: Any,
+        panel: Any,
+        panel_bytes: Any,
+        steps: Any,
+        out: Any,
+        out_bytes: Any,
+    ) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            _emit_block(builder, num_rows, *args)
+            return context.get_dummy_value()
+
+        return types.void(*(types.intp,) * 7), codegen
+
+    return block
+
+
+_block_1, _block_2, _block_3, _block_6, _block_12 = (_block_function(num_rows) for num_rows in (1, 2, 3, 6, 12))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _multiply_panel(
+    num_rows: int, rows: int, row_bytes: int, panel: int, panel_bytes: int, steps: int, out: int, out_bytes: int
+) -> None:
+    """Multiply rows by one panel; all addresses and strides are in bytes, ``steps`` is at least 1."""
+    done = 0
+    while done < num_rows:
+        left = num_rows - done
+        address, target = rows + done * row_bytes, out + done * out_bytes
+        if left >= 12 and _MAX_BLOCK >= 12:
+            _block_12(address, row_bytes, panel, panel_bytes, steps, target, out_bytes)
+            done += 12
+        elif left >= 6 and _MAX_BLOCK >= 6:
+            _block_6(address, row_bytes, panel, panel_bytes, steps, target, out_bytes)
+            done += 6
+        elif left >= 3:
+            _block_3(address, row_bytes, panel, panel_bytes, steps, target, out_bytes)
+            done += 3
+        elif left >= 2:
+            _block_2(address, row_bytes, panel, panel_bytes, steps, target, out_bytes)
+            done += 2
+        else:
+            _block_1(address, row_bytes, panel, panel_bytes, steps, target, out_bytes)
+            done += 1
+
+
+@njit(**FAST_OPTIONS)
+def mask_exp(scores: Any, length: Any, ancestors: Any, num_ancestors: Any) -> Any:
+    """Turn a row of scores into unnormalised attention weights in place; slots the row may not see get exactly 0.
+
+    Args:
+        scores: float32 ``[L]``.
+        length: Slots of the prefix that the row sees.
+        ancestors: int64, further slots, ascending and beyond the prefix.
+        num_ancestors: How many of them count; at least 1 where ``length`` is 0.
+
+    Returns:
+        The sum of the weights.
+    """
+    prefix = scores[:length]
+    peak = prefix[0] if length > 0 else scores[ancestors[0]]
+    for j in range(length):
+        peak = max(peak, prefix[j])
+    for a in range(num_ancestors):
+        peak = max(peak, scores[ancestors[a]])
+    total = np.float32(0.0)
+    for j in range(length):
+        weight = exp(prefix[j] - peak)
+        prefix[j] = weight
+        total += weight
+    place = length
+    for a in range(num_ancestors):
+        slot = ancestors[a]
+        weight = exp(scores[slot] - peak)
+        total += weight
+        scores[place:slot] = np.float32(0.0)
+        scores[slot] = weight
+        place = slot + 1
+    scores[place:] = np.float32(0.0)
+    return total
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def attend(
+    queries: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    sequences: np.ndarray,
+    lengths: np.ndarray,
+    ancestors: np.ndarray,
+    num_ancestors: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """Let each row attend to the slots it may see: a prefix of its sequence, and its own branch of a draft tree.
+
+    Args:
+        queries: float32 ``[G, M group, D]``, scaled by ``D ** -0.5``; the heads of a row adjacent.
+        keys: float32 ``[sequences, G, P, D, 32]``.
+        values: float32 ``[sequences, G, 32 P, W]``.
+        sequences: int64 ``[M]``, ascending.
+        lengths: int64 ``[M]``, slots of the prefix.
+        ancestors: int64 ``[M, A]``, further slots, ascending and beyond the prefix.
+        num_ancestors: int64 ``[M]``, how many of them count.
+        out: float32 ``[M, G group D]``, written.
+    """
+    num_rows, num_kv_heads, head_dim, width = len(sequences), queries.shape[0], queries.shape[2], values.shape[3]
+    group = queries.shape[1] // num_rows
+    most_rows = max(1, _TILE // group)
+    longest = 0
+    for m in range(num_rows):
+        last = ancestors[m, num_ancestors[m] - 1] + 1 if num_ancestors[m] > 0 else 0
+        longest = max(longest, lengths[m], last)
+    # An odd number of cache lines per row: rows a power of two apart would fight for the same sets of the cache.
+    scores = np.empty((most_rows * group, -(-longest // PANEL) * PANEL + 16), np.float32)
+    mixed = np.empty((most_rows * group, width), np.float32)
+    totals = np.empty(most_rows * group, np.float32)
+    score_bytes, head_bytes = scores.shape[1] * 4, head_dim * 4
+    first = 0
+    while first < num_rows:
+        sequence, stop, span = sequences[first], first, 1
+        while stop < num_rows and stop - first < most_rows and sequences[stop] == sequence:
+            last = ancestors[stop, num_ancestors[stop] - 1] + 1 if num_ancestors[stop] > 0 else 0
+            span = max(span, lengths[stop], last)
+            stop += 1
+        count = (stop - first) * group
+        for g in range(num_kv_heads):
+            asked = queries[g, first * group :].ctypes.data
+            for p in range(-(-span // PANEL)):
+                panel = keys[sequence, g, p].ctypes.data
+                _multiply_panel(
+                    count,
+                    asked,
+                    head_bytes,
+                    panel,
+                    PANEL * 4,
+                    head_dim,
+                    scores.ctypes.data + p * PANEL * 4,
+                    score_bytes,
+                )
+            for row in range(count):
+                m = first + row // group
+                totals[row] = mask_exp(scores[row, :span], lengths[m], ancestors[m], num_ancestors[m])
+            for d in range(0, width, PANEL):
+                panel = values[sequence, g].ctypes.data + d * 4
+                _multiply_panel(
+                    count, scores.ctypes.data, score_bytes, panel, width * 4, span, mixed.ctypes.data + d * 4, width * 4
+                )
+            for row in range(count):
+                inverse = np.float32(1.0) / totals[row]
+                base = (g * group + row % group) * head_dim
+                for d in range(head_dim):
+                    out[first + row // group, base + d] = mixed[row, d] * inverse
+        first = stop
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def move_slots(keys: np.ndarray, values: np.ndarray, sequence: int, sources: np.ndarray, targets: np.ndarray) -> None:
+    """Copy slots of a sequence onto others, all sources read before a target is written.
+
+    Args:
+        keys: float32 ``[sequences, G, P, D, 32]``.
+        values: float32 ``[sequences, G, 32 P, W]``.
+        sequence: Which sequence.
+        sources: int64 slots.
+        targets: int64 slots, as many.
+    """
+    held_keys = np.empty((len(sources), keys.shape[3]), np.float32)
+    held_values = np.empty((len(sources), values.shape[3]), np.float32)
+    for g in range(keys.shape[1]):
+        for i, slot in enumerate(sources):
+            held_keys[i] = keys[sequence, g, slot // PANEL, :, slot % PANEL]
+            held_values[i] = values[sequence, g, slot]
+        for i, slot in enumerate(targets):
+            keys[sequence, g, slot // PANEL, :, slot % PANEL] = held_keys[i]
+            values[sequence, g, slot] = held_values[i]
