@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, get_args
 
 from forerun.cli.console import write_json
 from forerun.cli.engine_options import add_engine_options, engine_config
-from forerun.cli.options import Commands, add_json_option, input_file
+from forerun.cli.options import Commands, add_json_option, input_file, output_file
 from forerun.core.config import unknown_name
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "--replay-slowdown", type=_slowdown, default=1.0, metavar="X", help="replay X times slower (default 1)"
     )
+    parser.add_argument("--svg", type=output_file, metavar="FILE", help="also save a picture of the outcome")
     add_json_option(parser)
     add_engine_options(parser, without={"method"})
     return parser
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the race, with a screen where there is a terminal for it."""
     from rich.console import Console
 
-    from forerun.cli.race_report import PlainProgress, print_report
+    from forerun.cli.race_report import PlainProgress, print_report, race_svg
     from forerun.cli.race_screen import fits
     from forerun.engine.sampling import SamplingParams
     from forerun.recipes.prompt_file import DEFAULT_PROMPTS, read_prompts
@@ -80,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
         result = race(config, observer=PlainProgress(config), open_engine=open_engine)
     if args.json is not None:
         write_json(args.json, result.as_dict())
+    if args.svg is not None:
+        args.svg.write_text(race_svg(config, result), encoding="utf-8")
     print_report(result, console=console)
     return 1 if result.expects_identity and result.divergence is not None else 0
 

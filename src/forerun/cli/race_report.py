@@ -1,5 +1,6 @@
 """What a race found, as a table and a few sentences; and its progress as plain lines where there is no screen."""
 
+import io
 from collections.abc import Callable
 from typing import Final
 
@@ -8,12 +9,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from forerun.cli.race_screen import NAMES
+from forerun.cli.race_screen import NAMES, RaceScreen
 from forerun.cli.streaming import write_text
 from forerun.recipes.race import RaceConfig, RaceObserver
 from forerun.recipes.race_result import Divergence, Racer, RaceResult, RacerTotals, RaceRun
 
 _NONE: Final = "–"
+_SVG_WIDTH: Final = 120
+_SVG_HEIGHT: Final = 24
 
 
 def print_report(result: RaceResult, *, console: Console) -> None:
@@ -28,6 +31,17 @@ def print_report(result: RaceResult, *, console: Console) -> None:
         console.print(sentence, soft_wrap=True)
     for warning in result.warnings:
         console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
+
+
+def race_svg(config: RaceConfig, result: RaceResult) -> str:
+    """Return a picture of the panes at the end, the table and the verdict, as SVG."""
+    console = Console(
+        file=io.StringIO(), record=True, force_terminal=True, color_system="truecolor", highlight=False,
+        width=_SVG_WIDTH, height=_SVG_HEIGHT,
+    )  # fmt: skip
+    RaceScreen(config, console=console).print_final(result)
+    print_report(result, console=console)
+    return console.export_svg(title="forerun race")
 
 
 def _table(result: RaceResult) -> Table:

@@ -74,6 +74,7 @@ class Pane:
         self.num_tokens_expected = num_tokens_expected
         self.state = "waits for its turn"
         self.is_active = False
+        self.text_width: int | None = None
         self._cores = ""
         self.clear()
 
@@ -110,7 +111,7 @@ class Pane:
         long_name = f"[bold]{NAMES[self.racer]}[/bold] {_LONG_NAMES[self.racer]}{self._cores}"
         if Text.from_markup(long_name).cell_len <= width - 2:
             title = long_name
-        lines = self._lines(console, width=width)[-height:]
+        lines = self._lines(console, width=min(width, self.text_width or width))[-height:]
         text = Text("\n", no_wrap=True, overflow="crop").join([*lines, *[Text()] * (height - len(lines))])
         bar = ProgressBar(
             total=max(self.num_tokens_expected, 1),
@@ -168,6 +169,7 @@ class RaceScreen(RaceObserver):
         """Mark the method's pane as the active one."""
         for pane in self._panes.values():
             pane.is_active = pane.racer == racer
+        self._status = "The methods run one after the other, so that none takes a core from another"
         self._show(racer, "loading")
 
     def warming_up(self, racer: Racer) -> None:
@@ -260,10 +262,10 @@ class RaceScreen(RaceObserver):
         header, body, footer = Layout(size=_HEADER_LINES), Layout(), Layout(size=_FOOTER_LINES)
         header.update(Group(_line(self._headline()), _line(self._prompt_line())))
         panes = [Layout(pane) for pane in self._panes.values()]
-        if self._is_stacked():
-            body.split_column(*panes)
-        else:
-            body.split_row(*panes)
+        stacked = self._is_stacked()
+        for pane in self._panes.values():  # where one pane is a column wider, lines still break alike in all
+            pane.text_width = None if stacked else max(self._console.width // len(panes) - 4, 1)
+        (body.split_column if stacked else body.split_row)(*panes)
         footer.update(Group(_line(_legend()), _line(Text(self._status, style="italic"))))
         frame = Layout()
         frame.split_column(header, body, footer)

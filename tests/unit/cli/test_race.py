@@ -202,6 +202,16 @@ def test_without_a_terminal_there_are_plain_lines(engines, capsys):
     assert "Outputs: identical, token for token" in text
 
 
+def test_a_picture_has_the_panes_and_the_table(engines, tmp_path, capsys):
+    file = tmp_path / "race.svg"
+    assert cli.main(["race", "--num-prompts", "1", "--svg", str(file)]) == 0
+    picture = file.read_text()
+    assert picture.startswith("<svg")
+    for words in ("AR", "SSD", "speed-up", "cache", "identical"):
+        assert words in picture
+    assert not CONTROL.search(capsys.readouterr().out)
+
+
 def test_outputs_that_differ_are_status_1_and_named(engines, capsys, tmp_path):
     (tmp_path / "prompts.txt").write_text("twelve chars\nand some more of them\n")
     engines.answer = swap_token
