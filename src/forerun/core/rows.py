@@ -57,3 +57,20 @@ class Rows:
             ancestors=np.zeros((len(token_ids), 1), np.int64),
             num_ancestors=none,
         )
+
+    @classmethod
+    def concatenate(cls, parts: "list[Rows]") -> "Rows":
+        """Put the rows of several sequences side by side; sequences must ascend."""
+        if len(parts) == 1:
+            return parts[0]
+        widest = max(part.ancestors.shape[1] for part in parts)
+        padded = [np.pad(part.ancestors, ((0, 0), (0, widest - part.ancestors.shape[1]))) for part in parts]
+        return cls(
+            sequences=np.concatenate([part.sequences for part in parts]),
+            token_ids=np.concatenate([part.token_ids for part in parts]),
+            positions=np.concatenate([part.positions for part in parts]),
+            slots=np.concatenate([part.slots for part in parts]),
+            lengths=np.concatenate([part.lengths for part in parts]),
+            ancestors=np.concatenate(padded),
+            num_ancestors=np.concatenate([part.num_ancestors for part in parts]),
+        )

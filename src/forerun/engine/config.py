@@ -50,6 +50,7 @@ class EngineConfig:
         method: Decoding method.
         dtype: ``"auto"`` keeps quantised weights in int8 on a CPU that has a kernel for them; else weights as named.
         max_model_len: Context in tokens, prompt and output together; ``None``: the model's own, at most 4096.
+        max_num_seqs: Requests decoded side by side; more wait.
         num_threads: Threads of the target on a CPU.
         cores: CPU cores to pin to: the target's first, the drafter's last; ``None``: from the affinity mask.
         speculative: How drafts are made and verified.
@@ -60,6 +61,7 @@ class EngineConfig:
     method: Method = "auto"
     dtype: Literal["auto", "int8", "float32", "bfloat16"] = "auto"
     max_model_len: int | None = None
+    max_num_seqs: int = 4
     num_threads: int = 1
     cores: tuple[int, ...] | None = None
     speculative: SpeculativeConfig = field(default_factory=SpeculativeConfig)

@@ -80,7 +80,9 @@ class DraftChoice:
         law = saguaro_rescale(law, fan_out=num_prepared, c=self._config.saguaro_c)
         return law.draw(uniform(seed, self._request_number, position, "draft")), law
 
-    def outcomes(self, logits_row: np.ndarray, output_ids: Sequence[int], *, count: int, without: int | None) -> list[int]:
+    def outcomes(
+        self, logits_row: np.ndarray, output_ids: Sequence[int], *, count: int, without: int | None
+    ) -> list[int]:
         """Rank the tokens that the target may emit after ``output_ids``.
 
         Args:

@@ -73,6 +73,17 @@ class DraftSession:
         """The draft tokens of the round: what follows the committed tokens in the chain."""
         return self.chain[self.num_committed :]
 
+    @property
+    def is_drafting(self) -> bool:
+        """Whether the speculation is shorter than asked for."""
+        return len(self.speculation) < self._wanted
+
+    def propose(self, tokens: Sequence[int]) -> None:
+        """Take a speculation from elsewhere (n-gram look-up); its tokens were chosen without chance."""
+        self.chain += tokens
+        self.laws += [None] * len(tokens)
+        self._wanted = len(self.speculation)
+
     def prepare(self, *, branch_budget: int, max_depth: int) -> None:
         """Set how many outcomes to prepare for the round, and how many tokens for each."""
         self._budget, self._max_depth = branch_budget, max_depth
@@ -88,7 +99,9 @@ class DraftSession:
                 return index
         return None
 
-    def commit(self, num_accepted: int, token: int, *, branch: int | None = None, num_used: int = 0) -> list[tuple[int, int]]:
+    def commit(
+        self, num_accepted: int, token: int, *, branch: int | None = None, num_used: int = 0
+    ) -> list[tuple[int, int]]:
         """Take the outcome of a verification.
 
         Args:
@@ -125,8 +138,7 @@ class DraftSession:
         """Return the rows of the next pass, or ``None`` when there is nothing left to do."""
         if self._num_cached < len(self.chain):
             return Rows.chains([(self.sequence, self._num_cached, self.chain[self._num_cached :])])
-        if len(self.speculation) < self._wanted:
-            raise AssertionError("a chain that is cached has been extended by absorb()")
+        assert not self.is_drafting, "absorb() extends a chain as soon as it is cached"
         if not self._is_planned:
             self._plan()
         if not self.branches or self.depth >= self._max_depth:
@@ -139,9 +151,11 @@ class DraftSession:
             for offset, row in enumerate(logits[::-1]):
                 self._logits[len(self.chain) - 1 - offset] = row
             self._num_cached = len(self.chain)
-            if len(self.speculation) < self._wanted:
+            if self.is_drafting:
                 token, law = self.choice.draw(
-                    self._logits[len(self.chain) - 1], self._output(), num_prepared=self._prepared(len(self.speculation))
+                    self._logits[len(self.chain) - 1],
+                    self._output(),
+                    num_prepared=self._prepared(len(self.speculation)),
                 )
                 self.chain.append(token)
                 self.laws.append(law)

@@ -94,7 +94,9 @@ def sample_shard(checkpoint: Checkpoint, runner: Int8Runner, config: CorpusConfi
     drafts = sample_texts(runner, seeds, eos_ids=checkpoint.eos_ids, generator=generator)
     written = [checkpoint.tokenizer.decode(text.tokens) for text in drafts]
     prompts, passages = written[:num_self], written[num_self:]
-    prompts += [template_prompt(rng, kind=kind, passage=passages.pop() if kind == "summarising" else "") for kind in kinds]
+    prompts += [
+        template_prompt(rng, kind=kind, passage=passages.pop() if kind == "summarising" else "") for kind in kinds
+    ]
     rng.shuffle(prompts)
     encoded = [chat_prompt(checkpoint, prompt) for prompt in prompts if prompt.strip()]
     requests = [

@@ -94,7 +94,9 @@ def sample_texts(
         if active and not (waiting and len(active) < runner.num_sequences):
             rows = [active[sequence] for sequence in sorted(active)]
             logits = runner.forward(
-                Rows.chains([(sequence, active[sequence].length, [active[sequence].tokens[-1]]) for sequence in sorted(active)])
+                Rows.chains(
+                    [(sequence, active[sequence].length, [active[sequence].tokens[-1]]) for sequence in sorted(active)]
+                )
             )
             for row in rows:
                 row.length += 1

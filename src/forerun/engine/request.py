@@ -1,0 +1,70 @@
+"""A request inside the engine: its tokens, its parameters, and where it stands."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from forerun.engine.logits import LogitsProcessor
+from forerun.engine.outputs import FinishReason, TokenLogprob, TokenOrigin
+from forerun.engine.sampling import SamplingParams
+from forerun.engine.stop import OutputTracker
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One prompt being decoded.
+
+    Attributes:
+        index: Which prompt of the call.
+        number: Keys its noise, with the seed.
+        prompt_ids: The prompt.
+        params: Sampling parameters; seed set.
+        processor: Turns the target's logits into its laws.
+        tracker: Finds the end, and the text.
+        max_tokens: Most output tokens, by the parameters and the room in the context.
+        round_number: Grows by one per verification, from a number that no other request of the engine has used.
+        sequence: Its sequence in the target's cache; -1 while it waits.
+        output_ids: Tokens decided so far.
+        origins: One for each output token.
+        logprobs: One for each output token where asked for.
+        text: The text so far.
+        finish_reason: Set at the end.
+    """
+
+    index: int
+    number: int
+    prompt_ids: Sequence[int]
+    params: SamplingParams
+    processor: LogitsProcessor
+    tracker: OutputTracker
+    max_tokens: int
+    round_number: int
+    sequence: int = -1
+    output_ids: list[int] = field(default_factory=list)
+    origins: list[TokenOrigin] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    text: str = ""
+    finish_reason: FinishReason | None = None
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Tokens whose keys and values the target's cache holds: all but the last."""
+        return len(self.prompt_ids) + len(self.output_ids) - 1
+
+    @property
+    def num_remaining_tokens(self) -> int:
+        """Tokens that may still come."""
+        return self.max_tokens - len(self.output_ids)
+
+    def append(self, token_ids: Sequence[int], origins: Sequence[TokenOrigin], logprobs: Sequence[TokenLogprob]) -> str:
+        """Add decided tokens up to the end of the request.
+
+        Returns:
+            Text that can be shown now.
+        """
+        step = self.tracker.push(token_ids)
+        self.output_ids += token_ids[: step.num_kept]
+        self.origins += origins[: step.num_kept]
+        self.logprobs += logprobs[: step.num_kept]
+        self.text += step.text
+        self.finish_reason = step.finish_reason
+        return step.text

@@ -1,0 +1,160 @@
+"""From a configuration to a speculator: which draft, in which process, on which core."""
+
+from collections.abc import Sequence
+
+from forerun.core.dtype_choice import DtypeName
+from forerun.core.errors import ConfigError, ModelLoadError, VocabMismatchError
+from forerun.engine.config import EngineConfig
+from forerun.engine.metrics import DecodeCounters
+from forerun.engine.request import Request
+from forerun.engine.speculative.choice import DraftChoice
+from forerun.engine.speculative.controller import Controller, FixedController
+from forerun.engine.speculative.drafter_process import DrafterProcess
+from forerun.engine.speculative.plain import NoSpeculator
+from forerun.engine.speculative.sequential import NgramSpeculator, SequentialSpeculator
+from forerun.engine.speculative.speculator import Speculator
+from forerun.engine.speculative.ssd import SsdSpeculator
+from forerun.engine.speculative.worker import WorkerConfig
+from forerun.models.checkpoint import Checkpoint
+from forerun.models.draft import load_draft
+from forerun.models.runner import build_runner
+
+DEFAULT_NUM_SPECULATIVE_TOKENS = 5
+DEFAULT_BRANCH_BUDGET = 16
+MAX_DEPTH = 16
+_READY_TIMEOUT_S = 120.0
+
+
+class SpeculatorFactory:
+    """Holds what speculation needs over the life of an engine: a draft model, or a drafter's process.
+
+    Args:
+        config: The engine's.
+        checkpoint: The target.
+        dtype: Kind of weights.
+        capacity: Slots per sequence.
+        cores: To pin to; the drafter's process takes the last.
+    """
+
+    def __init__(
+        self, config: EngineConfig, checkpoint: Checkpoint, *, dtype: DtypeName, capacity: int, cores: Sequence[int]
+    ) -> None:
+        self._config, self._checkpoint, self._dtype, self._capacity = config, checkpoint, dtype, capacity
+        self._draft_name = self._resolve_draft()
+        self._speculator: Speculator | None = None
+        self._process: DrafterProcess | None = None
+        method = config.method
+        if method == "auto":
+            method = "ssd" if len(cores) > config.num_threads else "sequential"
+        if method != "none" and self._draft_name is None:
+            if config.method != "auto":
+                raise ConfigError(
+                    f'method="{method}": needs a draft; set draft, or method="none" to decode without one'
+                )
+            method = "none"
+        if method == "ssd" and self._draft_name == "ngram":
+            if config.method == "ssd":
+                raise ConfigError('method="ssd", draft="ngram": look-up costs nothing to hide; use method="sequential"')
+            method = "sequential"
+        self.method = method
+        if method == "ssd":
+            self._process = DrafterProcess(self._worker_config(cores))
+
+    @property
+    def uses_drafter_process(self) -> bool:
+        """Whether a process beside this one drafts."""
+        return self._process is not None
+
+    @property
+    def num_cores(self) -> int:
+        """Cores in use, the drafter's included."""
+        return self._config.num_threads + self.uses_drafter_process
+
+    def wait_until_ready(self) -> None:
+        """Load the draft, or wait for the process that does."""
+        speculative = self._config.speculative
+        num_tokens = speculative.num_speculative_tokens or DEFAULT_NUM_SPECULATIVE_TOKENS
+        if self._process is not None:
+            self._process.wait_until_ready(_READY_TIMEOUT_S)
+            self._speculator = SsdSpeculator(
+                self._process,
+                speculative,
+                num_speculative_tokens=num_tokens,
+                branch_budget=speculative.branch_budget or DEFAULT_BRANCH_BUDGET,
+                num_fallback_tokens=max(1, num_tokens - 1),
+            )
+        elif self.method == "none":
+            self._speculator = NoSpeculator()
+        elif self._draft_name == "ngram":
+            self._speculator = NgramSpeculator()
+        else:
+            self._speculator = self._sequential()
+
+    def for_call(self, counters: DecodeCounters) -> tuple[Speculator, Controller]:
+        """Return the speculator and the controller of one call."""
+        assert self._speculator is not None, "wait_until_ready() comes first"
+        num_tokens = self._config.speculative.num_speculative_tokens or DEFAULT_NUM_SPECULATIVE_TOKENS
+        return self._speculator, FixedController(0 if self.method == "none" else num_tokens)
+
+    def close(self) -> None:
+        """Release the draft, and end the process."""
+        if self._speculator is not None:
+            self._speculator.close()
+        elif self._process is not None:
+            self._process.close()
+
+    def _resolve_draft(self) -> str | None:
+        """Return the draft's name; where the default draft does not fit the target, n-gram look-up."""
+        if self._config.draft != "default" or self._config.target == "default":
+            return self._config.draft
+        try:
+            load_draft("default", self._checkpoint)
+        except (VocabMismatchError, ModelLoadError):
+            return "ngram"
+        return "default"
+
+    def _sequential(self) -> SequentialSpeculator:
+        assert self._draft_name is not None
+        draft = load_draft(self._draft_name, self._checkpoint)
+        model = build_runner(
+            draft.config,
+            draft.tensor,
+            dtype=self._dtype,
+            num_sequences=self._config.max_num_seqs,
+            capacity=self._capacity,
+            vocab_ids=draft.vocab_ids,
+            num_levels=1,
+        )
+
+        def make_choice(request: Request) -> DraftChoice:
+            return DraftChoice(
+                request.params,
+                self._config.speculative,
+                request.prompt_ids,
+                self._checkpoint.eos_ids,
+                vocab_size=self._checkpoint.config.vocab_size,
+                vocab_ids=draft.vocab_ids,
+                request_number=request.number,
+            )
+
+        return SequentialSpeculator(model, make_choice)
+
+    def _worker_config(self, cores: Sequence[int]) -> WorkerConfig:
+        speculative, config = self._config.speculative, self._config
+        assert self._draft_name is not None
+        sends_laws = speculative.verification == "rejection"
+        is_pinnable = len(cores) > config.num_threads
+        return WorkerConfig(
+            target=config.target,
+            draft=self._draft_name,
+            dtype=self._dtype,
+            capacity=self._capacity,
+            core=cores[config.num_threads] if is_pinnable else None,
+            num_requests=config.max_num_seqs,
+            max_branches=max(64, speculative.branch_budget or DEFAULT_BRANCH_BUDGET),
+            max_depth=max(MAX_DEPTH, speculative.num_speculative_tokens or DEFAULT_NUM_SPECULATIVE_TOKENS),
+            law_width=self._checkpoint.config.vocab_size if sends_laws else 0,
+            vocab_size=self._checkpoint.config.vocab_size,
+            eos_ids=tuple(sorted(self._checkpoint.eos_ids)),
+            speculative=speculative,
+        )

@@ -1,0 +1,31 @@
+"""No speculation: autoregressive decoding."""
+
+from collections.abc import Sequence
+
+from forerun.engine.law import ProcessedLaw
+from forerun.engine.request import Request
+from forerun.engine.speculative.speculator import Speculation
+
+
+class NoSpeculator:
+    """Proposes nothing, so that each round is one target pass of one row per request."""
+
+    def start(self, request: Request) -> None:
+        """Nothing to prepare."""
+
+    def speculate(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Speculation]:  # noqa: ARG002
+        """Return empty drafts."""
+        return [Speculation() for _ in requests]
+
+    def laws(self, request: Request, speculation: Speculation) -> Sequence[ProcessedLaw | None]:  # noqa: ARG002
+        """Return nothing."""
+        return []
+
+    def observe(self, request: Request, num_accepted: int) -> None:
+        """Nothing to learn."""
+
+    def finish(self, request: Request) -> None:
+        """Nothing to forget."""
+
+    def close(self) -> None:
+        """Nothing to release."""

@@ -1,0 +1,97 @@
+"""Speculators that draft while the target waits: by a model (SD), or by n-gram look-up."""
+
+from collections.abc import Callable, Sequence
+
+from forerun.core.protocols import LanguageModel
+from forerun.engine.law import ProcessedLaw
+from forerun.engine.request import Request
+from forerun.engine.speculative.choice import DraftChoice
+from forerun.engine.speculative.drafting import run_pass
+from forerun.engine.speculative.ngram import ngram_continuation
+from forerun.engine.speculative.session import DraftSession
+from forerun.engine.speculative.speculator import Speculation
+
+MakeChoice = Callable[[Request], DraftChoice]
+
+
+class SequentialSpeculator:
+    """Speculative decoding as published: K draft passes, then one target pass.
+
+    Args:
+        model: The draft model, with a sequence for each of the target's.
+        make_choice: Gives a request's way to choose draft tokens.
+
+    Reference:
+        Leviathan et al. 2022 (arXiv 2211.17192); Chen et al. 2023 (arXiv 2302.01318).
+    """
+
+    def __init__(self, model: LanguageModel, make_choice: MakeChoice) -> None:
+        self._model, self._make_choice = model, make_choice
+        self._sessions: dict[int, DraftSession] = {}
+
+    def start(self, request: Request) -> None:
+        """Draft the prompt's keys and values ahead of the first round."""
+        session = DraftSession(
+            sequence=request.sequence,
+            prompt_ids=request.prompt_ids,
+            choice=self._make_choice(request),
+            capacity=self._model.capacity,
+            fan_out=lambda budget, num_tokens: (0,) * (num_tokens + 1),
+        )
+        self._sessions[request.index] = session
+        run_pass(self._model, [session])
+
+    def speculate(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Speculation]:
+        """Draft for all requests together, one token per pass."""
+        sessions = [self._sessions[request.index] for request in requests]
+        for request, session, limit in zip(requests, sessions, limits, strict=True):
+            if session.num_committed < len(request.prompt_ids) + len(request.output_ids):
+                session.commit(0, request.output_ids[-1])
+            session.draft(limit)
+        while drafting := [session for session in sessions if session.is_drafting]:
+            run_pass(self._model, drafting)
+        return [Speculation(token_ids=tuple(session.speculation)) for session in sessions]
+
+    def laws(self, request: Request, speculation: Speculation) -> Sequence[ProcessedLaw | None]:
+        """Return the laws the draft was drawn from."""
+        return self._sessions[request.index].laws[: len(speculation.token_ids)]
+
+    def observe(self, request: Request, num_accepted: int) -> None:
+        """Roll the draft's cache back to the outcome."""
+        self._sessions[request.index].commit(num_accepted, request.output_ids[-1])
+
+    def finish(self, request: Request) -> None:
+        """Forget a request."""
+        self._sessions.pop(request.index, None)
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+class NgramSpeculator:
+    """Drafts by look-up in prompt and output: free, and good where text repeats itself."""
+
+    def start(self, request: Request) -> None:
+        """Nothing to prepare."""
+
+    def speculate(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Speculation]:
+        """Look each context up."""
+        return [
+            Speculation(
+                token_ids=tuple(ngram_continuation([*request.prompt_ids, *request.output_ids], num_tokens=limit))
+            )
+            for request, limit in zip(requests, limits, strict=True)
+        ]
+
+    def laws(self, request: Request, speculation: Speculation) -> Sequence[ProcessedLaw | None]:
+        """Return one-hot laws: nothing was drawn by chance."""
+        return [None] * len(speculation.token_ids)
+
+    def observe(self, request: Request, num_accepted: int) -> None:
+        """Nothing to learn."""
+
+    def finish(self, request: Request) -> None:
+        """Nothing to forget."""
+
+    def close(self) -> None:
+        """Nothing to release."""

@@ -1,0 +1,169 @@
+"""The speculation cache: prepared outcomes in memory that drafter and target share.
+
+The drafter writes, the target reads; nothing locks. What a reader may look at is guarded by numbers that the writer sets
+last: the round for a whole table, the number of branches for the keys, the depth for the tokens. The drafter clears a
+table only after the target has told it the outcome of that round, and the target reads it only before.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from forerun.engine.law import ProcessedLaw
+
+_ROUND: Final = 0
+_NUM_BRANCHES: Final = 1
+_DEPTH: Final = 2
+_DRAFT_ROUND: Final = 3
+_DRAFT_LENGTH: Final = 4
+_LAWS_ROUND: Final = 5
+_HEADER: Final = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheShape:
+    """Sizes of the shared memory.
+
+    Attributes:
+        num_requests: Requests at a time.
+        max_branches: Outcomes per request.
+        max_depth: Tokens per outcome.
+        law_width: Candidates of a law; 0 where laws are never sent.
+    """
+
+    num_requests: int
+    max_branches: int
+    max_depth: int
+    law_width: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the whole memory."""
+        return 8 + self.num_requests * self.bytes_per_request
+
+    @property
+    def bytes_per_request(self) -> int:
+        """Bytes of one request's part: header, keys, tokens, draft, and laws (count, ids, scores)."""
+        integers = _HEADER + 2 * self.max_branches + self.max_branches * self.max_depth + self.max_depth
+        return 8 * integers + self.max_depth * (8 + 12 * self.law_width)
+
+
+class SpeculationCache:
+    """A view of the shared memory; one process makes it to write, another to read.
+
+    Args:
+        buffer: At least ``shape.num_bytes`` bytes, zero at first.
+        shape: Sizes, the same on both sides.
+    """
+
+    def __init__(self, buffer: memoryview, shape: CacheShape) -> None:
+        self.shape = shape
+        self._heartbeat = np.frombuffer(buffer, np.int64, 1)
+        self._tables = [
+            _Table(buffer, 8 + index * shape.bytes_per_request, shape) for index in range(shape.num_requests)
+        ]
+
+    @property
+    def heartbeat(self) -> int:
+        """A number that grows while the drafter lives."""
+        return int(self._heartbeat[0])
+
+    def beat(self) -> None:
+        """Writer: show life."""
+        self._heartbeat[0] += 1
+
+    def clear(self, request: int, round_number: int) -> None:
+        """Writer: begin a round with nothing prepared."""
+        table = self._tables[request]
+        table.header[_NUM_BRANCHES] = table.header[_DEPTH] = table.header[_DRAFT_LENGTH] = 0
+        table.header[_ROUND] = table.header[_DRAFT_ROUND] = round_number
+
+    def put_outcomes(self, request: int, keys: list[tuple[int, int]]) -> None:
+        """Writer: publish the outcomes (num_accepted, token) that are being prepared."""
+        table = self._tables[request]
+        if keys:
+            table.keys[: len(keys)] = keys
+        table.header[_NUM_BRANCHES] = len(keys)
+
+    def put_tokens(self, request: int, depth: int, tokens: list[int]) -> None:
+        """Writer: publish the next token of every branch; ``depth`` counts it."""
+        table = self._tables[request]
+        table.tokens[: len(tokens), depth - 1] = tokens
+        table.header[_DEPTH] = depth
+
+    def put_draft(self, request: int, tokens: list[int]) -> None:
+        """Writer: publish the speculation of the round so far (a fallback)."""
+        table = self._tables[request]
+        table.draft[: len(tokens)] = tokens
+        table.header[_DRAFT_LENGTH] = len(tokens)
+
+    def put_laws(self, request: int, round_number: int, laws: list[ProcessedLaw]) -> None:
+        """Writer: publish the laws that the round's speculation was drawn from."""
+        table = self._tables[request]
+        for place, law in enumerate(laws):
+            count = len(law.scores)
+            table.law_sizes[place] = -count if law.ids is None else count
+            table.law_scores[place, :count] = law.scores
+            if law.ids is not None:
+                table.law_ids[place, :count] = law.ids
+        table.header[_LAWS_ROUND] = round_number
+
+    def look_up(
+        self, request: int, round_number: int, *, num_accepted: int, token: int
+    ) -> tuple[int, list[int]] | None:
+        """Reader: find an outcome of a round.
+
+        Returns:
+            The branch and its continuation as far as it is ready (maybe empty); ``None`` if it was not predicted.
+        """
+        table = self._tables[request]
+        if table.header[_ROUND] != round_number:
+            return None
+        keys = table.keys[: int(table.header[_NUM_BRANCHES])]
+        found = np.flatnonzero((keys[:, 0] == num_accepted) & (keys[:, 1] == token))
+        if found.size == 0:
+            return None
+        branch = int(found[0])
+        return branch, table.tokens[branch, : int(table.header[_DEPTH])].tolist()
+
+    def draft(self, request: int, round_number: int) -> list[int]:
+        """Reader: return the speculation of the round so far."""
+        table = self._tables[request]
+        if table.header[_DRAFT_ROUND] != round_number:
+            return []
+        return table.draft[: int(table.header[_DRAFT_LENGTH])].tolist()
+
+    def laws(self, request: int, round_number: int, *, vocab_size: int, count: int) -> list[ProcessedLaw] | None:
+        """Reader: return the laws of the round's speculation; ``None`` while they are not there."""
+        table = self._tables[request]
+        if table.header[_LAWS_ROUND] != round_number:
+            return None
+        laws: list[ProcessedLaw] = []
+        for place in range(count):
+            size = int(table.law_sizes[place])
+            ids = None if size < 0 else table.law_ids[place, :size].copy()
+            laws.append(
+                ProcessedLaw(vocab_size=vocab_size, ids=ids, scores=table.law_scores[place, : abs(size)].copy())
+            )
+        return laws
+
+
+class _Table:
+    """One request's arrays inside the shared memory."""
+
+    def __init__(self, buffer: memoryview, offset: int, shape: CacheShape) -> None:
+        self._buffer, self._offset = buffer, offset
+        branches, depth, width = shape.max_branches, shape.max_depth, shape.law_width
+        self.header = self._take(np.int64, _HEADER)
+        self.keys = self._take(np.int64, 2 * branches).reshape(branches, 2)
+        self.tokens = self._take(np.int64, branches * depth).reshape(branches, depth)
+        self.draft = self._take(np.int64, depth)
+        self.law_sizes = self._take(np.int64, depth)
+        self.law_ids = self._take(np.int64, depth * width).reshape(depth, width)
+        self.law_scores = self._take(np.float32, depth * width).reshape(depth, width)
+
+    def _take(self, kind: type, count: int) -> np.ndarray:
+        array = np.frombuffer(self._buffer, kind, count, self._offset)
+        self._offset += array.nbytes
+        return array

@@ -1,0 +1,55 @@
+"""What the engine core asks of a way to speculate."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from forerun.engine.law import ProcessedLaw
+from forerun.engine.outputs import TokenOrigin
+from forerun.engine.request import Request
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speculation:
+    """Draft tokens for one request's next verification.
+
+    Attributes:
+        token_ids: The draft, maybe empty.
+        origin: What its accepted tokens are counted as.
+        is_hit: Whether the outcome before it was predicted; ``None`` where nothing predicts outcomes.
+    """
+
+    token_ids: tuple[int, ...] = ()
+    origin: TokenOrigin = "draft"
+    is_hit: bool | None = None
+
+
+class Speculator(Protocol):
+    """Makes drafts. The core calls start, then in each round speculate, laws and observe; finish at the end."""
+
+    def start(self, request: Request) -> None:
+        """Learn of a request before its prefill."""
+        ...
+
+    def speculate(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Speculation]:
+        """Return a draft of at most ``limits[i]`` tokens for each request, all of which have an output token to follow."""
+        ...
+
+    def laws(self, request: Request, speculation: Speculation) -> Sequence[ProcessedLaw | None]:
+        """Return the law of each draft token; called after the target's pass, under rejection verification only.
+
+        ``None`` for a token chosen without chance (one-hot law). It is exact for any token, only accepted less often.
+        """
+        ...
+
+    def observe(self, request: Request, num_accepted: int) -> None:
+        """Learn the outcome of a verification; the request holds the new tokens."""
+        ...
+
+    def finish(self, request: Request) -> None:
+        """Forget a request."""
+        ...
+
+    def close(self) -> None:
+        """Release what is held."""
+        ...

@@ -1,0 +1,176 @@
+"""Speculative speculative decoding, the target's side: look the outcome up, tell the drafter, never wait on a hit."""
+
+import time
+import warnings
+from collections.abc import Sequence
+
+from forerun.core.errors import DrafterError
+from forerun.engine.config import SpeculativeConfig
+from forerun.engine.law import ProcessedLaw
+from forerun.engine.request import Request
+from forerun.engine.speculative.drafter_process import DrafterProcess
+from forerun.engine.speculative.messages import FinishMessage, Message, OutcomeMessage, StartMessage
+from forerun.engine.speculative.ngram import ngram_continuation
+from forerun.engine.speculative.speculator import Speculation
+
+_POLL_S = 20e-6
+
+
+class SsdSpeculator:
+    """Takes drafts from the speculation cache that the drafter fills while the target verifies.
+
+    Round r of a request ends in an outcome; the drafter has been preparing for likely ones. A predicted outcome brings
+    its continuation at once, as deep as it is ready (*anytime*); only then is the drafter told. On a miss the fallback
+    drafts: the neural draft while the target waits (with a deadline), n-gram look-up, or nothing. If the drafter dies or
+    hangs, one warning is given and decoding goes on with the target alone; the output is the same.
+
+    Args:
+        process: The drafter.
+        config: How drafts are made.
+        num_speculative_tokens: K, the depth to prepare.
+        branch_budget: B, the outcomes to prepare.
+        num_fallback_tokens: Tokens drafted while the target waits after a miss.
+
+    Reference:
+        Kumar, Dao and May 2026 (arXiv 2603.03251).
+    """
+
+    def __init__(
+        self,
+        process: DrafterProcess,
+        config: SpeculativeConfig,
+        *,
+        num_speculative_tokens: int,
+        branch_budget: int,
+        num_fallback_tokens: int,
+    ) -> None:
+        self._process, self._config = process, config
+        self.num_speculative_tokens = num_speculative_tokens
+        self.branch_budget = branch_budget
+        self.num_fallback_tokens = num_fallback_tokens
+        self.is_alive = True
+        self._last_accepted: dict[int, int] = {}
+
+    def start(self, request: Request) -> None:
+        """Let the drafter read the prompt, and prepare for the first token, while the target prefills."""
+        self._last_accepted[request.index] = 0
+        self._send(
+            StartMessage(
+                request=request.sequence,
+                number=request.number,
+                params=request.params,
+                prompt_ids=list(request.prompt_ids),
+                round_number=request.round_number,
+                branch_budget=self.branch_budget,
+                max_depth=self.num_speculative_tokens,
+            )
+        )
+
+    def speculate(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Speculation]:
+        """Return what is prepared; requests that missed wait for their fallback together, the others are not touched."""
+        found = [self._take(request, limit) for request, limit in zip(requests, limits, strict=True)]
+        waiting = [
+            index
+            for index, speculation in enumerate(found)
+            if self.is_alive and speculation.is_hit is False and self._config.fallback == "neural" and limits[index] > 0
+        ]
+        for index in waiting:
+            found[index] = self._wait(requests[index], min(limits[index], self.num_fallback_tokens))
+        return found
+
+    def laws(self, request: Request, speculation: Speculation) -> Sequence[ProcessedLaw | None]:
+        """Fetch the laws of a draft, published while the target ran; n-gram tokens were chosen without chance.
+
+        If the drafter ends before it has sent them, ``None`` stands for each: a token may always be verified as if it
+        had been chosen without chance, it is only accepted less often.
+        """
+        count = len(speculation.token_ids)
+        if request.params.is_greedy or (speculation.origin == "fallback" and self._config.fallback == "ngram"):
+            return [None] * count
+        laws: list[ProcessedLaw] | None = None
+        while self.is_alive and laws is None:
+            laws = self._process.cache.laws(
+                request.sequence, request.round_number, vocab_size=self._process.config.vocab_size, count=count
+            )
+            if laws is None:
+                self._check()
+                time.sleep(_POLL_S)
+        return [None] * count if laws is None else laws
+
+    def observe(self, request: Request, num_accepted: int) -> None:
+        """Keep the outcome for the next look-up."""
+        self._last_accepted[request.index] = num_accepted
+
+    def finish(self, request: Request) -> None:
+        """Let the drafter forget a request."""
+        self._last_accepted.pop(request.index, None)
+        self._send(FinishMessage(request=request.sequence))
+
+    def close(self) -> None:
+        """End the drafter."""
+        self._process.close()
+
+    def _take(self, request: Request, limit: int) -> Speculation:
+        """Look the last outcome up, and tell the drafter what the next round verifies."""
+        if not self.is_alive:
+            return Speculation(origin="fallback")
+        self._check()
+        round_number, token = request.round_number, request.output_ids[-1]
+        num_accepted = self._last_accepted[request.index]
+        hit = self._process.cache.look_up(request.sequence, round_number - 1, num_accepted=num_accepted, token=token)
+        branch, tokens = (-1, []) if hit is None else (hit[0], hit[1][:limit])
+        is_ready = bool(tokens)
+        proposed: list[int] = []
+        num_draft = 0
+        if not is_ready and limit > 0:
+            if self._config.fallback == "ngram":
+                context = [*request.prompt_ids, *request.output_ids]
+                proposed = ngram_continuation(context, num_tokens=min(limit, self.num_speculative_tokens))
+            elif self._config.fallback == "neural":
+                num_draft = min(limit, self.num_fallback_tokens)
+        self._send(
+            OutcomeMessage(
+                request=request.sequence,
+                round_number=round_number,
+                num_accepted=num_accepted,
+                token=token,
+                branch=branch if is_ready else -1,
+                num_used=len(tokens),
+                num_draft=num_draft,
+                proposed=proposed,
+                branch_budget=self.branch_budget,
+                max_depth=min(self.num_speculative_tokens, max(0, request.num_remaining_tokens - 1)),
+            )
+        )
+        if is_ready:
+            return Speculation(token_ids=tuple(tokens), origin="cache_hit", is_hit=True)
+        return Speculation(token_ids=tuple(proposed), origin="fallback", is_hit=False if limit > 0 else None)
+
+    def _wait(self, request: Request, num_tokens: int) -> Speculation:
+        """Wait for the neural fallback of a request."""
+        tokens: list[int] = []
+        while self.is_alive and len(tokens) < num_tokens:
+            tokens = self._process.cache.draft(request.sequence, request.round_number)
+            if len(tokens) < num_tokens:
+                self._check()
+                time.sleep(_POLL_S)
+        return Speculation(token_ids=tuple(tokens[:num_tokens]), origin="fallback", is_hit=False)
+
+    def _send(self, message: Message) -> None:
+        if self.is_alive:
+            try:
+                self._process.send(message)
+            except DrafterError as error:
+                self._give_up(error)
+
+    def _check(self) -> None:
+        try:
+            self._process.check_alive(self._config.drafter_timeout_s)
+        except DrafterError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: DrafterError) -> None:
+        """Go on without the drafter."""
+        self.is_alive = False
+        warnings.warn(f"{error}; decoding continues with the target alone", RuntimeWarning, stacklevel=2)
+        self._process.close()

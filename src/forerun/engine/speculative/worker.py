@@ -1,0 +1,245 @@
+"""The drafter's process: drafts, prepares outcomes and publishes them, on a core of its own.
+
+Started by :mod:`forerun.engine.speculative.drafter_process` as ``python -m forerun.engine.speculative.worker``. It ends
+when its connection closes, so it never outlives the process that started it.
+"""
+
+import json
+import mmap
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from multiprocessing.connection import Connection
+
+import torch
+
+from forerun.core.env import pin_process
+from forerun.core.errors import ForerunError
+from forerun.core.protocols import LanguageModel
+from forerun.engine.config import SpeculativeConfig
+from forerun.engine.speculative.choice import DraftChoice
+from forerun.engine.speculative.drafting import run_pass
+from forerun.engine.speculative.fan_out import geometric_fan_out, measured_fan_out, uniform_fan_out
+from forerun.engine.speculative.messages import FinishMessage, Message, OutcomeMessage, StartMessage, decode
+from forerun.engine.speculative.session import DraftSession
+from forerun.engine.speculative.speculation_cache import CacheShape, SpeculationCache
+from forerun.models.draft import load_draft
+from forerun.models.load import load_checkpoint
+from forerun.models.runner import build_runner
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerConfig:
+    """What the drafter's process needs to start.
+
+    Attributes:
+        target: The target's name, whose embedding a distilled draft borrows.
+        draft: The draft's name.
+        dtype: Kind of weights of the draft's runner.
+        capacity: Slots per sequence.
+        core: CPU core to pin to; ``None`` for none.
+        num_requests: As in :class:`CacheShape`; ``max_branches``, ``max_depth`` and ``law_width`` alike.
+        max_branches: Most outcomes per request.
+        max_depth: Most tokens per outcome.
+        law_width: Candidates of a law; 0 where laws are never sent.
+        vocab_size: Of the target.
+        eos_ids: End-of-sequence ids of the target.
+        speculative: How drafts are made and verified.
+    """
+
+    target: str
+    draft: str
+    dtype: str
+    capacity: int
+    core: int | None
+    num_requests: int
+    max_branches: int
+    max_depth: int
+    law_width: int
+    vocab_size: int
+    eos_ids: tuple[int, ...]
+    speculative: SpeculativeConfig
+
+    @property
+    def shape(self) -> CacheShape:
+        """Sizes of the shared memory."""
+        return CacheShape(**{field.name: getattr(self, field.name) for field in fields(CacheShape)})
+
+    def to_json(self) -> str:
+        """Return the configuration as JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "WorkerConfig":
+        """Read what :meth:`to_json` wrote."""
+        content = json.loads(text)
+        content["eos_ids"] = tuple(content["eos_ids"])
+        return cls(**(content | {"speculative": SpeculativeConfig(**content["speculative"])}))
+
+
+class DraftWorker:
+    """Keeps one session per request; messages change them, passes advance them, progress is published.
+
+    Args:
+        model: The draft model.
+        cache: The shared speculation cache.
+        config: See :class:`WorkerConfig`.
+    """
+
+    def __init__(self, model: LanguageModel, cache: SpeculationCache, config: WorkerConfig) -> None:
+        self._model, self._cache, self._config = model, cache, config
+        self._sessions: dict[int, DraftSession] = {}
+        self._rounds: dict[int, int] = {}
+        self._published: dict[int, tuple[int, int, int]] = {}
+        self._accepted: Counter[int] = Counter()
+
+    def handle(self, message: Message) -> None:
+        """Take a message."""
+        if isinstance(message, StartMessage):
+            self._start(message)
+        elif isinstance(message, OutcomeMessage):
+            self._commit(message)
+        else:
+            self._finish(message)
+
+    def advance(self) -> bool:
+        """Run one pass and publish what it made; return whether there was work."""
+        advanced = run_pass(self._model, self._sessions.values())
+        for session in advanced:
+            self._publish(session)
+        self._cache.beat()
+        return bool(advanced)
+
+    def fan_out(self, budget: int, num_speculative_tokens: int) -> Sequence[int]:
+        """Share a branch budget by the configured policy."""
+        config = self._config.speculative
+        if config.fan_out == "uniform":
+            return uniform_fan_out(budget=budget, num_speculative_tokens=num_speculative_tokens)
+        if config.fan_out == "geometric" or self._accepted.total() < 20:  # noqa: PLR2004 (too few to measure by)
+            return geometric_fan_out(
+                budget=budget,
+                num_speculative_tokens=num_speculative_tokens,
+                acceptance_rate=config.expected_acceptance_rate,
+                exponent=config.fan_out_exponent,
+            )
+        # An outcome beyond K in an earlier, longer round would have been K accepted here.
+        weights = [0.5 + self._accepted[k] for k in range(num_speculative_tokens)]
+        weights.append(0.5 + sum(count for k, count in self._accepted.items() if k >= num_speculative_tokens))
+        return measured_fan_out(budget=budget, accepted_weights=weights, exponent=config.fan_out_exponent)
+
+    def _start(self, message: StartMessage) -> None:
+        choice = DraftChoice(
+            message.params,
+            self._config.speculative,
+            message.prompt_ids,
+            frozenset(self._config.eos_ids),
+            vocab_size=self._config.vocab_size,
+            vocab_ids=self._model.vocab_ids,
+            request_number=message.number,
+        )
+        session = DraftSession(
+            sequence=message.request,
+            prompt_ids=message.prompt_ids,
+            choice=choice,
+            capacity=self._model.capacity,
+            fan_out=self.fan_out,
+        )
+        session.prepare(branch_budget=message.branch_budget, max_depth=message.max_depth)
+        self._sessions[message.request] = session
+        self._begin_round(message.request, message.round_number)
+
+    def _commit(self, message: OutcomeMessage) -> None:
+        session = self._sessions[message.request]
+        if session.speculation:
+            self._accepted[message.num_accepted] += 1
+        branch = None if message.branch < 0 else message.branch
+        moves = session.commit(message.num_accepted, message.token, branch=branch, num_used=message.num_used)
+        if moves:
+            self._model.move_slots(message.request, [source for source, _ in moves], [target for _, target in moves])
+        if message.proposed:
+            session.propose(message.proposed)
+        session.prepare(branch_budget=message.branch_budget, max_depth=message.max_depth)
+        session.draft(max(message.num_draft, len(session.speculation)))
+        self._begin_round(message.request, message.round_number)
+        self._publish_laws(session)
+
+    def _finish(self, message: FinishMessage) -> None:
+        self._sessions.pop(message.request, None)
+
+    def _begin_round(self, request: int, round_number: int) -> None:
+        self._rounds[request] = round_number
+        self._published[request] = (-1, -1, -1)
+        self._cache.clear(request, round_number)
+
+    def _publish(self, session: DraftSession) -> None:
+        request = session.sequence
+        num_drafted, num_branches, depth = self._published[request]
+        if len(session.speculation) != num_drafted:
+            self._cache.put_draft(request, session.speculation)
+            num_drafted = len(session.speculation)
+            self._publish_laws(session)
+        if session.branches and num_branches < 0:
+            num_branches = len(session.branches)
+            self._cache.put_outcomes(request, [(branch.num_accepted, branch.token) for branch in session.branches])
+        if session.depth > max(depth, 0):
+            depth = session.depth
+            self._cache.put_tokens(request, depth, [branch.tokens[-1] for branch in session.branches])
+        self._published[request] = (num_drafted, num_branches, depth)
+
+    def _publish_laws(self, session: DraftSession) -> None:
+        if session.choice.needs_laws and not session.is_drafting and session.laws:
+            laws = [law for law in session.laws if law is not None]
+            if len(laws) == len(session.laws):
+                self._cache.put_laws(session.sequence, self._rounds[session.sequence], laws)
+
+
+def serve(connection: Connection, worker: DraftWorker) -> None:
+    """Handle messages and work until the connection closes; messages go first."""
+    is_busy = True
+    try:
+        while True:
+            while connection.poll(0 if is_busy else None):
+                worker.handle(decode(connection.recv_bytes()))
+                is_busy = True
+            is_busy = worker.advance()
+    except EOFError:
+        return
+
+
+def main() -> int:
+    """Run the process: file descriptors of connection and memory, and the configuration, come as arguments."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    connection_fd, memory_fd, text = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    connection = Connection(connection_fd)
+    config = WorkerConfig.from_json(text)
+    torch.set_num_threads(1)
+    if config.core is not None:
+        pin_process(config.core)
+    try:
+        target = load_checkpoint(config.target)
+        draft = load_draft(config.draft, target)
+        model = build_runner(
+            draft.config,
+            draft.tensor,
+            dtype=config.dtype,
+            num_sequences=config.num_requests,
+            capacity=config.capacity,
+            vocab_ids=draft.vocab_ids,
+            num_levels=1,
+        )
+    except ForerunError as error:
+        connection.send_bytes(json.dumps({"error": str(error)}).encode())
+        return 2
+    memory = mmap.mmap(memory_fd, config.shape.num_bytes)
+    os.close(memory_fd)
+    worker = DraftWorker(model, SpeculationCache(memoryview(memory), config.shape), config)
+    connection.send_bytes(json.dumps({"ready": True}).encode())
+    serve(connection, worker)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

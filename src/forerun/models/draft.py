@@ -1,0 +1,128 @@
+"""Drafts: a model that shares the target's vocabulary, one distilled from the target, or some of the target's layers."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from forerun.core.errors import ModelLoadError, VocabMismatchError
+from forerun.models.checkpoint import Checkpoint
+from forerun.models.config import DecoderConfig
+from forerun.models.load import load_checkpoint
+
+DRAFT_FILE = "draft.safetensors"
+MANIFEST_FILE = "draft.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Draft:
+    """What a runner needs to run a draft.
+
+    Attributes:
+        config: Its shape.
+        tensor: Gives a weight by name; embedding and head may be the target's.
+        vocab_ids: Target ids of a reduced output head, ascending; ``None``: the whole vocabulary.
+        source: Where it came from.
+    """
+
+    config: DecoderConfig
+    tensor: Callable[[str], np.ndarray]
+    vocab_ids: np.ndarray | None
+    source: str
+
+
+def default_draft_path() -> Path:
+    """Return the directory of the draft that ships with the package, for the embedded target."""
+    return Path(str(files("forerun.models") / "default_draft"))
+
+
+def load_draft(name: str, target: Checkpoint) -> Draft:
+    """Open a draft for a target.
+
+    Args:
+        name: ``default`` (the shipped one), ``self`` (layers of the target), a directory that ``forerun train-draft``
+            wrote, or a model as :func:`forerun.models.load.load_checkpoint` takes.
+        target: The model it drafts for.
+
+    Raises:
+        ModelLoadError: It is missing or corrupt.
+        VocabMismatchError: Its tokens are not the target's.
+    """
+    if name == "self":
+        return layer_skip_draft(target, layer_ids=default_layer_skip(target.config.num_layers))
+    path = default_draft_path() if name == "default" else Path(name)
+    if (path / MANIFEST_FILE).is_file() or name == "default":
+        return _load_distilled(path, target)
+    checkpoint = load_checkpoint(name)
+    if checkpoint.tokenizer.vocab_digest() != target.tokenizer.vocab_digest():
+        raise VocabMismatchError(
+            f"draft {name}: its vocabulary differs from that of {target.source} (the tokens, not only their number); "
+            "choose a draft of the same family, train one with `forerun train-draft`, or use the n-gram draft"
+        )
+    shared = np.arange(min(checkpoint.config.vocab_size, target.config.vocab_size), dtype=np.int64)
+    return Draft(
+        config=checkpoint.config,
+        tensor=checkpoint.tensors.tensor,
+        vocab_ids=None if checkpoint.config.vocab_size == target.config.vocab_size else shared,
+        source=name,
+    )
+
+
+def default_layer_skip(num_layers: int) -> tuple[int, ...]:
+    """Return the layers of a self-draft: a third of them, from both ends, where a decoder is least redundant."""
+    kept = max(2, num_layers // 3)
+    first = kept // 2
+    return tuple(range(first)) + tuple(range(num_layers - (kept - first), num_layers))
+
+
+def layer_skip_draft(target: Checkpoint, *, layer_ids: tuple[int, ...]) -> Draft:
+    """Return the draft made of some of the target's own layers, with its embedding and head."""
+
+    def tensor(name: str) -> np.ndarray:
+        if name.startswith("layers."):
+            _, index, rest = name.split(".", 2)
+            name = f"layers.{layer_ids[int(index)]}.{rest}"
+        return target.tensors.tensor(name)
+
+    config = replace(target.config, num_layers=len(layer_ids))
+    return Draft(config=config, tensor=tensor, vocab_ids=None, source="self")
+
+
+def _load_distilled(path: Path, target: Checkpoint) -> Draft:
+    try:
+        manifest = json.loads((path / MANIFEST_FILE).read_text())
+        with safe_open(path / DRAFT_FILE, framework="np") as file:
+            names = set(file.keys())
+            vocab_ids = file.get_tensor("vocab_ids").astype(np.int64)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelLoadError(
+            f"draft {path}: can't be read ({error}); train it again with `forerun train-draft`"
+        ) from error
+    if manifest["vocab_digest"] != target.tokenizer.vocab_digest():
+        raise VocabMismatchError(
+            f"draft {path} was distilled from {manifest['target']}, whose vocabulary differs from that of {target.source}; "
+            "train a draft for this target with `forerun train-draft`, or use the n-gram draft"
+        )
+    if manifest["hidden_size"] != target.config.hidden_size:
+        raise ModelLoadError(
+            f"draft {path} borrows embeddings of width {manifest['hidden_size']} but {target.source} has "
+            f"{target.config.hidden_size}; train a draft for this target with `forerun train-draft`"
+        )
+
+    def tensor(name: str) -> np.ndarray:
+        if name not in names:
+            return target.tensors.tensor(name)
+        with safe_open(path / DRAFT_FILE, framework="np") as file:
+            stored = file.get_tensor(name)
+        scale_name = f"{name}.scale"
+        if scale_name in names:
+            with safe_open(path / DRAFT_FILE, framework="np") as file:
+                return stored.astype(np.float32) * file.get_tensor(scale_name)[:, None]
+        return stored.astype(np.float32)
+
+    config = replace(target.config, num_layers=manifest["num_layers"])
+    return Draft(config=config, tensor=tensor, vocab_ids=vocab_ids, source=str(path))

@@ -1,0 +1,201 @@
+"""Train a draft for a target, from nothing but the target: sample, distil, measure, write."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+
+from forerun.core.errors import ConfigError
+from forerun.models.checkpoint import Checkpoint
+from forerun.models.draft import DRAFT_FILE, MANIFEST_FILE
+from forerun.nn.int8_linear import quantize_weight
+from forerun.training.distillation.batches import DistillBatch, TextBatches
+from forerun.training.distillation.corpus import (
+    CorpusConfig,
+    corpus_digest,
+    make_runner,
+    read_shard,
+    sample_shard,
+    shard_path,
+    write_shard,
+)
+from forerun.training.distillation.loss import distillation_loss, greedy_agreement
+from forerun.training.distillation.sampling import SampledText
+from forerun.training.distillation.student import Student
+from forerun.training.distillation.vocabulary import choose_vocab
+from forerun.training.loop import LoopConfig, TrainingLoop
+
+_HELD_OUT_SHARDS = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DraftTrainingConfig:
+    """How to train a draft.
+
+    Attributes:
+        corpus: What text to sample.
+        num_shards: Shards to sample; the last is held out.
+        layer_ids: Layers of the target that the draft starts from; ``None``: the first three and the last.
+        vocab_size: Tokens the draft can propose.
+        num_steps: Optimiser steps.
+        batch_tokens: Tokens per step, padding included.
+        learning_rate: Peak.
+        greedy_share: Weight of the target's likeliest token in the loss, against its whole law.
+    """
+
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    num_shards: int = 16
+    layer_ids: tuple[int, ...] | None = None
+    vocab_size: int = 16384
+    num_steps: int = 900
+    batch_tokens: int = 2048
+    learning_rate: float = 1e-3
+    greedy_share: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.num_shards <= _HELD_OUT_SHARDS:
+            raise ConfigError(
+                f"num_shards={self.num_shards}: must be at least {_HELD_OUT_SHARDS + 1}, the last is held out"
+            )
+        if not 0 <= self.greedy_share <= 1:
+            raise ConfigError(f"greedy_share={self.greedy_share}: must be in [0, 1]")
+
+
+Report = Callable[[str, int, int, str], None]
+"""Told (stage, done, total, detail) as training goes on."""
+
+
+def train_draft(
+    checkpoint: Checkpoint, directory: Path, config: DraftTrainingConfig, *, report: Report
+) -> dict[str, Any]:
+    """Train a draft; call it again with the same directory to resume.
+
+    Args:
+        checkpoint: The target.
+        directory: Gets the draft, and below ``work`` the sampled text and the checkpoint.
+        config: How to train.
+        report: Progress.
+
+    Returns:
+        The manifest that was written beside the draft.
+
+    Effects:
+        Writes ``draft.safetensors`` and ``draft.json`` at the end, each whole or not at all.
+    """
+    work = directory / "work"
+    sample_corpus(checkpoint, work / "corpus", config, report=report)
+    texts = _read(work / "corpus", range(config.num_shards - _HELD_OUT_SHARDS))
+    held_out = _read(work / "corpus", range(config.num_shards - _HELD_OUT_SHARDS, config.num_shards))
+    vocab_ids = choose_vocab(
+        texts, size=config.vocab_size, vocab_size=checkpoint.config.vocab_size, always=checkpoint.eos_ids
+    )
+    num_layers = checkpoint.config.num_layers
+    student = Student(checkpoint, layer_ids=config.layer_ids or (0, 1, 2, num_layers - 1), vocab_ids=vocab_ids)
+    batches = TextBatches(
+        texts,
+        vocab_ids=vocab_ids,
+        vocab_size=checkpoint.config.vocab_size,
+        batch_tokens=config.batch_tokens,
+        seed=config.corpus.seed,
+    )
+
+    def on_step(step: int, loss: float, learning_rate: float) -> None:
+        report("train", step + 1, config.num_steps, f"loss {loss:.3f}  lr {learning_rate:.1e}")
+
+    loop = TrainingLoop(
+        student,
+        LoopConfig(num_steps=config.num_steps, learning_rate=config.learning_rate),
+        batch_at=batches.at,
+        loss=lambda batch: distillation_loss(
+            student(batch.token_ids, batch.where), batch, greedy_share=config.greedy_share
+        ),
+        directory=work,
+        on_step=on_step,
+    )
+    losses = loop.run()
+    agreement = _held_out_agreement(student, batches, held_out)
+    report("measure", 1, 1, f"greedy agreement on held-out text {agreement:.3f}")
+    manifest = {
+        "target": checkpoint.source,
+        "vocab_digest": checkpoint.tokenizer.vocab_digest(),
+        "hidden_size": checkpoint.config.hidden_size,
+        "num_layers": len(student.layer_ids),
+        "layer_ids": list(student.layer_ids),
+        "config": asdict(config),
+        "corpus_sha256": corpus_digest(work / "corpus", range(config.num_shards)),
+        "num_texts": len(texts),
+        "num_sampled_tokens": sum(len(text.tokens) for text in texts),
+        "final_loss_nats": float(np.mean(losses[-20:])),
+        "held_out_greedy_agreement": agreement,
+        "git_revision": _git_revision(),
+        "versions": {name: version(name) for name in ("torch", "numpy", "numba")},
+    }
+    _write(student, directory, manifest)
+    return manifest
+
+
+def sample_corpus(
+    checkpoint: Checkpoint,
+    directory: Path,
+    config: DraftTrainingConfig,
+    *,
+    report: Report,
+    worker: int = 0,
+    num_workers: int = 1,
+) -> None:
+    """Sample the shards that are missing; several workers share them by index."""
+    directory.mkdir(parents=True, exist_ok=True)
+    mine = range(worker, config.num_shards, num_workers)
+    missing = [index for index in mine if not shard_path(directory, index).exists()]
+    if not missing:
+        return
+    runner = make_runner(checkpoint, config.corpus)
+    for index in missing:
+        texts = sample_shard(checkpoint, runner, config.corpus, index)
+        write_shard(shard_path(directory, index), texts)
+        report(
+            "sample", index + 1, config.num_shards, f"{sum(len(text.tokens) for text in texts)} tokens in this shard"
+        )
+
+
+def _read(directory: Path, indices: range) -> list[SampledText]:
+    return [text for index in indices for text in read_shard(shard_path(directory, index))]
+
+
+def _held_out_agreement(student: Student, batches: TextBatches, texts: list[SampledText]) -> float:
+    same, total = 0.0, 0
+    for first in range(0, len(texts), 8):
+        batch: DistillBatch = batches.collate(texts[first : first + 8])
+        with torch.no_grad():
+            same += greedy_agreement(student(batch.token_ids, batch.where), batch) * batch.num_tokens
+        total += batch.num_tokens
+    return same / total
+
+
+def _write(student: Student, directory: Path, manifest: dict[str, Any]) -> None:
+    """Write the trained weights: matrices as int8 with a scale per row, as they will run; embedding and head stay the target's."""
+    tensors: dict[str, np.ndarray] = {"vocab_ids": student.vocab_ids.astype(np.int32)}
+    for name in student.trained_names():
+        values = student.decoder.get_parameter(name).detach().numpy()
+        if values.ndim > 1:
+            tensors[name], tensors[f"{name}.scale"] = quantize_weight(values)
+        else:
+            tensors[name] = values
+    directory.mkdir(parents=True, exist_ok=True)
+    partial = directory / f"{DRAFT_FILE}.partial"
+    save_file(tensors, partial)
+    partial.rename(directory / DRAFT_FILE)
+    (directory / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+
+
+def _git_revision() -> str:
+    """Return the revision of the working tree's repository, or ``unknown`` outside one."""
+    result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S607
+    return result.stdout.strip() or "unknown"
