@@ -107,6 +107,7 @@ def _terminal_lines(interrupt: _Interrupt) -> Iterator[str]:
             return
         except KeyboardInterrupt:
             if interrupt.is_set:
+                write_line()
                 raise
             interrupt.is_set = True
             write_line("\n(Ctrl-C again or /quit to leave)")

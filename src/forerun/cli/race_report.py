@@ -63,7 +63,7 @@ def _table(result: RaceResult) -> Table:
     row("mean acceptance length (tokens a pass)", lambda _, total: f"{total.mean_acceptance_length:.2f}")
     row("outcomes predicted (cache hits)", rate(lambda total: total.cache_hit_rate, "ssd"))
     row("share of time not verifying", rate(lambda total: total.non_verify_share, "ar", "sd", "ssd"))
-    row("  of it in rounds after a hit", rate(lambda total: total.non_verify_share_hit, "ssd"))
+    row("  the same, in rounds after a hit", rate(lambda total: total.non_verify_share_hit, "ssd"))
     row("cores", lambda _, total: str(total.cores))
     row("tokens", lambda _, total: str(total.num_tokens))
     return table

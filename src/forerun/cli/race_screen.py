@@ -227,7 +227,7 @@ class RaceScreen(RaceObserver):
         runs = _runs_of(result, prompt_index)
         self._restart(runs)
         self._advance(runs, float("inf"))
-        self._status = "Each method ran alone; the runs timed had no drawing in them"
+        self._status = "Each method ran alone; the timed runs were not drawn"
         height = min(_FINAL_LINES, self._console.height) if not self._is_stacked() else self._console.height
         self._console.print(self._frame(), height=height)
 
@@ -236,6 +236,7 @@ class RaceScreen(RaceObserver):
             pane = self._panes[racer]
             pane.clear()
             pane.num_tokens_expected = len(run.tokens)
+            pane.set_cores(run.metrics.cores)
             pane.is_active = True
             pane.state = "prefill"
 
