@@ -178,6 +178,13 @@ def test_memory_bar_takes_the_worst_process(draft_peak, verdict, worst):
     assert bar.note.startswith(f"{worst} of ssd")
 
 
+@pytest.mark.parametrize(("name", "limit_bytes"), [("ar", 750e6), ("ssd", 750e6), ("sd", 810e6), ("auto", 810e6)])
+def test_a_process_may_hold_the_files_it_loads(name, limit_bytes):
+    processes = [{"role": "target", "rss_bytes": 1, "peak_bytes": 2}]
+    run = [*records(SPEEDS), {"record": "memory", "engine": name, "processes": processes}]
+    assert summarise(run)["memory"][name]["target"]["limit_bytes"] == pytest.approx(limit_bytes)
+
+
 def test_memory_of_a_peer_has_no_bar():
     processes = [{"role": "target", "rss_bytes": 1, "peak_bytes": 5_000_000_000}]
     run = [*records(SPEEDS), {"record": "memory", "engine": "llama.cpp-1", "processes": processes}]

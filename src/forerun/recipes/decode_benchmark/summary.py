@@ -21,6 +21,8 @@ _RATIO_PAIRS: Final = (
     ("sd-2", "ar-2"), ("auto", "ar"), ("auto", "sd"), ("auto", "ssd"), ("auto", "ar-2"), ("auto", "sd-2"),
 )  # fmt: skip
 _TWO_CORE_METHODS: Final = ("ssd", "auto", "ar-2", "sd-2")
+_DRAFTS_IN_TARGET_PROCESS: Final = frozenset({"sd", "sd-2", "auto"})
+"""Methods whose target process loads the draft's files too."""
 
 
 def summarise(records: Sequence[Record]) -> dict[str, Any]:
@@ -195,9 +197,11 @@ def _memory(records: Sequence[Record], facts: Mapping[str, Any]) -> dict[str, An
     memory: dict[str, Any] = {}
     for record in records:
         for process in record["processes"]:
-            file_bytes = facts["target_bytes"] if process["role"] == "target" else facts["draft_bytes"]
+            role, draft_bytes = process["role"], facts["draft_bytes"] or 0
+            target_bytes = facts["target_bytes"] + (draft_bytes if record["engine"] in _DRAFTS_IN_TARGET_PROCESS else 0)
+            file_bytes = target_bytes if role == "target" else draft_bytes
             limit = 1.5 * file_bytes + 600e6 if file_bytes else None
-            memory.setdefault(record["engine"], {})[process["role"]] = {
+            memory.setdefault(record["engine"], {})[role] = {
                 "rss_bytes": process["rss_bytes"],
                 "peak_bytes": process["peak_bytes"],
                 "file_bytes": file_bytes,
