@@ -63,7 +63,7 @@ class EngineProcess:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         # A peer may run in an interpreter without our package; the channel module is all it needs of it.
         paths = [str(_SOURCE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = os.environ | {name: str(len(engine.cores)) for name in _THREAD_VARIABLES}
+        environment = os.environ | {name: str(engine.num_threads) for name in _THREAD_VARIABLES}
         self.started_at = time.perf_counter()
         self._process = subprocess.Popen(
             engine.command,

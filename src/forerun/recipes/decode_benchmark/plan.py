@@ -39,6 +39,7 @@ class Engine:
         label: What it is, for tables.
         command: Starts its worker.
         cores: What it declares to use, and is held to.
+        num_threads: Threads of each of its processes (SSD: one on the target's core, one on the drafter's).
         is_own: Whether it is ours (its outputs must then equal those of our other methods).
         num_greedy: Prompts it gets greedily, the first in the file; ``None``: all.
         num_sampled: The same at temperature 0.7.
@@ -48,6 +49,7 @@ class Engine:
     label: str
     command: tuple[str, ...]
     cores: tuple[int, ...]
+    num_threads: int = 1
     is_own: bool = False
     num_greedy: int | None = None
     num_sampled: int | None = None
@@ -114,7 +116,7 @@ def own_engines(*, cores: Sequence[int], target: str, draft: str) -> list[Engine
     ) -> Engine:
         options = ("--method", method, "--threads", str(num_threads), "--target", target, "--draft", draft)
         command = (sys.executable, "-m", _WORKER, *options, "--cores", ",".join(map(str, on)))
-        return Engine(name=name, label=label, command=command, cores=on, is_own=True, **share)
+        return Engine(name=name, label=label, command=command, cores=on, num_threads=num_threads, is_own=True, **share)
 
     return [
         engine("ar", "AR, 1 core", "none", on=one, num_sampled=25),
@@ -161,6 +163,7 @@ def peer_engines(
                         label=f"{name}, {shown}",
                         command=(python, str(script), *options, "--mode", mode),
                         cores=on,
+                        num_threads=num_threads,
                         num_greedy=num_greedy,
                         num_sampled=num_sampled if mode == "plain" else 0,
                     )
