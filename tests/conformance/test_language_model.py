@@ -1,4 +1,4 @@
-"""What every ``LanguageModel`` promises, over random models of every family; the oracle computes each text from scratch."""
+"""What every ``LanguageModel`` promises, on random models of every family; each text is also computed from scratch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -118,7 +118,7 @@ def subject(request) -> Subject:
     return Subject(
         build=build,
         oracle=fill_decoder(
-            replace(config, tie_embeddings=config.tie_embeddings and not is_int8), expected.__getitem__
+            replace(config, tie_embeddings=not is_int8 and config.tie_embeddings), expected.__getitem__
         ),
         atol=4e-3 if is_int8 else 2e-5,
         same=np.testing.assert_array_equal if is_int8 else close,

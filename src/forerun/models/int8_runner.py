@@ -36,6 +36,11 @@ class _Layer:
     values: np.ndarray
 
 
+def _own(weight: np.ndarray) -> np.ndarray:
+    """Return a copy of the one type that the kernels are compiled for: float32, contiguous, writeable."""
+    return np.array(weight, np.float32, order="C")
+
+
 class Int8Runner:
     """Runs a decoder on rows of tokens, and owns its key/value cache.
 
@@ -79,7 +84,7 @@ class Int8Runner:
         self.capacity = -(-capacity // attention.PANEL) * attention.PANEL
         self.vocab_ids = vocab_ids
         self._layers = [self._load_layer(tensor, index) for index in range(config.num_layers)]
-        self._final_norm = tensor("norm.weight")
+        self._final_norm = _own(tensor("norm.weight"))
         embedding = tensor("embed_tokens.weight")
         head = embedding if config.tie_embeddings else tensor("lm_head.weight")
         self._head = Int8Linear.from_float(head if vocab_ids is None else head[vocab_ids])
@@ -102,13 +107,13 @@ class Int8Runner:
             out=Int8Linear.from_float(tensor(f"{attend}.o_proj.weight")),
             gate_up=Int8Linear.from_float(tensor(f"{mlp}.gate_proj.weight"), tensor(f"{mlp}.up_proj.weight")),
             down=Int8Linear.from_float(tensor(f"{mlp}.down_proj.weight")),
-            attention_norm=tensor(f"{name}.input_layernorm.weight"),
-            mlp_norm=tensor(f"{name}.post_attention_layernorm.weight"),
-            bias=np.concatenate([tensor(f"{attend}.{part}_proj.bias") for part in "qkv"])
+            attention_norm=_own(tensor(f"{name}.input_layernorm.weight")),
+            mlp_norm=_own(tensor(f"{name}.post_attention_layernorm.weight")),
+            bias=_own(np.concatenate([tensor(f"{attend}.{part}_proj.bias") for part in "qkv"]))
             if config.attention_bias
             else empty,
-            q_norm=tensor(f"{attend}.q_norm.weight") if config.qk_norm else empty,
-            k_norm=tensor(f"{attend}.k_norm.weight") if config.qk_norm else empty,
+            q_norm=_own(tensor(f"{attend}.q_norm.weight")) if config.qk_norm else empty,
+            k_norm=_own(tensor(f"{attend}.k_norm.weight")) if config.qk_norm else empty,
             keys=keys,
             values=values,
         )
@@ -133,6 +138,12 @@ class Int8Runner:
         """
         config, num_rows, eps = self.config, len(rows), self.config.norm_eps
         check_rows(rows, num_sequences=self.num_sequences, capacity=self.capacity, vocab_size=config.vocab_size)
+        sequences, positions, slots, lengths, ancestors, num_ancestors = (
+            np.ascontiguousarray(array, np.int64)  # one type each: another would compile every kernel again
+            for array in (
+                rows.sequences, rows.positions, rows.slots, rows.lengths, rows.ancestors, rows.num_ancestors,
+            )
+        )  # fmt: skip
         width = config.num_heads * config.head_dim
         x = self._embedding[rows.token_ids].astype(np.float32)
         update = np.zeros_like(x)
@@ -147,11 +158,10 @@ class Int8Runner:
             kernels.add_norm_quantize(x, update, layer.attention_norm, eps, narrow, scale)
             kernels.write_qkv(
                 layer.qkv(narrow, scale), layer.bias, layer.q_norm, layer.k_norm, eps, self._cos, self._sin,
-                rows.positions, rows.sequences, rows.slots, queries, layer.keys, layer.values,
+                positions, sequences, slots, queries, layer.keys, layer.values,
             )  # fmt: skip
             attention.attend(
-                queries, layer.keys, layer.values,
-                rows.sequences, rows.lengths, rows.ancestors, rows.num_ancestors, mixed,
+                queries, layer.keys, layer.values, sequences, lengths, ancestors, num_ancestors, mixed,
             )  # fmt: skip
             kernels.quantize_rows(mixed, heads, scale)
             kernels.add_norm_quantize(x, layer.out(heads, scale), layer.mlp_norm, eps, narrow, scale)

@@ -125,7 +125,7 @@ _block_1, _block_2, _block_3, _block_6, _block_12 = (_block_function(num_rows) f
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _multiply_panel(
-    num_rows: int, rows: int, row_bytes: int, panel: int, panel_bytes: int, steps: int, out: int, out_bytes: int
+    num_rows: Any, rows: Any, row_bytes: Any, panel: Any, panel_bytes: Any, steps: Any, out: Any, out_bytes: Any
 ) -> None:
     """Multiply rows by one panel; all addresses and strides are in bytes, ``steps`` is at least 1."""
     done = 0
@@ -178,10 +178,12 @@ def mask_exp(scores: Any, length: Any, ancestors: Any, num_ancestors: Any) -> An
         slot = ancestors[a]
         weight = exp(scores[slot] - peak)
         total += weight
-        scores[place:slot] = np.float32(0.0)
+        for j in range(place, slot):
+            scores[j] = np.float32(0.0)
         scores[slot] = weight
         place = slot + 1
-    scores[place:] = np.float32(0.0)
+    for j in range(place, len(scores)):
+        scores[j] = np.float32(0.0)
     return total
 
 
@@ -220,6 +222,8 @@ def attend(
     mixed = np.empty((most_rows * group, width), np.float32)
     totals = np.empty(most_rows * group, np.float32)
     score_bytes, head_bytes = scores.shape[1] * 4, head_dim * 4
+    # Signed, for Numba adds an unsigned to a signed integer in floating point.
+    scores_base, mixed_base = np.int64(scores.ctypes.data), np.int64(mixed.ctypes.data)
     first = 0
     while first < num_rows:
         sequence, stop, span = sequences[first], first, 1
@@ -229,27 +233,17 @@ def attend(
             stop += 1
         count = (stop - first) * group
         for g in range(num_kv_heads):
-            asked = queries[g, first * group :].ctypes.data
+            asked = np.int64(queries[g, first * group :].ctypes.data)
+            keys_base, values_base = np.int64(keys[sequence, g].ctypes.data), np.int64(values[sequence, g].ctypes.data)
             for p in range(-(-span // PANEL)):
-                panel = keys[sequence, g, p].ctypes.data
-                _multiply_panel(
-                    count,
-                    asked,
-                    head_bytes,
-                    panel,
-                    PANEL * 4,
-                    head_dim,
-                    scores.ctypes.data + p * PANEL * 4,
-                    score_bytes,
-                )
+                panel, target = keys_base + p * head_dim * PANEL * 4, scores_base + p * PANEL * 4
+                _multiply_panel(count, asked, head_bytes, panel, PANEL * 4, head_dim, target, score_bytes)
             for row in range(count):
                 m = first + row // group
                 totals[row] = mask_exp(scores[row, :span], lengths[m], ancestors[m], num_ancestors[m])
             for d in range(0, width, PANEL):
-                panel = values[sequence, g].ctypes.data + d * 4
-                _multiply_panel(
-                    count, scores.ctypes.data, score_bytes, panel, width * 4, span, mixed.ctypes.data + d * 4, width * 4
-                )
+                panel, target = values_base + d * 4, mixed_base + d * 4
+                _multiply_panel(count, scores_base, score_bytes, panel, width * 4, span, target, width * 4)
             for row in range(count):
                 inverse = np.float32(1.0) / totals[row]
                 base = (g * group + row % group) * head_dim
@@ -269,12 +263,17 @@ def move_slots(keys: np.ndarray, values: np.ndarray, sequence: int, sources: np.
         sources: int64 slots.
         targets: int64 slots, as many.
     """
-    held_keys = np.empty((len(sources), keys.shape[3]), np.float32)
-    held_values = np.empty((len(sources), values.shape[3]), np.float32)
+    head_dim, width = keys.shape[3], values.shape[3]
+    held = np.empty((len(sources), head_dim + width), np.float32)
     for g in range(keys.shape[1]):
+        cached_keys, cached_values = keys[sequence, g], values[sequence, g]
         for i, slot in enumerate(sources):
-            held_keys[i] = keys[sequence, g, slot // PANEL, :, slot % PANEL]
-            held_values[i] = values[sequence, g, slot]
+            for d in range(head_dim):
+                held[i, d] = cached_keys[slot // PANEL, d, slot % PANEL]
+            for d in range(width):
+                held[i, head_dim + d] = cached_values[slot, d]
         for i, slot in enumerate(targets):
-            keys[sequence, g, slot // PANEL, :, slot % PANEL] = held_keys[i]
-            values[sequence, g, slot] = held_values[i]
+            for d in range(head_dim):
+                cached_keys[slot // PANEL, d, slot % PANEL] = held[i, d]
+            for d in range(width):
+                cached_values[slot, d] = held[i, head_dim + d]

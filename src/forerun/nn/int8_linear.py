@@ -7,11 +7,13 @@ then behaves like a memory-bound GPU, which is what speculation needs.
 
 import numpy as np
 import torch
+from numba import njit
 
 from forerun.nn import vnni
 from forerun.nn.row_kernels import LOW_LEVELS, ZERO_POINT
 
 
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"nnan"})
 def quantize_weight(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Round a matrix to int8 with one symmetric scale per output channel.
 
@@ -21,8 +23,16 @@ def quantize_weight(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         int8 ``[out, in]`` in [-127, 127] and float32 scales ``[out]``; ``weight ~ q * scale[:, None]``.
     """
-    scale = np.maximum(np.abs(weight).max(axis=1), 1e-12).astype(np.float32) / np.float32(127.0)
-    return np.rint(weight / scale[:, None]).astype(np.int8), scale
+    quantized, scales = np.empty(weight.shape, np.int8), np.empty(weight.shape[0], np.float32)
+    for n in range(weight.shape[0]):
+        peak = np.float32(1e-12)
+        for k in range(weight.shape[1]):
+            peak = max(peak, abs(weight[n, k]))
+        scale = peak / np.float32(127.0)
+        for k in range(weight.shape[1]):
+            quantized[n, k] = np.int8(np.rint(weight[n, k] / scale))
+        scales[n] = scale
+    return quantized, scales
 
 
 class Int8Linear:
@@ -51,7 +61,7 @@ class Int8Linear:
     @classmethod
     def from_float(cls, *weights: np.ndarray, kernel: str | None = None) -> "Int8Linear":
         """Quantise float matrices and stack them along their outputs."""
-        parts = [quantize_weight(weight) for weight in weights]
+        parts = [quantize_weight(np.ascontiguousarray(weight, np.float32)) for weight in weights]
         weight, scale = (np.concatenate(pieces) for pieces in zip(*parts, strict=True))
         return cls(weight, scale, kernel=kernel)
 

@@ -7,6 +7,8 @@ why greedy outputs are equal under every decoding method.
 
 Quantised rows are unsigned bytes with zero point 128 and one scale per row: ``x ~ (byte - 128) * scale``. With two
 levels a second block of M rows holds the remainders at 1/254 of the scale, which makes a 15-bit number of the two.
+Arrays are assigned element by element: Numba compiles the message of a shape error into every assignment of a slice,
+which takes seconds.
 Shape legend: M rows, E hidden, I intermediate, H query heads, G key/value heads, D head_dim, group = H / G.
 """
 
@@ -77,11 +79,19 @@ def _quantize_row(row: np.ndarray, out_u8: np.ndarray, m: int, num_rows: int) ->
 
 
 @njit(**FAST_OPTIONS)
-def norm_quantize(x: np.ndarray, weight: np.ndarray, eps: float, out_u8: np.ndarray, out_scale: np.ndarray) -> None:
-    """RMS-normalise rows and quantise them.
+def add_norm_quantize(
+    x: np.ndarray,
+    update: np.ndarray,
+    weight: np.ndarray,
+    eps: float,
+    out_u8: np.ndarray,
+    out_scale: np.ndarray,
+) -> None:
+    """Add a matrix product's rows to the residual stream in place, then RMS-normalise the sum and quantise it.
 
     Args:
-        x: float32 ``[M, E]``.
+        x: float32 ``[M, E]``, the residual stream; ``update`` is added to it.
+        update: float32 ``[M, E]``.
         weight: float32 ``[E]``, gain of the norm.
         eps: Added to the mean square.
         out_u8: uint8 ``[levels M, E]``, written.
@@ -92,36 +102,13 @@ def norm_quantize(x: np.ndarray, weight: np.ndarray, eps: float, out_u8: np.ndar
     for m in range(x.shape[0]):
         square = np.float32(0.0)
         for j in range(width):
-            square += x[m, j] * x[m, j]
+            total = x[m, j] + update[m, j]
+            x[m, j] = total
+            square += total * total
         gain = np.float32(1.0) / np.float32(math.sqrt(square / np.float32(width) + eps))
         for j in range(width):
             row[j] = x[m, j] * gain * weight[j]
         out_scale[m] = _quantize_row(row, out_u8, m, x.shape[0])
-
-
-@njit(**FAST_OPTIONS)
-def add_norm_quantize(
-    x: np.ndarray,
-    update: np.ndarray,
-    weight: np.ndarray,
-    eps: float,
-    out_u8: np.ndarray,
-    out_scale: np.ndarray,
-) -> None:
-    """Add a matrix product's rows to the residual stream in place, then as :func:`norm_quantize`.
-
-    Args:
-        x: float32 ``[M, E]``, the residual stream; ``update`` is added to it.
-        update: float32 ``[M, E]``.
-        weight: float32 ``[E]``.
-        eps: Added to the mean square.
-        out_u8: uint8 ``[levels M, E]``, written.
-        out_scale: float32 ``[M]``, written.
-    """
-    for m in range(x.shape[0]):
-        for j in range(x.shape[1]):
-            x[m, j] += update[m, j]
-    norm_quantize(x, weight, eps, out_u8, out_scale)
 
 
 @njit(**FAST_OPTIONS)
@@ -223,7 +210,9 @@ def write_qkv(
                 for d in range(head_dim):
                     cached[d, slot % panel] = head[d]
             else:
-                values[sequence, h - num_heads - num_kv_heads, slot, :head_dim] = head
+                kept = values[sequence, h - num_heads - num_kv_heads, slot]
+                for d in range(head_dim):
+                    kept[d] = head[d]
 
 
 @njit(**FAST_OPTIONS)

@@ -27,6 +27,7 @@ def is_supported() -> bool:
     return all(features.get(name, False) for name in ("avx512f", "avx512bw", "avx512vnni"))
 
 
+@njit(cache=True, nogil=True, error_model="numpy")
 def pack_weight(weight: np.ndarray) -> np.ndarray:
     """Reorder a weight for :func:`multiply`.
 
@@ -37,9 +38,12 @@ def pack_weight(weight: np.ndarray) -> np.ndarray:
         int8 ``[ceil(N / 32), ceil(K / 4), 2, 16, 4]``, zero-padded.
     """
     outputs, inputs = weight.shape
-    padded = np.zeros((-(-outputs // PANEL) * PANEL, -(-inputs // 4) * 4), np.int8)
-    padded[:outputs, :inputs] = weight
-    return np.ascontiguousarray(padded.reshape(-1, 2, 16, padded.shape[1] // 4, 4).transpose(0, 3, 1, 2, 4))
+    packed = np.zeros((-(-outputs // PANEL), -(-inputs // 4), 2, 16, 4), np.int8)
+    for n in range(outputs):
+        lane = packed[n // PANEL, :, n % PANEL // 16, n % 16]
+        for k in range(inputs):
+            lane[k // 4, k % 4] = weight[n, k]
+    return packed
 
 
 def _emit_block(builder: Any, num_rows: int, weight: Any, rows: Any, stride: Any, steps: Any, out: Any) -> None:
@@ -127,8 +131,9 @@ def multiply(
     total = rows.shape[0]
     sums = np.empty((total + MAX_ROWS, PANEL), np.int32)
     stride, steps = rows.shape[1], packed.shape[1]
-    base, panel_bytes = packed.ctypes.data, packed.shape[1] * 128
-    rows_base, sums_base = rows.ctypes.data, sums.ctypes.data
+    # Signed, for Numba adds an unsigned to a signed integer in floating point.
+    base, panel_bytes = np.int64(packed.ctypes.data), packed.shape[1] * 128
+    rows_base, sums_base = np.int64(rows.ctypes.data), np.int64(sums.ctypes.data)
     for panel in range(packed.shape[0]):
         weight = base + panel * panel_bytes
         done = 0
