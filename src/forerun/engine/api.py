@@ -67,6 +67,7 @@ class LLM:
                 "use at most that"
             )
         self._factory = SpeculatorFactory(config, checkpoint, dtype=dtype, capacity=capacity, cores=cores)
+        self._cores_before = available_cores()
         if config.cores is not None or self._factory.uses_drafter_process:
             pin_process(*cores[: config.num_threads])
         self._checkpoint = checkpoint
@@ -132,8 +133,10 @@ class LLM:
         return self.generate([self.tokenizer.apply_chat_template(messages)], params)[0]
 
     def close(self) -> None:
-        """End the drafter's process, if there is one. The engine can't be used after it."""
+        """End the drafter's process, if there is one, and give this process its cores back. The engine ends with it."""
         self._factory.close()
+        if available_cores() != self._cores_before:
+            pin_process(*self._cores_before)
 
     def __enter__(self) -> Self:
         """Return itself."""

@@ -1,12 +1,15 @@
 """Engine configuration: how to decode, with what draft, on which cores."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
+
+from forerun.core.errors import ConfigError
 
 Method = Literal["none", "sequential", "ssd", "auto"]
 FanOutPolicy = Literal["uniform", "geometric", "measured"]
 Fallback = Literal["neural", "ngram", "none"]
 Verification = Literal["coupled", "rejection"]
+Dtype = Literal["auto", "int8", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +41,26 @@ class SpeculativeConfig:
     saguaro_c: float = 1.0
     drafter_timeout_s: float = 10.0
 
+    def __post_init__(self) -> None:
+        _require_at_least("speculative.num_speculative_tokens", self.num_speculative_tokens, 1, 'method="none"')
+        _require_at_least("speculative.branch_budget", self.branch_budget, 1, 'method="sequential"')
+        if not 0 < self.expected_acceptance_rate < 1:
+            raise ConfigError(f"speculative.expected_acceptance_rate={self.expected_acceptance_rate}: must be in (0, 1)")
+        if not self.fan_out_exponent > 0:
+            raise ConfigError(f"speculative.fan_out_exponent={self.fan_out_exponent}: must be > 0")
+        if not self.drafter_timeout_s > 0:
+            raise ConfigError(f"speculative.drafter_timeout_s={self.drafter_timeout_s}: must be > 0 seconds")
+        if not 0 <= self.saguaro_c <= 1:
+            raise ConfigError(f"speculative.saguaro_c={self.saguaro_c}: must be in [0, 1]; 1 turns it off")
+        if self.saguaro_c < 1 and self.verification != "rejection":
+            raise ConfigError(
+                f'speculative.saguaro_c={self.saguaro_c}: rescales the draft\'s law, which only verification="rejection" '
+                "looks at; set that, or saguaro_c=1"
+            )
+        _require_choice("speculative.fan_out", self.fan_out, get_args(FanOutPolicy))
+        _require_choice("speculative.fallback", self.fallback, get_args(Fallback))
+        _require_choice("speculative.verification", self.verification, get_args(Verification))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
@@ -45,8 +68,8 @@ class EngineConfig:
 
     Attributes:
         target: ``"default"`` (embedded SmolLM2-135M-Instruct), a GGUF file, a Hugging Face directory or hub name.
-        draft: ``"default"`` (the shipped draft, where it fits the target), ``"ngram"``, ``"self"`` (layer skip), ``None``,
-            or a path or name as for ``target``.
+        draft: ``"default"`` (the shipped draft, where it fits the target), ``"ngram"``, ``"self"`` (layer skip),
+            ``None``, or a path or name as for ``target``.
         method: Decoding method.
         dtype: ``"auto"`` keeps quantised weights in int8 on a CPU that has a kernel for them; else weights as named.
         max_model_len: Context in tokens, prompt and output together; ``None``: the model's own, at most 4096.
@@ -59,9 +82,30 @@ class EngineConfig:
     target: str = "default"
     draft: str | None = "default"
     method: Method = "auto"
-    dtype: Literal["auto", "int8", "float32", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     max_model_len: int | None = None
     max_num_seqs: int = 4
     num_threads: int = 1
     cores: tuple[int, ...] | None = None
     speculative: SpeculativeConfig = field(default_factory=SpeculativeConfig)
+
+    def __post_init__(self) -> None:
+        _require_at_least("max_model_len", self.max_model_len, 2, "max_model_len=None for the model's own")
+        _require_at_least("max_num_seqs", self.max_num_seqs, 1, "max_num_seqs=1 to decode one at a time")
+        _require_at_least("num_threads", self.num_threads, 1, "num_threads=1")
+        _require_choice("method", self.method, get_args(Method))
+        _require_choice("dtype", self.dtype, get_args(Dtype))
+        if self.cores is not None and len(self.cores) < self.num_threads:
+            raise ConfigError(
+                f"cores={self.cores}: fewer than num_threads={self.num_threads}; list a core per thread, and one for the drafter"
+            )
+
+
+def _require_at_least(name: str, value: int | None, least: int, otherwise: str) -> None:
+    if value is not None and value < least:
+        raise ConfigError(f"{name}={value}: must be >= {least}; set {otherwise}")
+
+
+def _require_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name}={value!r}: must be one of {', '.join(allowed)}")
