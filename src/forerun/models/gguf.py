@@ -11,6 +11,7 @@ from forerun.core.errors import ModelLoadError
 from forerun.models.config import DecoderConfig, Family
 from forerun.models.gguf_header import GgufHeader, GgufTensorInfo, read_header
 from forerun.models.layout import check_shapes
+from forerun.nn.block_formats import BLOCK_BYTES, dequantize_blocks
 from forerun.nn.rope import RopeScaling
 
 _FLOAT_TYPES = frozenset({GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16})
@@ -115,12 +116,17 @@ def read_tensor(path: Path, info: GgufTensorInfo) -> np.ndarray:
                 if len(raw) < min(chunk_bytes, info.num_bytes - start):
                     raise ModelLoadError(f"{path}: became shorter while it was read; download it again")
                 first, count = start // block_bytes * block_size, len(raw) // block_bytes * block_size
-                # One row per call: the library's own grouping of rows costs more than the arithmetic.
-                row = np.frombuffer(raw, dtype=np.uint8)[np.newaxis]
-                out[first : first + count] = dequantize(row, info.type)[0]
+                out[first : first + count] = _values(np.frombuffer(raw, dtype=np.uint8), info.type)
     except OSError as error:
         raise ModelLoadError(f"{path}: can't be read ({error}); check the file and its permissions") from error
     return out.reshape(info.shape)
+
+
+def _values(raw: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
+    if kind.name in BLOCK_BYTES:
+        return dequantize_blocks(raw, kind.name)
+    # One row per call: the library's own grouping of rows costs more than the arithmetic.
+    return dequantize(raw[np.newaxis], kind)[0]
 
 
 def _halves_from_pairs(values: np.ndarray, num_heads: int) -> np.ndarray:
