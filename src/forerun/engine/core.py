@@ -24,8 +24,8 @@ _PREFILL_ROWS = 192
 class EngineCore:
     """Decodes requests side by side with one target.
 
-    A round verifies every running request in one pass of the target; requests join when a sequence is free and leave when
-    they end, so a batch is never held up by its longest member.
+    A round verifies every running request in one pass of the target; requests join when a sequence is free and leave
+    when they end, so a batch is never held up by its longest member.
 
     Args:
         target: The target model.
@@ -48,7 +48,7 @@ class EngineCore:
             Each request's text and tokens as they are decided.
 
         Effects:
-            Writes the target's cache. Closing the iterator early leaves the requests unfinished and the speculator clean.
+            Writes the target's cache. Closing the iterator early leaves requests unfinished and the speculator clean.
         """
         waiting, running = deque(requests), list[Request]()
         free = list(range(self._target.num_sequences))[::-1]
@@ -75,6 +75,7 @@ class EngineCore:
         started = time.perf_counter()
         speculator.start(request)
         prompt = list(request.prompt_ids)
+        logits = np.empty((0, 0), np.float32)
         for first in range(0, len(prompt), _PREFILL_ROWS):
             part = prompt[first : first + _PREFILL_ROWS]
             logits = self._target.forward(
@@ -98,6 +99,9 @@ class EngineCore:
             for request in requests
         ]
         speculations = speculator.speculate(requests, limits)
+        assert all(len(some.token_ids) <= most for some, most in zip(speculations, limits, strict=True)), (
+            f"a draft is longer than allowed: {speculations}, {limits}"
+        )
         order = sorted(range(len(requests)), key=lambda index: requests[index].sequence)
         parts = [
             (
@@ -111,6 +115,7 @@ class EngineCore:
         logits = self._target.forward(Rows.chains(parts))
         forward_s = time.perf_counter() - forward_started
         chunks: list[StreamChunk] = []
+        accepted: list[int] = []
         place = 0
         for index in order:
             request, speculation = requests[index], speculations[index]
@@ -118,6 +123,7 @@ class EngineCore:
             chunk, num_accepted = self._decide(request, logits[place : place + num_rows], speculation, speculator)
             place += num_rows
             chunks.append(chunk)
+            accepted.append(num_accepted)
             counters.num_verifications += 1
             counters.num_proposed += len(speculation.token_ids)
             counters.num_accepted += num_accepted
@@ -132,18 +138,19 @@ class EngineCore:
         if all(speculation.is_hit for speculation in speculations):
             counters.hit_s += round_s
             counters.hit_forward_s += forward_s
-        num_emitted = sum(len(chunk.token_ids) for chunk in chunks)
-        controller.observe(num_rows=len(logits), num_emitted=num_emitted, round_s=round_s, forward_s=forward_s)
+        proposed = [len(speculations[index].token_ids) for index in order]
+        controller.observe(proposed=proposed, accepted=accepted, round_s=round_s)
         yield from chunks
 
     def _decide(
         self, request: Request, logits: np.ndarray, speculation: Speculation, speculator: Speculator
     ) -> tuple[StreamChunk, int]:
-        """Verify a draft against the target's logits and append what follows; return the chunk and the number accepted."""
+        """Verify a draft against the target's logits and append what follows; return the chunk and how many it kept."""
         draft = speculation.token_ids
         num_accepted, token = self._verify(request, logits, speculation, speculator)
         tokens = [*draft[:num_accepted], token]
-        origins: list[TokenOrigin] = [*([speculation.origin] * num_accepted), "target"]
+        origins: list[TokenOrigin] = [speculation.origin] * num_accepted
+        origins.append("target")
         logprobs = self._logprobs(request, logits, tokens)
         before = len(request.output_ids)
         text = request.append(tokens, origins, logprobs)

@@ -40,7 +40,7 @@ class DecodeCounters:
     num_accepted: int = 0
     num_hits: int = 0
     num_look_ups: int = 0
-    accepted_counts: Counter[int] = field(default_factory=Counter)
+    accepted_counts: Counter[int] = field(default_factory=Counter[int])
 
     def metrics(self, *, method: str, cores: int) -> DecodeMetrics:
         """Return rates and shares."""
@@ -54,7 +54,7 @@ class DecodeCounters:
             cores=cores,
             num_engine_steps=self.num_rounds,
             acceptance_rate=_ratio(self.num_accepted, self.num_proposed),
-            mean_acceptance_length=_ratio(self.num_accepted + self.num_verifications, self.num_verifications),
+            mean_acceptance_length=_ratio(num_decoded, self.num_verifications),
             cache_hit_rate=_ratio(self.num_hits, self.num_look_ups),
             non_verify_share=_ratio(self.decode_s - self.forward_s, self.decode_s),
             non_verify_share_hit=_ratio(self.hit_s - self.hit_forward_s, self.hit_s),

@@ -39,9 +39,9 @@ class Request:
     max_tokens: int
     round_number: int
     sequence: int = -1
-    output_ids: list[int] = field(default_factory=list)
-    origins: list[TokenOrigin] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
+    output_ids: list[int] = field(default_factory=list[int])
+    origins: list[TokenOrigin] = field(default_factory=list["TokenOrigin"])
+    logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
     text: str = ""
     finish_reason: FinishReason | None = None
 

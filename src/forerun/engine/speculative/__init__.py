@@ -1,0 +1,1 @@
+"""Ways to draft, and the rules that verify a draft without changing the law."""

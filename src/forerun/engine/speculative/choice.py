@@ -19,8 +19,8 @@ NUM_CANDIDATES = 64
 class DraftChoice:
     """Draws draft tokens for one request, and ranks the tokens that may come instead.
 
-    Greedy, the draft takes its likeliest token. With temperature and ``coupled`` verification it adds the noise that the
-    target will add; with ``rejection`` it draws from its law, which is then the q that the target verifies with.
+    Greedy, the draft takes its likeliest token. With temperature and ``coupled`` verification it adds the noise that
+    the target will add; with ``rejection`` it draws from its law, which is then the q that the target verifies with.
 
     Args:
         params: Of the request; seed set.
@@ -66,15 +66,19 @@ class DraftChoice:
             num_prepared: Outcomes prepared at this place, for Saguaro sampling.
 
         Returns:
-            The token, and the law it was drawn from where the target needs it.
+            The token, and the law it was drawn from where the target needs it. Where the parameters allow no token of
+            the draft's vocabulary, one that the target will reject.
         """
         position = self._num_prompt + len(output_ids)
+        if self._params.is_greedy and self._is_plain:
+            return self._token_at(int(logits_row.argmax())), None
+        try:
+            law = self._processor.process(logits_row, output_ids)
+        except FloatingPointError:  # a reduced vocabulary may hold nothing that the parameters allow
+            law = ProcessedLaw.one_hot(self._token_at(int(logits_row.argmax())), vocab_size=self._vocab_size)
         if self._params.is_greedy:
-            if self._is_plain:
-                return self._token_at(int(logits_row.argmax())), None
-            return self._processor.process(logits_row, output_ids).token_at(0), None
+            return law.token_at(0), None
         seed = self._params.seed or 0
-        law = self._processor.process(logits_row, output_ids)
         if not self.needs_laws:
             return coupled_token(law, seed=seed, request=self._request_number, position=position), None
         law = saguaro_rescale(law, fan_out=num_prepared, c=self._config.saguaro_c)
@@ -97,7 +101,10 @@ class DraftChoice:
         if self._is_plain and self._params.is_greedy:
             ids, scores = self._vocab_ids, logits_row
         else:
-            law = self._processor.reported_law(logits_row, output_ids)
+            try:
+                law = self._processor.reported_law(logits_row, output_ids)
+            except FloatingPointError:  # as in draw()
+                return []
             ids, scores = law.ids, law.scores
         num = min(max(NUM_CANDIDATES, count + 1), len(scores))
         head = np.argpartition(scores, -num)[-num:] if num < len(scores) else np.arange(len(scores))

@@ -10,19 +10,24 @@ import sys
 import tempfile
 import time
 from multiprocessing.connection import Connection
+from typing import IO
 
+from forerun.core import errors
 from forerun.core.errors import DrafterError
 from forerun.engine.speculative.messages import Message, encode
 from forerun.engine.speculative.speculation_cache import SpeculationCache
 from forerun.engine.speculative.worker import WorkerConfig
 
 _SEND_TIMEOUT_S = 1
+_MIN_CHECKS = 4
+"""Checks that must see a silent drafter before it counts as hung, however long this process itself was away."""
 
 
 class DrafterProcess:
     """A running drafter.
 
-    The process is a child without a shell; it ends when its connection closes, so also when this process is killed.
+    The process is a child without a shell, in a session of its own so that Ctrl-C in a terminal is ours to handle. It
+    ends when its connection closes, so also when this process is killed.
 
     Args:
         config: What it runs.
@@ -32,26 +37,27 @@ class DrafterProcess:
     """
 
     def __init__(self, config: WorkerConfig) -> None:
-        self.config = config
-        folder = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108 (unlinked at once, memory-backed)
+        self.vocab_size = config.vocab_size
         ours, theirs = socket.socketpair()
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_TIMEOUT_S, 0))
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.truncate(config.shape.num_bytes)
+        with _memory_file(config.shape.num_bytes) as file:
             self._memory = mmap.mmap(file.fileno(), config.shape.num_bytes)
             self._process = subprocess.Popen(
                 [
-                    sys.executable, "-m", "forerun.engine.speculative.worker",
+                    sys.executable, "-P", "-m", "forerun.engine.speculative.worker",
                     str(theirs.fileno()), str(file.fileno()), config.to_json(),
                 ],
                 pass_fds=(theirs.fileno(), file.fileno()),
                 stdin=subprocess.DEVNULL,
+                start_new_session=True,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
             )  # fmt: skip
         theirs.close()
         self._connection = Connection(ours.detach())
         self.cache = SpeculationCache(memoryview(self._memory), config.shape)
-        self._last_beat = (-1, time.perf_counter())
+        self._last_beat: int = -1
+        self._last_check_s = time.perf_counter()
+        self._silent_s = 0.0
 
     @property
     def pid(self) -> int:
@@ -62,18 +68,17 @@ class DrafterProcess:
         """Wait until the drafter has loaded its model.
 
         Raises:
-            DrafterError: It failed to start, or took too long.
+            DrafterError: It ended while it was loading, or took too long.
+            ForerunError: What the drafter found wrong with its configuration or its model.
         """
         try:
             if not self._connection.poll(timeout_s):
-                raise DrafterError(
-                    f"the drafter was not ready after {timeout_s:.0f} s; raise drafter_timeout_s or use a smaller draft"
-                )
+                raise DrafterError(f"the drafter had not loaded its model after {timeout_s:.0f} s")
             answer = json.loads(self._connection.recv_bytes())
         except (EOFError, OSError) as error:
             raise DrafterError(f"the drafter ended while it was loading (exit code {self._process.wait()})") from error
         if "error" in answer:
-            raise DrafterError(answer["error"])
+            raise getattr(errors, answer["kind"])(answer["error"])
 
     def send(self, message: Message) -> None:
         """Send a message.
@@ -96,16 +101,27 @@ class DrafterProcess:
         if code is not None:
             raise DrafterError(f"the drafter's process ended (exit code {code})")
         beat, now = self.cache.heartbeat, time.perf_counter()
-        if beat != self._last_beat[0]:
-            self._last_beat = (beat, now)
-        elif now - self._last_beat[1] > timeout_s:
+        # A drafter without work is silent, and nobody checks between requests: such a gap counts for one check only.
+        self._silent_s += min(now - self._last_check_s, timeout_s / _MIN_CHECKS)
+        self._last_check_s = now
+        if beat != self._last_beat:
+            self._last_beat, self._silent_s = beat, 0.0
+        elif self._silent_s > timeout_s:
             raise DrafterError(f"the drafter has made no progress for {timeout_s:.1f} s")
 
     def close(self) -> None:
-        """End the process."""
+        """End the process. May be called again."""
         self._connection.close()
         try:
             self._process.wait(timeout=2)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def _memory_file(num_bytes: int) -> IO[bytes]:
+    """Return an unnamed file to share. Not of /dev/shm, which may be small: a page it lacks would be a bus error."""
+    has_memory_files = hasattr(os, "memfd_create")
+    file = os.fdopen(os.memfd_create("forerun"), "w+b") if has_memory_files else tempfile.TemporaryFile()  # noqa: SIM115
+    file.truncate(num_bytes)
+    return file

@@ -90,5 +90,6 @@ def decode(data: bytes) -> Message:
         params: dict[str, Any] = content["params"]
         bias = {int(token): float(value) for token, value in params["logit_bias"]}
         stops = {name: tuple(params[name]) for name in ("stop", "stop_token_ids")}
-        content["params"] = SamplingParams(**(params | stops | {"logit_bias": bias}))
+        params.update(stops, logit_bias=bias)
+        content["params"] = SamplingParams(**params)
     return _KINDS[kind](**content)

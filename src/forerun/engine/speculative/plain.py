@@ -13,11 +13,11 @@ class NoSpeculator:
     def start(self, request: Request) -> None:
         """Nothing to prepare."""
 
-    def speculate(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Speculation]:  # noqa: ARG002
+    def speculate(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Speculation]:
         """Return empty drafts."""
         return [Speculation() for _ in requests]
 
-    def laws(self, request: Request, speculation: Speculation) -> Sequence[ProcessedLaw | None]:  # noqa: ARG002
+    def laws(self, request: Request, speculation: Speculation) -> Sequence[ProcessedLaw | None]:
         """Return nothing."""
         return []
 

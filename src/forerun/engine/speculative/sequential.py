@@ -39,7 +39,8 @@ class SequentialSpeculator:
             fan_out=lambda budget, num_tokens: (0,) * (num_tokens + 1),
         )
         self._sessions[request.index] = session
-        run_pass(self._model, [session])
+        while run_pass(self._model, [session]):
+            pass
 
     def speculate(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Speculation]:
         """Draft for all requests together, one token per pass."""

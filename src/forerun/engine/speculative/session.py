@@ -12,6 +12,9 @@ from forerun.engine.speculative.choice import DraftChoice
 FanOut = Callable[[int, int], Sequence[int]]
 """Gives F_0..F_K for (branch budget, K)."""
 
+_MAX_CHAIN_ROWS = 256
+"""Rows of a chain in one pass: a long prompt is read in parts, between which an outcome can arrive."""
+
 
 @dataclass(slots=True)
 class Branch:
@@ -114,8 +117,10 @@ class DraftSession:
             Slots to copy in the draft model's cache, as (source, target).
         """
         keep = self.num_committed + num_accepted
+        assert keep <= len(self.chain), f"{num_accepted} tokens accepted of {len(self.speculation)}"
         moves: list[tuple[int, int]] = []
-        logits = {index: row for index, row in self._logits.items() if index < keep}
+        # Rows before ``keep`` are not looked at again; a row of a branch is copied, being a view of its whole pass.
+        self._logits = {}
         self._num_cached = min(self._num_cached, keep)
         del self.chain[keep:]
         self.chain.append(token)
@@ -123,13 +128,14 @@ class DraftSession:
         self.laws = []
         if branch is not None:
             hit = self.branches[branch]
+            assert (hit.num_accepted, hit.token) == (num_accepted, token), "the branch is of another outcome"
             self.chain += hit.tokens[:num_used]
             self.laws = hit.laws[:num_used]
-            for level in range(min(num_used, len(hit.logits))):
+            # A branch that grew beyond what is used has its last used token cached, too.
+            for level in range(min(num_used + 1, len(hit.logits))):
                 moves.append((self._slot(level, branch), keep + level))
-                logits[keep + level] = hit.logits[level]
+                self._logits[keep + level] = hit.logits[level].copy()
             self._num_cached = keep + len(moves)
-        self._logits = logits
         self._wanted = num_used
         self.branches, self.depth, self._is_planned = [], 0, False
         return moves
@@ -137,7 +143,7 @@ class DraftSession:
     def rows(self) -> Rows | None:
         """Return the rows of the next pass, or ``None`` when there is nothing left to do."""
         if self._num_cached < len(self.chain):
-            return Rows.chains([(self.sequence, self._num_cached, self.chain[self._num_cached :])])
+            return Rows.chains([(self.sequence, self._num_cached, self.chain[self._num_cached : self._chain_end()])])
         assert not self.is_drafting, "absorb() extends a chain as soon as it is cached"
         if not self._is_planned:
             self._plan()
@@ -148,10 +154,11 @@ class DraftSession:
     def absorb(self, logits: np.ndarray) -> None:
         """Take the logits of the rows last asked for."""
         if self._num_cached < len(self.chain):
+            end = self._chain_end()
             for offset, row in enumerate(logits[::-1]):
-                self._logits[len(self.chain) - 1 - offset] = row
-            self._num_cached = len(self.chain)
-            if self.is_drafting:
+                self._logits[end - 1 - offset] = row
+            self._num_cached = end
+            if end == len(self.chain) and self.is_drafting:
                 token, law = self.choice.draw(
                     self._logits[len(self.chain) - 1],
                     self._output(),
@@ -175,6 +182,10 @@ class DraftSession:
             return np.arange(len(rows))
         first = max(self._num_cached, self.num_committed - 1)
         return np.arange(first - self._num_cached, len(rows))
+
+    def _chain_end(self) -> int:
+        """Return where the chain's next pass ends."""
+        return min(len(self.chain), self._num_cached + _MAX_CHAIN_ROWS)
 
     def _output(self) -> list[int]:
         return self.chain[self.num_prompt :]

@@ -1,8 +1,8 @@
 """The speculation cache: prepared outcomes in memory that drafter and target share.
 
-The drafter writes, the target reads; nothing locks. What a reader may look at is guarded by numbers that the writer sets
-last: the round for a whole table, the number of branches for the keys, the depth for the tokens. The drafter clears a
-table only after the target has told it the outcome of that round, and the target reads it only before.
+The drafter writes, the target reads; nothing locks. What a reader may look at is guarded by numbers that the writer
+sets last: the round for a whole table, the number of branches for the keys, the depth for the tokens. The drafter
+clears a table only after the target has told it the outcome of that round, and the target reads it only before.
 """
 
 from dataclasses import dataclass
@@ -46,7 +46,8 @@ class CacheShape:
     def bytes_per_request(self) -> int:
         """Bytes of one request's part: header, keys, tokens, draft, and laws (count, ids, scores)."""
         integers = _HEADER + 2 * self.max_branches + self.max_branches * self.max_depth + self.max_depth
-        return 8 * integers + self.max_depth * (8 + 12 * self.law_width)
+        num_bytes = 8 * integers + self.max_depth * (8 + 12 * self.law_width)
+        return -(-num_bytes // 8) * 8  # an integer that straddles two words could be read half written
 
 
 class SpeculationCache:
@@ -163,7 +164,7 @@ class _Table:
         self.law_ids = self._take(np.int64, depth * width).reshape(depth, width)
         self.law_scores = self._take(np.float32, depth * width).reshape(depth, width)
 
-    def _take(self, kind: type, count: int) -> np.ndarray:
-        array = np.frombuffer(self._buffer, kind, count, self._offset)
+    def _take(self, kind: type[np.generic], count: int) -> np.ndarray:
+        array: np.ndarray = np.frombuffer(self._buffer, kind, count, self._offset)
         self._offset += array.nbytes
         return array

@@ -32,7 +32,7 @@ class Speculator(Protocol):
         ...
 
     def speculate(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Speculation]:
-        """Return a draft of at most ``limits[i]`` tokens for each request, all of which have an output token to follow."""
+        """Return a draft of at most ``limits[i]`` tokens for each request; all have an output token to follow."""
         ...
 
     def laws(self, request: Request, speculation: Speculation) -> Sequence[ProcessedLaw | None]:

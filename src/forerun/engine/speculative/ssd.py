@@ -8,7 +8,8 @@ from forerun.core.errors import DrafterError
 from forerun.engine.config import SpeculativeConfig
 from forerun.engine.law import ProcessedLaw
 from forerun.engine.request import Request
-from forerun.engine.speculative.drafter_process import DrafterProcess
+from forerun.engine.speculative.controller import BranchBudget
+from forerun.engine.speculative.drafter_link import DrafterLink
 from forerun.engine.speculative.messages import FinishMessage, Message, OutcomeMessage, StartMessage
 from forerun.engine.speculative.ngram import ngram_continuation
 from forerun.engine.speculative.speculator import Speculation
@@ -21,15 +22,14 @@ class SsdSpeculator:
 
     Round r of a request ends in an outcome; the drafter has been preparing for likely ones. A predicted outcome brings
     its continuation at once, as deep as it is ready (*anytime*); only then is the drafter told. On a miss the fallback
-    drafts: the neural draft while the target waits (with a deadline), n-gram look-up, or nothing. If the drafter dies or
-    hangs, one warning is given and decoding goes on with the target alone; the output is the same.
+    drafts: the neural draft while the target waits (with a deadline), n-gram look-up, or nothing. If the drafter dies
+    or hangs, one warning is given and decoding goes on with the target alone; the output is the same.
 
     Args:
-        process: The drafter.
+        drafter: The drafter, in a process of its own.
         config: How drafts are made.
-        num_speculative_tokens: K, the depth to prepare.
-        branch_budget: B, the outcomes to prepare.
-        num_fallback_tokens: Tokens drafted while the target waits after a miss.
+        num_speculative_tokens: K of the first round; later rounds prepare one token more than the last limit.
+        branch_budget: Sets B, the outcomes to prepare.
 
     Reference:
         Kumar, Dao and May 2026 (arXiv 2603.03251).
@@ -37,17 +37,15 @@ class SsdSpeculator:
 
     def __init__(
         self,
-        process: DrafterProcess,
+        drafter: DrafterLink,
         config: SpeculativeConfig,
         *,
         num_speculative_tokens: int,
-        branch_budget: int,
-        num_fallback_tokens: int,
+        branch_budget: BranchBudget,
     ) -> None:
-        self._process, self._config = process, config
+        self._drafter, self._config = drafter, config
         self.num_speculative_tokens = num_speculative_tokens
         self.branch_budget = branch_budget
-        self.num_fallback_tokens = num_fallback_tokens
         self.is_alive = True
         self._last_accepted: dict[int, int] = {}
 
@@ -61,13 +59,13 @@ class SsdSpeculator:
                 params=request.params,
                 prompt_ids=list(request.prompt_ids),
                 round_number=request.round_number,
-                branch_budget=self.branch_budget,
+                branch_budget=self.branch_budget.value,
                 max_depth=self.num_speculative_tokens,
             )
         )
 
     def speculate(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Speculation]:
-        """Return what is prepared; requests that missed wait for their fallback together, the others are not touched."""
+        """Return what is prepared; requests that missed wait for their fallback together, the others don't."""
         found = [self._take(request, limit) for request, limit in zip(requests, limits, strict=True)]
         waiting = [
             index
@@ -75,7 +73,7 @@ class SsdSpeculator:
             if self.is_alive and speculation.is_hit is False and self._config.fallback == "neural" and limits[index] > 0
         ]
         for index in waiting:
-            found[index] = self._wait(requests[index], min(limits[index], self.num_fallback_tokens))
+            found[index] = self._wait(requests[index], _num_fallback(limits[index]))
         return found
 
     def laws(self, request: Request, speculation: Speculation) -> Sequence[ProcessedLaw | None]:
@@ -85,12 +83,16 @@ class SsdSpeculator:
         had been chosen without chance, it is only accepted less often.
         """
         count = len(speculation.token_ids)
-        if request.params.is_greedy or (speculation.origin == "fallback" and self._config.fallback == "ngram"):
+        if (
+            count == 0
+            or request.params.is_greedy
+            or (speculation.origin == "fallback" and self._config.fallback == "ngram")
+        ):
             return [None] * count
         laws: list[ProcessedLaw] | None = None
         while self.is_alive and laws is None:
-            laws = self._process.cache.laws(
-                request.sequence, request.round_number, vocab_size=self._process.config.vocab_size, count=count
+            laws = self._drafter.cache.laws(
+                request.sequence, request.round_number, vocab_size=self._drafter.vocab_size, count=count
             )
             if laws is None:
                 self._check()
@@ -108,7 +110,7 @@ class SsdSpeculator:
 
     def close(self) -> None:
         """End the drafter."""
-        self._process.close()
+        self._drafter.close()
 
     def _take(self, request: Request, limit: int) -> Speculation:
         """Look the last outcome up, and tell the drafter what the next round verifies."""
@@ -117,17 +119,19 @@ class SsdSpeculator:
         self._check()
         round_number, token = request.round_number, request.output_ids[-1]
         num_accepted = self._last_accepted[request.index]
-        hit = self._process.cache.look_up(request.sequence, round_number - 1, num_accepted=num_accepted, token=token)
+        hit = self._drafter.cache.look_up(request.sequence, round_number - 1, num_accepted=num_accepted, token=token)
         branch, tokens = (-1, []) if hit is None else (hit[0], hit[1][:limit])
         is_ready = bool(tokens)
+        if limit > 0:
+            self.branch_budget.observe(is_hit=hit is not None, is_deep=len(tokens) == limit)
         proposed: list[int] = []
         num_draft = 0
         if not is_ready and limit > 0:
             if self._config.fallback == "ngram":
                 context = [*request.prompt_ids, *request.output_ids]
-                proposed = ngram_continuation(context, num_tokens=min(limit, self.num_speculative_tokens))
+                proposed = ngram_continuation(context, num_tokens=limit)
             elif self._config.fallback == "neural":
-                num_draft = min(limit, self.num_fallback_tokens)
+                num_draft = _num_fallback(limit)
         self._send(
             OutcomeMessage(
                 request=request.sequence,
@@ -138,8 +142,8 @@ class SsdSpeculator:
                 num_used=len(tokens),
                 num_draft=num_draft,
                 proposed=proposed,
-                branch_budget=self.branch_budget,
-                max_depth=min(self.num_speculative_tokens, max(0, request.num_remaining_tokens - 1)),
+                branch_budget=self.branch_budget.value,
+                max_depth=min(limit + 1, max(0, request.num_remaining_tokens - 1)) if limit > 0 else 0,
             )
         )
         if is_ready:
@@ -150,7 +154,7 @@ class SsdSpeculator:
         """Wait for the neural fallback of a request."""
         tokens: list[int] = []
         while self.is_alive and len(tokens) < num_tokens:
-            tokens = self._process.cache.draft(request.sequence, request.round_number)
+            tokens = self._drafter.cache.draft(request.sequence, request.round_number)
             if len(tokens) < num_tokens:
                 self._check()
                 time.sleep(_POLL_S)
@@ -159,13 +163,13 @@ class SsdSpeculator:
     def _send(self, message: Message) -> None:
         if self.is_alive:
             try:
-                self._process.send(message)
+                self._drafter.send(message)
             except DrafterError as error:
                 self._give_up(error)
 
     def _check(self) -> None:
         try:
-            self._process.check_alive(self._config.drafter_timeout_s)
+            self._drafter.check_alive(self._config.drafter_timeout_s)
         except DrafterError as error:
             self._give_up(error)
 
@@ -173,4 +177,9 @@ class SsdSpeculator:
         """Go on without the drafter."""
         self.is_alive = False
         warnings.warn(f"{error}; decoding continues with the target alone", RuntimeWarning, stacklevel=2)
-        self._process.close()
+        self._drafter.close()
+
+
+def _num_fallback(limit: int) -> int:
+    """Return how many tokens to draft while the target waits: one less than a prepared draft, as each costs a pass."""
+    return max(1, limit - 1)

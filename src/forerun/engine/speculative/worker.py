@@ -11,11 +11,13 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from multiprocessing.connection import Connection
 
 import torch
 
+from forerun.core.dtype_choice import DtypeName
 from forerun.core.env import pin_process
 from forerun.core.errors import ForerunError
 from forerun.core.protocols import LanguageModel
@@ -29,6 +31,9 @@ from forerun.engine.speculative.speculation_cache import CacheShape, Speculation
 from forerun.models.draft import load_draft
 from forerun.models.load import load_checkpoint
 from forerun.models.runner import build_runner
+
+_MIN_MEASURED = 20
+"""Rounds seen before their outcomes decide the fan-out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +57,7 @@ class WorkerConfig:
 
     target: str
     draft: str
-    dtype: str
+    dtype: DtypeName
     capacity: int
     core: int | None
     num_requests: int
@@ -94,6 +99,7 @@ class DraftWorker:
         self._sessions: dict[int, DraftSession] = {}
         self._rounds: dict[int, int] = {}
         self._published: dict[int, tuple[int, int, int]] = {}
+        self._rounds_with_laws: dict[int, int] = {}
         self._accepted: Counter[int] = Counter()
 
     def handle(self, message: Message) -> None:
@@ -118,7 +124,7 @@ class DraftWorker:
         config = self._config.speculative
         if config.fan_out == "uniform":
             return uniform_fan_out(budget=budget, num_speculative_tokens=num_speculative_tokens)
-        if config.fan_out == "geometric" or self._accepted.total() < 20:  # noqa: PLR2004 (too few to measure by)
+        if config.fan_out == "geometric" or self._accepted.total() < _MIN_MEASURED:
             return geometric_fan_out(
                 budget=budget,
                 num_speculative_tokens=num_speculative_tokens,
@@ -190,14 +196,17 @@ class DraftWorker:
         self._published[request] = (num_drafted, num_branches, depth)
 
     def _publish_laws(self, session: DraftSession) -> None:
-        if session.choice.needs_laws and not session.is_drafting and session.laws:
-            laws = [law for law in session.laws if law is not None]
-            if len(laws) == len(session.laws):
-                self._cache.put_laws(session.sequence, self._rounds[session.sequence], laws)
+        request = session.sequence
+        if not session.choice.needs_laws or session.is_drafting or not session.laws:
+            return
+        laws = [law for law in session.laws if law is not None]
+        if len(laws) == len(session.laws) and self._rounds_with_laws.get(request) != self._rounds[request]:
+            self._rounds_with_laws[request] = self._rounds[request]
+            self._cache.put_laws(request, self._rounds[request], laws)
 
 
 def serve(connection: Connection, worker: DraftWorker) -> None:
-    """Handle messages and work until the connection closes; messages go first."""
+    """Handle messages and work until the connection closes, whichever way it does; messages go first."""
     is_busy = True
     try:
         while True:
@@ -205,7 +214,7 @@ def serve(connection: Connection, worker: DraftWorker) -> None:
                 worker.handle(decode(connection.recv_bytes()))
                 is_busy = True
             is_busy = worker.advance()
-    except EOFError:
+    except (EOFError, OSError):
         return
 
 
@@ -231,14 +240,20 @@ def main() -> int:
             num_levels=1,
         )
     except ForerunError as error:
-        connection.send_bytes(json.dumps({"error": str(error)}).encode())
+        _answer(connection, {"kind": type(error).__name__, "error": str(error)})
         return 2
     memory = mmap.mmap(memory_fd, config.shape.num_bytes)
     os.close(memory_fd)
     worker = DraftWorker(model, SpeculationCache(memoryview(memory), config.shape), config)
-    connection.send_bytes(json.dumps({"ready": True}).encode())
+    _answer(connection, {"ready": True})
     serve(connection, worker)
     return 0
+
+
+def _answer(connection: Connection, content: dict[str, object]) -> None:
+    """Report how loading went; if nobody is there to hear it, :func:`serve` will notice."""
+    with suppress(OSError):
+        connection.send_bytes(json.dumps(content).encode())
 
 
 if __name__ == "__main__":
