@@ -7,7 +7,7 @@ from typing import Any
 from forerun.core.dependencies import import_optional
 
 _OWN, _PEER = "#1f6f8b", "#b8b8b8"
-_RATES = (("ssd", "acceptance_rate", "accepted draft tokens"), ("ssd", "cache_hit_rate", "outcome predicted"))
+_RATES = (("acceptance_rate", "accepted draft tokens", "#1f6f8b"), ("cache_hit_rate", "outcome predicted", "#e0a030"))
 
 
 def plot_results(summary: Mapping[str, Any], path: Path) -> None:
@@ -41,14 +41,14 @@ def _draw_speeds(axes: Any, summary: Mapping[str, Any]) -> None:
 
 
 def _draw_rates(axes: Any, summary: Mapping[str, Any]) -> None:
-    found = summary["greedy"]["engines"]
     width = 0.8 / len(_RATES)
-    for index, (engine, field, label) in enumerate(_RATES):
-        by_kind = found.get(engine, {}).get("by_kind", {})
+    by_kind = summary["greedy"]["engines"].get("ssd", {}).get("by_kind", {})
+    for index, (field, label, colour) in enumerate(_RATES):
         places = [place + index * width for place in range(len(by_kind))]
-        axes.bar(places, [statistics[field] for statistics in by_kind.values()], width, label=label)
-        axes.set_xticks([place + width * (len(_RATES) - 1) / 2 for place in range(len(by_kind))], list(by_kind))
+        axes.bar(places, [statistics[field] for statistics in by_kind.values()], width, color=colour, label=label)
+    axes.set_xticks([place + width * (len(_RATES) - 1) / 2 for place in range(len(by_kind))], list(by_kind))
     axes.set_ylim(0, 1)
     axes.set_ylabel("share, SSD greedy")
-    axes.legend(frameon=False, loc="lower right")
+    axes.tick_params(axis="x", rotation=20)
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(_RATES))
     axes.spines[["top", "right"]].set_visible(False)
