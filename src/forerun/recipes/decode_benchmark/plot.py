@@ -22,7 +22,7 @@ def plot_results(summary: Mapping[str, Any], path: Path) -> None:
     """
     figures = import_optional("matplotlib.figure", extra="plot", purpose="the benchmark's plot")
     figure = figures.Figure(figsize=(11, 4.5), layout="constrained")
-    speeds, rates = figure.subplots(1, 2, width_ratios=(3, 2))
+    speeds, rates = figure.subplots(1, 2, width_ratios=(1, 1))
     _draw_speeds(speeds, summary)
     _draw_rates(rates, summary)
     figure.savefig(path, dpi=150)
@@ -50,5 +50,5 @@ def _draw_rates(axes: Any, summary: Mapping[str, Any]) -> None:
     axes.set_ylim(0, 1)
     axes.set_ylabel("share, SSD greedy")
     axes.tick_params(axis="x", rotation=20)
-    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(_RATES))
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1))
     axes.spines[["top", "right"]].set_visible(False)
