@@ -32,7 +32,7 @@ class LoopConfig:
     num_steps: int
     learning_rate: float = 1e-3
     num_warmup: int = 20
-    weight_decay: float = 0.01
+    weight_decay: float = 0.1
     clip_norm: float = 1.0
     checkpoint_every: int = 50
 

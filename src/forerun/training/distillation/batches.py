@@ -55,7 +55,7 @@ class TextBatches:
     def _epoch(self, epoch: int) -> list[list[int]]:
         """Return the batches of an epoch as lists of text indices. Each epoch has as many as the first, or one less."""
         if epoch not in self._epochs:
-            rng = random.Random(f"{self._seed}/{epoch}")  # noqa: S311
+            rng = random.Random(f"{self._seed}/{epoch}")
             lengths = [len(text.prompt) + len(text.tokens) for text in self._texts]
             order = sorted(range(len(self._texts)), key=lambda index: lengths[index] + rng.random() * 16)
             batches: list[list[int]] = [[]]

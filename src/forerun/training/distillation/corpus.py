@@ -75,7 +75,7 @@ def sample_shard(checkpoint: Checkpoint, runner: Int8Runner, config: CorpusConfi
         config: What to sample.
         index: Which shard.
     """
-    rng = random.Random(f"{config.seed}/{index}")  # noqa: S311
+    rng = random.Random(f"{config.seed}/{index}")
     generator = torch.Generator().manual_seed(rng.getrandbits(63))
     num_self = round(config.texts_per_shard * config.self_prompt_share)
     num_template = config.texts_per_shard - num_self

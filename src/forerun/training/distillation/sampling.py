@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from forerun.models.int8_runner import Int8Runner
 from forerun.core.rows import Rows
+from forerun.models.int8_runner import Int8Runner
 
 NUM_TOP = 48
 """Alternatives drawn from and kept per token: nearly all the probability, little enough to store."""

@@ -1,0 +1,143 @@
+"""``forerun train-draft``: distil a small draft from a target's own text."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from forerun.cli.console import write_json, write_line
+from forerun.cli.options import add_json_option
+
+_DESCRIPTION = """\
+Distil a small draft from a target, with nothing but the target: it writes prompts and answers at several temperatures,
+and the draft, which starts as a few of the target's layers, learns to predict them. The draft borrows the target's
+embedding, so it is small on disk; it may propose only the commonest tokens, but the target's output stays exact.
+
+Run the same command again to resume: sampled shards and training checkpoints are kept below OUT/work.
+"""
+_EPILOG = """\
+examples:
+  forerun train-draft --out draft                        the shipped draft's recipe, for the embedded target
+  forerun train-draft --target my.gguf --out my-draft    a draft for a model of your own
+  forerun generate --target my.gguf --draft my-draft "Hello"
+  forerun train-draft --out draft --sample-worker 1/2    only sample, as the second of two processes
+"""
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+    """Add the command's options."""
+    parser = commands.add_parser(
+        "train-draft",
+        help="distil a small draft from a target's own text",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--target", default="default", help="model to draft for (default: the embedded SmolLM2-135M)")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="directory for the draft and for the work"
+    )
+    parser.add_argument(
+        "--num-shards",
+        type=int,
+        default=16,
+        metavar="N",
+        help="shards of about 25,000 tokens to sample; the last is held out (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--num-steps", type=int, default=900, metavar="N", help="optimiser steps (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-tokens", type=int, default=2048, metavar="N", help="tokens per step (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--layers",
+        metavar="I,J,...",
+        help="target layers the draft starts from (default: the first three and the last)",
+    )
+    parser.add_argument(
+        "--vocab-size", type=int, default=16384, metavar="N", help="tokens the draft can propose (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--learning-rate", type=float, default=1e-3, metavar="X", help="peak learning rate (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="root of all choices (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: %(default)s)")
+    parser.add_argument(
+        "--sample-worker", metavar="I/N", help="only sample every N-th shard from the I-th on, then end"
+    )
+    add_json_option(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, with progress on the terminal."""
+    import torch
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from forerun.models.load import load_checkpoint
+    from forerun.training.distillation.corpus import CorpusConfig
+    from forerun.training.distillation.train import DraftTrainingConfig, sample_corpus, train_draft
+
+    torch.set_num_threads(args.threads)
+    config = DraftTrainingConfig(
+        corpus=CorpusConfig(seed=args.seed),
+        num_shards=args.num_shards,
+        layer_ids=_layers(args.layers),
+        vocab_size=args.vocab_size,
+        num_steps=args.num_steps,
+        batch_tokens=args.batch_tokens,
+        learning_rate=args.learning_rate,
+    )
+    checkpoint = load_checkpoint(args.target)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}"),
+    )
+    console = Console()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        tasks: dict[str, Any] = {}
+
+        def report(stage: str, done: int, total: int, detail: str) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=total, detail="")
+            progress.update(tasks[stage], completed=done, detail=detail)
+            if not console.is_terminal and (done % 10 == 0 or stage != "train"):
+                write_line(f"{stage} {done}/{total}  {detail}")
+
+        if args.sample_worker is not None:
+            worker, num_workers = _worker(args.sample_worker)
+            sample_corpus(
+                checkpoint, args.out / "work" / "corpus", config, report=report, worker=worker, num_workers=num_workers
+            )
+            return 0
+        manifest = train_draft(checkpoint, args.out, config, report=report)
+    write_line(
+        f"wrote {args.out}: greedy agreement with the target on held-out text {manifest['held_out_greedy_agreement']:.1%}"
+    )
+    if args.json is not None:
+        write_json(args.json, manifest)
+    return 0
+
+
+def _layers(text: str | None) -> tuple[int, ...] | None:
+    from forerun.core.errors import ConfigError
+
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--layers={text}: give layer numbers parted by commas, such as 0,1,2,29") from error
+
+
+def _worker(text: str) -> tuple[int, int]:
+    from forerun.core.errors import ConfigError
+
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+        raise ConfigError(f"--sample-worker={text}: give I/N with 1 <= I <= N, such as 1/2")
+    return int(index) - 1, int(count)
