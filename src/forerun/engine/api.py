@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from types import TracebackType
 from typing import Self
 
@@ -31,8 +32,8 @@ _ROUNDS_PER_REQUEST = 1 << 24
 class LLM:
     """An exact inference engine on one machine.
 
-    Greedy output is the same token for token under every method. With temperature the law is the target's own; under the
-    default ``coupled`` verification a seed gives the same tokens under every method too.
+    Greedy output is the same token for token under every method. With temperature the law is the target's own; under
+    the default ``coupled`` verification a seed gives the same tokens under every method too.
 
     Args:
         target: ``default`` (the embedded SmolLM2-135M-Instruct), a GGUF file, a Hugging Face directory or hub name.
@@ -63,24 +64,29 @@ class LLM:
         capacity = min(config.max_model_len or 4096, checkpoint.config.max_len)
         if config.max_model_len is not None and config.max_model_len > checkpoint.config.max_len:
             raise ConfigError(
-                f"max_model_len={config.max_model_len}: {config.target} was trained for {checkpoint.config.max_len} tokens; "
-                "use at most that"
+                f"max_model_len={config.max_model_len}: {config.target} was trained for {checkpoint.config.max_len} "
+                "tokens; use at most that"
             )
         self._factory = SpeculatorFactory(config, checkpoint, dtype=dtype, capacity=capacity, cores=cores)
         self._cores_before = available_cores()
-        if config.cores is not None or self._factory.uses_drafter_process:
-            pin_process(*cores[: config.num_threads])
         self._checkpoint = checkpoint
-        self._target = build_runner(
-            checkpoint.config,
-            checkpoint.tensors.tensor,
-            dtype=dtype,
-            num_sequences=config.max_num_seqs,
-            capacity=capacity,
-        )
         self._max_len = capacity
-        self._factory.wait_until_ready()
+        try:
+            if config.cores is not None or self._factory.uses_drafter_process:
+                pin_process(*cores[: config.num_threads])
+            self._target = build_runner(
+                checkpoint.config,
+                checkpoint.tensors.tensor,
+                dtype=dtype,
+                num_sequences=config.max_num_seqs,
+                capacity=capacity,
+            )
+            self._factory.wait_until_ready()
+        except BaseException:
+            self.close()
+            raise
         self._num_requests = 0
+        self._is_decoding = False
         self._counters = DecodeCounters()
         self._last_method: Method = config.method
 
@@ -117,7 +123,11 @@ class LLM:
     def stream(
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
     ) -> Iterator[StreamChunk]:
-        """Decode as :meth:`generate` does, yielding text and tokens as they are decided."""
+        """Decode as :meth:`generate` does, yielding text and tokens as they are decided.
+
+        Raises:
+            RequestError: As :meth:`generate`; or, at the first chunk, another stream of this engine is not at its end.
+        """
         return self._run(self._requests(_as_list(prompts), params))
 
     def chat(self, messages: Sequence[Mapping[str, str]], params: SamplingParams | None = None) -> Completion:
@@ -149,10 +159,19 @@ class LLM:
         self.close()
 
     def _run(self, requests: list[Request]) -> Iterator[StreamChunk]:
+        if self._is_decoding:
+            raise RequestError(
+                "this engine is decoding already, and its cache holds those requests: read the other stream to its end, "
+                "or close() it; to decode side by side give all prompts to one call"
+            )
+        self._is_decoding = True
         self._counters = DecodeCounters()
         core = EngineCore(self._target, verification=self.config.speculative.verification, counters=self._counters)
         speculator, controller = self._factory.for_call(self._counters)
-        return core.run(requests, speculator, controller)
+        try:
+            yield from core.run(requests, speculator, controller)
+        finally:
+            self._is_decoding = False
 
     def _requests(
         self, prompts: list[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
@@ -167,7 +186,7 @@ class LLM:
         ]
 
     def _request(self, index: int, prompt: Prompt, params: SamplingParams) -> Request:
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
         vocab_size = self._checkpoint.config.vocab_size
         if not ids:
             raise RequestError(f"prompt {index} is empty: give at least one token")
@@ -209,6 +228,6 @@ class LLM:
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int)):
+    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Integral)):
         return [prompts]  # pyright: ignore[reportReturnType] (a string or a sequence of ids)
     return list(prompts)  # pyright: ignore[reportReturnType, reportArgumentType]

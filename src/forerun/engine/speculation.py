@@ -1,9 +1,10 @@
 """From a configuration to a speculator: which draft, in which process, on which core."""
 
+import warnings
 from collections.abc import Sequence
 
 from forerun.core.dtype_choice import DtypeName
-from forerun.core.errors import ConfigError, ModelLoadError, VocabMismatchError
+from forerun.core.errors import ConfigError, DrafterError, ModelLoadError, VocabMismatchError
 from forerun.engine.config import EngineConfig
 from forerun.engine.metrics import DecodeCounters
 from forerun.engine.request import Request
@@ -75,7 +76,13 @@ class SpeculatorFactory:
         speculative = self._config.speculative
         num_tokens = speculative.num_speculative_tokens or DEFAULT_NUM_SPECULATIVE_TOKENS
         if self._process is not None:
-            self._process.wait_until_ready(_READY_TIMEOUT_S)
+            try:
+                self._process.wait_until_ready(_READY_TIMEOUT_S)
+            except DrafterError as error:
+                self._process.close()
+                self._process, self.method, self._speculator = None, "none", NoSpeculator()
+                warnings.warn(f"{error}; decoding goes on with the target alone", RuntimeWarning, stacklevel=3)
+                return
             self._speculator = SsdSpeculator(
                 self._process,
                 speculative,
