@@ -167,7 +167,7 @@ class LLM:
         self._is_decoding = True
         self._counters = DecodeCounters()
         core = EngineCore(self._target, verification=self.config.speculative.verification, counters=self._counters)
-        speculator, controller = self._factory.for_call(self._counters)
+        speculator, controller = self._factory.for_call()
         try:
             yield from core.run(requests, speculator, controller)
         finally:

@@ -45,7 +45,9 @@ class SpeculativeConfig:
         _require_at_least("speculative.num_speculative_tokens", self.num_speculative_tokens, 1, 'method="none"')
         _require_at_least("speculative.branch_budget", self.branch_budget, 1, 'method="sequential"')
         if not 0 < self.expected_acceptance_rate < 1:
-            raise ConfigError(f"speculative.expected_acceptance_rate={self.expected_acceptance_rate}: must be in (0, 1)")
+            raise ConfigError(
+                f"speculative.expected_acceptance_rate={self.expected_acceptance_rate}: must be in (0, 1)"
+            )
         if not self.fan_out_exponent > 0:
             raise ConfigError(f"speculative.fan_out_exponent={self.fan_out_exponent}: must be > 0")
         if not self.drafter_timeout_s > 0:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from forerun.core.dtype_choice import DtypeName
 from forerun.core.errors import ConfigError, DrafterError, ModelLoadError, VocabMismatchError
 from forerun.engine.config import EngineConfig
-from forerun.engine.metrics import DecodeCounters
 from forerun.engine.request import Request
 from forerun.engine.speculative.choice import DraftChoice
-from forerun.engine.speculative.controller import Controller, FixedController
+from forerun.engine.speculative.controller import AdaptiveController, BranchBudget, Controller, FixedController
 from forerun.engine.speculative.drafter_process import DrafterProcess
 from forerun.engine.speculative.plain import NoSpeculator
 from forerun.engine.speculative.sequential import NgramSpeculator, SequentialSpeculator
@@ -20,9 +19,10 @@ from forerun.models.checkpoint import Checkpoint
 from forerun.models.draft import load_draft
 from forerun.models.runner import build_runner
 
-DEFAULT_NUM_SPECULATIVE_TOKENS = 5
-DEFAULT_BRANCH_BUDGET = 16
-MAX_DEPTH = 16
+DEFAULT_NUM_SPECULATIVE_TOKENS = 4
+DEFAULT_BRANCH_BUDGET = 12
+MAX_ADAPTIVE_TOKENS = 8
+MAX_BRANCHES = 32
 _READY_TIMEOUT_S = 120.0
 
 
@@ -40,10 +40,12 @@ class SpeculatorFactory:
     def __init__(
         self, config: EngineConfig, checkpoint: Checkpoint, *, dtype: DtypeName, capacity: int, cores: Sequence[int]
     ) -> None:
-        self._config, self._checkpoint, self._dtype, self._capacity = config, checkpoint, dtype, capacity
+        self._config, self._checkpoint, self._capacity = config, checkpoint, capacity
+        self._dtype: DtypeName = dtype
         self._draft_name = self._resolve_draft()
         self._speculator: Speculator | None = None
         self._process: DrafterProcess | None = None
+        self._controller: AdaptiveController | None = None
         method = config.method
         if method == "auto":
             method = "ssd" if len(cores) > config.num_threads else "sequential"
@@ -74,7 +76,6 @@ class SpeculatorFactory:
     def wait_until_ready(self) -> None:
         """Load the draft, or wait for the process that does."""
         speculative = self._config.speculative
-        num_tokens = speculative.num_speculative_tokens or DEFAULT_NUM_SPECULATIVE_TOKENS
         if self._process is not None:
             try:
                 self._process.wait_until_ready(_READY_TIMEOUT_S)
@@ -86,9 +87,8 @@ class SpeculatorFactory:
             self._speculator = SsdSpeculator(
                 self._process,
                 speculative,
-                num_speculative_tokens=num_tokens,
-                branch_budget=speculative.branch_budget or DEFAULT_BRANCH_BUDGET,
-                num_fallback_tokens=max(1, num_tokens - 1),
+                num_speculative_tokens=speculative.num_speculative_tokens or DEFAULT_NUM_SPECULATIVE_TOKENS,
+                branch_budget=self._branch_budget(),
             )
         elif self.method == "none":
             self._speculator = NoSpeculator()
@@ -97,11 +97,25 @@ class SpeculatorFactory:
         else:
             self._speculator = self._sequential()
 
-    def for_call(self, counters: DecodeCounters) -> tuple[Speculator, Controller]:
+    def for_call(self) -> tuple[Speculator, Controller]:
         """Return the speculator and the controller of one call."""
         assert self._speculator is not None, "wait_until_ready() comes first"
-        num_tokens = self._config.speculative.num_speculative_tokens or DEFAULT_NUM_SPECULATIVE_TOKENS
-        return self._speculator, FixedController(0 if self.method == "none" else num_tokens)
+        fixed = self._config.speculative.num_speculative_tokens
+        if self.method == "none" or fixed is not None:
+            return self._speculator, FixedController(fixed if fixed is not None and self.method != "none" else 0)
+        if self._controller is None:
+            self._controller = AdaptiveController(
+                least_tokens=0 if self._config.method == "auto" else 1,
+                max_tokens=MAX_ADAPTIVE_TOKENS,
+                initial=DEFAULT_NUM_SPECULATIVE_TOKENS,
+            )
+        return self._speculator, self._controller
+
+    def _branch_budget(self) -> BranchBudget:
+        fixed = self._config.speculative.branch_budget
+        if fixed is None:
+            return BranchBudget(DEFAULT_BRANCH_BUDGET, least=4, most=MAX_BRANCHES)
+        return BranchBudget(fixed, least=fixed, most=fixed)
 
     def close(self) -> None:
         """Release the draft, and end the process."""
@@ -158,8 +172,8 @@ class SpeculatorFactory:
             capacity=self._capacity,
             core=cores[config.num_threads] if is_pinnable else None,
             num_requests=config.max_num_seqs,
-            max_branches=max(64, speculative.branch_budget or DEFAULT_BRANCH_BUDGET),
-            max_depth=max(MAX_DEPTH, speculative.num_speculative_tokens or DEFAULT_NUM_SPECULATIVE_TOKENS),
+            max_branches=speculative.branch_budget or MAX_BRANCHES,
+            max_depth=1 + (speculative.num_speculative_tokens or MAX_ADAPTIVE_TOKENS),
             law_width=self._checkpoint.config.vocab_size if sends_laws else 0,
             vocab_size=self._checkpoint.config.vocab_size,
             eos_ids=tuple(sorted(self._checkpoint.eos_ids)),

@@ -1,6 +1,13 @@
-"""Chooses how far to speculate."""
+"""Chooses how far to speculate, from what this run has measured."""
 
+from collections.abc import Sequence
 from typing import Protocol
+
+_DECAY = 0.98
+"""Weight that a round keeps after each further round: the last 50 rounds count most."""
+_PRIOR_ACCEPTANCE = 0.6
+_PRIOR_WEIGHT = 2.0
+_EXPLORE_EVERY = 12
 
 
 class Controller(Protocol):
@@ -10,8 +17,8 @@ class Controller(Protocol):
         """Return the most draft tokens per request for a round of this many requests; 0 decodes without a draft."""
         ...
 
-    def observe(self, *, num_rows: int, num_emitted: int, round_s: float, forward_s: float) -> None:
-        """Learn a round's size, yield, time, and the target's part of the time."""
+    def observe(self, *, proposed: Sequence[int], accepted: Sequence[int], round_s: float) -> None:
+        """Learn how many draft tokens each request of a round had, how many were accepted, and the round's time."""
         ...
 
 
@@ -29,5 +36,123 @@ class FixedController:
         """Return K."""
         return self._num_speculative_tokens
 
-    def observe(self, *, num_rows: int, num_emitted: int, round_s: float, forward_s: float) -> None:
+    def observe(self, *, proposed: Sequence[int], accepted: Sequence[int], round_s: float) -> None:
         """Nothing to learn."""
+
+
+class AdaptiveController:
+    r"""Picks the length with the most tokens per second, by measured acceptance and measured time.
+
+    .. math:: K^* = \arg\max_K \frac{1 + \sum_{i \le K} \prod_{j \le i} a_j}{t_0 + t_1 K}
+
+    :math:`a_j` is the share of accepted tokens among those at place j that were looked at; the time of a round is a line
+    in K fitted for each number of requests (it holds drafting, verification and waiting alike, whatever the method).
+    Now and then a neighbouring length is tried, so that the estimates stay fresh; no draft at all is a length too, so a
+    draft that does not pay is switched off, and tried again from time to time.
+
+    Args:
+        least_tokens: Shortest draft to consider; 0 for none at all.
+        max_tokens: Longest draft.
+        initial: Length to begin with.
+    """
+
+    def __init__(self, *, least_tokens: int, max_tokens: int, initial: int) -> None:
+        self._least_tokens, self._max_tokens = least_tokens, max_tokens
+        self._current = initial
+        self._looked_at = [0.0] * (max_tokens + 1)
+        self._accepted = [0.0] * (max_tokens + 1)
+        self._times: dict[int, _Line] = {}
+        self._num_rounds = 0
+
+    def num_speculative_tokens(self, num_requests: int) -> int:
+        """Return the best length known, or sometimes a neighbour of it."""
+        self._num_rounds += 1
+        best = max(range(self._least_tokens, self._max_tokens + 1), key=lambda length: self._rate(length, num_requests))
+        self._current = best
+        if self._num_rounds % _EXPLORE_EVERY == 0:
+            if best == 0:
+                return 2
+            step = 1 if self._num_rounds % (2 * _EXPLORE_EVERY) else -1
+            return min(self._max_tokens, max(self._least_tokens, best + step))
+        return best
+
+    def observe(self, *, proposed: Sequence[int], accepted: Sequence[int], round_s: float) -> None:
+        """Update acceptance at each place that was looked at, and the line of times."""
+        self._looked_at = [_DECAY * count for count in self._looked_at]
+        self._accepted = [_DECAY * count for count in self._accepted]
+        for num_proposed, num_accepted in zip(proposed, accepted, strict=True):
+            for place in range(1, min(num_proposed, num_accepted + 1, self._max_tokens) + 1):
+                self._looked_at[place] += 1
+                self._accepted[place] += place <= num_accepted
+        line = self._times.setdefault(len(proposed), _Line())
+        line.add(sum(proposed) / len(proposed), round_s)
+
+    def expected_tokens(self, length: int) -> float:
+        """Return the expected number of tokens per round and request with drafts of this length."""
+        expected, reached, last = 1.0, 1.0, _PRIOR_ACCEPTANCE
+        for place in range(1, length + 1):
+            looked_at = self._looked_at[place] + _PRIOR_WEIGHT
+            last = (self._accepted[place] + _PRIOR_WEIGHT * last) / looked_at
+            reached *= last
+            expected += reached
+        return expected
+
+    def _rate(self, length: int, num_requests: int) -> float:
+        line = self._times.get(num_requests)
+        if line is None:
+            return -abs(length - self._current)
+        return self.expected_tokens(length) / line.at(length)
+
+
+class BranchBudget:
+    """How many outcomes to prepare: as many as leave time to reach the wanted depth.
+
+    Args:
+        initial: Budget to begin with.
+        least: Smallest budget.
+        most: Largest budget.
+    """
+
+    def __init__(self, initial: int, *, least: int = 4, most: int = 32) -> None:
+        self._value, self._least, self._most = float(initial), least, most
+        self._was_deep = True
+
+    @property
+    def value(self) -> int:
+        """The budget now."""
+        return round(self._value)
+
+    def observe(self, *, is_hit: bool, is_deep: bool) -> None:
+        """Learn whether an outcome was predicted, and whether its continuation was as deep as wanted.
+
+        A shallow hit takes a twentieth off; a miss after a deep hit adds as much.
+        """
+        if not is_hit and self._was_deep:
+            self._value = min(self._most, self._value * 1.05)
+        elif is_hit and not is_deep:
+            self._value = max(self._least, self._value * 0.95)
+        if is_hit:
+            self._was_deep = is_deep
+
+
+class _Line:
+    """A weighted least-squares line y = a + b x with b >= 0, old points fading."""
+
+    def __init__(self) -> None:
+        self._weight = self._x = self._y = self._xx = self._xy = 0.0
+
+    def add(self, x: float, y: float) -> None:
+        self._weight, self._x, self._y = _DECAY * self._weight + 1, _DECAY * self._x + x, _DECAY * self._y + y
+        self._xx, self._xy = _DECAY * self._xx + x * x, _DECAY * self._xy + x * y
+
+    def at(self, x: float) -> float:
+        """Return the line at x; with points at one x only, a slope of a twentieth of the level is assumed."""
+        mean_x, mean_y = self._x / self._weight, self._y / self._weight
+        spread = self._xx / self._weight - mean_x * mean_x
+        assumed = 0.05 * mean_y
+        slope = assumed
+        if spread > 1e-9:  # noqa: PLR2004
+            measured = (self._xy / self._weight - mean_x * mean_y) / spread
+            trust = min(1.0, spread)
+            slope = max(0.0, trust * measured + (1 - trust) * assumed)
+        return max(mean_y + slope * (x - mean_x), 0.2 * mean_y)
