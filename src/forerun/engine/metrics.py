@@ -58,6 +58,9 @@ class DecodeCounters:
             cache_hit_rate=_ratio(self.num_hits, self.num_look_ups),
             non_verify_share=_ratio(self.decode_s - self.forward_s, self.decode_s),
             non_verify_share_hit=_ratio(self.hit_s - self.hit_forward_s, self.hit_s),
+            num_verifications=self.num_verifications,
+            num_proposed=self.num_proposed,
+            num_look_ups=self.num_look_ups,
         )
 
 

@@ -67,6 +67,9 @@ class DecodeMetrics:
         cache_hit_rate: Share of verification outcomes that the speculation cache held; 0 for AR and SD.
         non_verify_share: Share of decode wall time not spent in the target's forward pass.
         non_verify_share_hit: The same over the rounds that began with a cache hit; 0 where there was none.
+        num_verifications: Requests verified, over all passes: the denominator of the mean acceptance length.
+        num_proposed: Draft tokens proposed: the denominator of the acceptance rate.
+        num_look_ups: Outcomes looked for in the speculation cache: the denominator of the hit rate.
     """
 
     method: str
@@ -81,6 +84,9 @@ class DecodeMetrics:
     cache_hit_rate: float
     non_verify_share: float
     non_verify_share_hit: float = 0.0
+    num_verifications: int = 0
+    num_proposed: int = 0
+    num_look_ups: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return the metrics as plain JSON types."""

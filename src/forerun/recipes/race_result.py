@@ -83,7 +83,7 @@ class RacerTotals:
         tokens_per_s: Tokens after the first of each prompt, over ``decode_s``; 0 where there are none.
         cores: CPU cores (or devices) used.
         num_engine_steps: Passes of the target.
-        acceptance_rate: As in :class:`~forerun.engine.outputs.DecodeMetrics`, weighted by passes.
+        acceptance_rate: As in :class:`~forerun.engine.outputs.DecodeMetrics`, each rate over all prompts' counts.
         mean_acceptance_length: The same.
         cache_hit_rate: The same.
         non_verify_share: As there, weighted by decode time.
@@ -113,8 +113,8 @@ def totals(runs: Sequence[RaceRun]) -> RacerTotals:
     decode_s = sum(metrics.decode_s for metrics in measured)
     num_later_tokens = sum(max(len(run.tokens) - 1, 0) for run in runs)
 
-    def by_steps(value: Callable[[DecodeMetrics], float]) -> float:
-        return _weighted_mean([(value(metrics), metrics.num_engine_steps) for metrics in measured])
+    def by_count(value: Callable[[DecodeMetrics], float], count: Callable[[DecodeMetrics], int]) -> float:
+        return _weighted_mean([(value(metrics), count(metrics)) for metrics in measured])
 
     def by_time(value: Callable[[DecodeMetrics], float]) -> float:
         return _weighted_mean([(value(metrics), metrics.decode_s) for metrics in measured])
@@ -126,9 +126,11 @@ def totals(runs: Sequence[RaceRun]) -> RacerTotals:
         tokens_per_s=num_later_tokens / decode_s if decode_s > 0 else 0.0,
         cores=max(metrics.cores for metrics in measured),
         num_engine_steps=sum(metrics.num_engine_steps for metrics in measured),
-        acceptance_rate=by_steps(lambda metrics: metrics.acceptance_rate),
-        mean_acceptance_length=by_steps(lambda metrics: metrics.mean_acceptance_length),
-        cache_hit_rate=by_steps(lambda metrics: metrics.cache_hit_rate),
+        acceptance_rate=by_count(lambda metrics: metrics.acceptance_rate, lambda metrics: metrics.num_proposed),
+        mean_acceptance_length=by_count(
+            lambda metrics: metrics.mean_acceptance_length, lambda metrics: metrics.num_verifications
+        ),
+        cache_hit_rate=by_count(lambda metrics: metrics.cache_hit_rate, lambda metrics: metrics.num_look_ups),
         non_verify_share=by_time(lambda metrics: metrics.non_verify_share),
         non_verify_share_hit=by_time(lambda metrics: metrics.non_verify_share_hit),
     )

@@ -29,6 +29,9 @@ def measurement(engine: str, prompt: int, *, tokens_per_s: float, temperature: f
 def metrics(**fields) -> dict:
     return {
         "num_engine_steps": 4,
+        "num_verifications": 4,
+        "num_proposed": 10,
+        "num_look_ups": 4,
         "acceptance_rate": 0.5,
         "mean_acceptance_length": 3.0,
         "cache_hit_rate": 0.9,
@@ -107,11 +110,11 @@ def test_one_token_outputs_do_not_break_or_bend_the_speed():
     assert found["num_tokens"] == 12
 
 
-def test_rates_are_weighted_by_passes_and_by_time():
+def test_rates_are_weighted_by_their_counts_and_by_time():
     measured = [
-        measurement("ssd", 0, tokens_per_s=10, metrics=metrics(num_engine_steps=1, cache_hit_rate=0.0)),
-        measurement("ssd", 1, tokens_per_s=10, metrics=metrics(num_engine_steps=3, cache_hit_rate=1.0)),
-        measurement("ssd", 2, tokens_per_s=5, metrics=metrics(num_engine_steps=0, non_verify_share=0.4)),
+        measurement("ssd", 0, tokens_per_s=10, metrics=metrics(num_look_ups=1, cache_hit_rate=0.0)),
+        measurement("ssd", 1, tokens_per_s=10, metrics=metrics(num_look_ups=3, cache_hit_rate=1.0)),
+        measurement("ssd", 2, tokens_per_s=5, metrics=metrics(num_look_ups=0, non_verify_share=0.4)),
     ]
     found = decode_statistics(measured)
     assert found["cache_hit_rate"] == pytest.approx(0.75)

@@ -1,6 +1,6 @@
 """How a draft chooses: the token it proposes, and the outcomes it thinks likely."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -72,9 +72,8 @@ class DraftChoice:
         position = self._num_prompt + len(output_ids)
         if self._params.is_greedy and self._is_plain:
             return self._token_at(int(logits_row.argmax())), None
-        try:
-            law = self._processor.process(logits_row, output_ids)
-        except FloatingPointError:  # a reduced vocabulary may hold nothing that the parameters allow
+        law = _law_or_none(self._processor.process, logits_row, output_ids)
+        if law is None:
             law = ProcessedLaw.one_hot(self._token_at(int(logits_row.argmax())), vocab_size=self._vocab_size)
         if self._params.is_greedy:
             return law.token_at(0), None
@@ -101,9 +100,8 @@ class DraftChoice:
         if self._is_plain and self._params.is_greedy:
             ids, scores = self._vocab_ids, logits_row
         else:
-            try:
-                law = self._processor.reported_law(logits_row, output_ids)
-            except FloatingPointError:  # as in draw()
+            law = _law_or_none(self._processor.reported_law, logits_row, output_ids)
+            if law is None:
                 return []
             ids, scores = law.ids, law.scores
         num = min(max(NUM_CANDIDATES, count + 1), len(scores))
@@ -118,3 +116,14 @@ class DraftChoice:
 
     def _token_at(self, column: int) -> int:
         return column if self._vocab_ids is None else int(self._vocab_ids[column])
+
+
+def _law_or_none(
+    process: Callable[[np.ndarray, Sequence[int]], ProcessedLaw], logits_row: np.ndarray, output_ids: Sequence[int]
+) -> ProcessedLaw | None:
+    """Return a draft's law; ``None`` where its vocabulary holds nothing that the parameters allow."""
+    try:
+        law = process(logits_row, output_ids)
+    except FloatingPointError:
+        return None
+    return law if np.isfinite(law.scores.max()) else None

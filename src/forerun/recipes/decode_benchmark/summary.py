@@ -166,15 +166,14 @@ def decode_statistics(measurements: Sequence[Record]) -> dict[str, Any]:
     }
     metrics = [(record["metrics"], record["decode_s"]) for record in measurements if record["metrics"]]
     if metrics:
-        passes = [item["num_engine_steps"] for item, _ in metrics]
         times = [decode_s for _, decode_s in metrics]
         hit_times = [item["cache_hit_rate"] * decode_s for item, decode_s in metrics]
         result |= {
             name: _mean((item[name] for item, _ in metrics), weights)
             for name, weights in (
-                ("acceptance_rate", passes),
-                ("mean_acceptance_length", passes),
-                ("cache_hit_rate", passes),
+                ("acceptance_rate", [item["num_proposed"] for item, _ in metrics]),
+                ("mean_acceptance_length", [item["num_verifications"] for item, _ in metrics]),
+                ("cache_hit_rate", [item["num_look_ups"] for item, _ in metrics]),
                 ("non_verify_share", times),
                 ("non_verify_share_hit", hit_times),
             )
