@@ -1,0 +1,183 @@
+"""The real engine core over simulated models: one function for every method."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from forerun.engine.config import SpeculativeConfig
+from forerun.engine.core import EngineCore
+from forerun.engine.logits import LogitsProcessor
+from forerun.engine.metrics import DecodeCounters
+from forerun.engine.outputs import StreamChunk
+from forerun.engine.request import Request
+from forerun.engine.sampling import SamplingParams
+from forerun.engine.speculative.choice import DraftChoice
+from forerun.engine.speculative.controller import BranchBudget, FixedController
+from forerun.engine.speculative.plain import NoSpeculator
+from forerun.engine.speculative.sequential import NgramSpeculator, SequentialSpeculator
+from forerun.engine.speculative.speculator import Speculator
+from forerun.engine.speculative.ssd import SsdSpeculator
+from forerun.engine.stop import OutputTracker
+from simulated.drafter import InProcessDrafter, Progress, all_passes
+from simulated.models import Law, SimulatedModel
+
+ROUNDS_PER_REQUEST = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """A target, a draft and what they speak.
+
+    Attributes:
+        target: Law of the target.
+        draft: Law of the draft.
+        vocab_size: Of the target.
+        eos_ids: Ids that end a sequence.
+        capacity: Slots per sequence, of both models.
+        num_sequences: Requests side by side.
+        draft_ids: Reduced vocabulary of the draft.
+        token_bytes: Text of each token; by default one letter each.
+    """
+
+    target: Law
+    draft: Law
+    vocab_size: int
+    eos_ids: tuple[int, ...] = ()
+    capacity: int = 64
+    num_sequences: int = 3
+    draft_ids: tuple[int, ...] | None = None
+    token_bytes: tuple[bytes, ...] | None = None
+
+    def target_model(self) -> SimulatedModel:
+        return SimulatedModel(
+            self.target, vocab_size=self.vocab_size, num_sequences=self.num_sequences, capacity=self.capacity
+        )
+
+    def draft_model(self) -> SimulatedModel:
+        return SimulatedModel(
+            self.draft,
+            vocab_size=self.vocab_size,
+            num_sequences=self.num_sequences,
+            capacity=self.capacity,
+            vocab_ids=None if self.draft_ids is None else np.array(self.draft_ids, np.int64),
+        )
+
+    def requests(self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> list[Request]:
+        text = self.token_bytes or tuple(bytes([97 + token % 26]) for token in range(self.vocab_size))
+        return [
+            Request(
+                index=index,
+                number=index,
+                prompt_ids=tuple(prompt),
+                params=some,
+                processor=LogitsProcessor(some, prompt, self.eos_ids, self.vocab_size),
+                tracker=OutputTracker(
+                    some, self.eos_ids, text.__getitem__, max_tokens=_max_tokens(some, self.capacity - len(prompt))
+                ),
+                max_tokens=_max_tokens(some, self.capacity - len(prompt)),
+                round_number=(index + 1) * ROUNDS_PER_REQUEST,
+            )
+            for index, (prompt, some) in enumerate(zip(prompts, params, strict=True))
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """A way to decode.
+
+    Attributes:
+        method: ``none``, ``ngram``, ``sequential`` or ``ssd``.
+        num_speculative_tokens: K.
+        speculative: The rest.
+        branch_budget: B.
+        progress: How far the drafter gets (SSD).
+        dies_after: Messages after which the drafter is dead (SSD).
+    """
+
+    method: str
+    num_speculative_tokens: int = 3
+    speculative: SpeculativeConfig = field(default_factory=SpeculativeConfig)
+    branch_budget: int = 8
+    progress: Progress = all_passes
+    dies_after: int | None = None
+
+    def speculator(self, world: World) -> Speculator:
+        if self.method == "none":
+            return NoSpeculator()
+        if self.method == "ngram":
+            return NgramSpeculator()
+        model = world.draft_model()
+        if self.method == "sequential":
+            return SequentialSpeculator(
+                model,
+                lambda request: DraftChoice(
+                    request.params,
+                    self.speculative,
+                    request.prompt_ids,
+                    frozenset(world.eos_ids),
+                    vocab_size=world.vocab_size,
+                    vocab_ids=model.vocab_ids,
+                    request_number=request.number,
+                ),
+            )
+        drafter = InProcessDrafter(
+            model,
+            self.speculative,
+            vocab_size=world.vocab_size,
+            eos_ids=world.eos_ids,
+            max_depth=self.num_speculative_tokens + 1,
+            progress=self.progress,
+            dies_after=self.dies_after,
+        )
+        return SsdSpeculator(
+            drafter,
+            self.speculative,
+            num_speculative_tokens=self.num_speculative_tokens,
+            branch_budget=BranchBudget(self.branch_budget, least=self.branch_budget, most=self.branch_budget),
+        )
+
+
+AUTOREGRESSIVE = Way(method="none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """What a run gave.
+
+    Attributes:
+        requests: With their outputs.
+        counters: What was counted.
+        chunks: As streamed.
+    """
+
+    requests: list[Request]
+    counters: DecodeCounters
+    chunks: list[StreamChunk]
+
+    @property
+    def outputs(self) -> list[tuple[list[int], str, str | None]]:
+        return [(request.output_ids, request.text, request.finish_reason) for request in self.requests]
+
+
+def decode(
+    world: World,
+    way: Way,
+    prompts: Sequence[Sequence[int]],
+    params: Sequence[SamplingParams] | SamplingParams,
+    *,
+    speculator: Speculator | None = None,
+) -> Decoded:
+    """Decode prompts with the engine core; parameters without a seed get seed 0."""
+    some = [params] * len(prompts) if isinstance(params, SamplingParams) else params
+    requests = world.requests(prompts, [replace(each, seed=each.seed or 0) for each in some])
+    counters = DecodeCounters()
+    core = EngineCore(world.target_model(), verification=way.speculative.verification, counters=counters)
+    controller = FixedController(0 if way.method == "none" else way.num_speculative_tokens)
+    chunks = list(core.run(requests, speculator or way.speculator(world), controller))
+    assert all(request.finish_reason is not None for request in requests)
+    return Decoded(requests=requests, counters=counters, chunks=chunks)
+
+
+def _max_tokens(params: SamplingParams, room: int) -> int:
+    return room if params.max_tokens is None else min(params.max_tokens, room)

@@ -1,0 +1,101 @@
+"""Language models whose logits are a known function of the exact text that a row sees.
+
+The cache holds tokens where a real one holds keys and values, so a wrong slot, prefix length, ancestor, position or
+roll-back makes a row see another text: it is refused if the positions do not follow each other, and changes the logits
+in any case.
+"""
+
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+
+from forerun.core.rows import Rows
+from forerun.models.cache_bounds import check_rows, check_slots
+
+Law = Callable[[tuple[int, ...]], np.ndarray]
+"""Gives the logits over the whole vocabulary after a text."""
+
+_NUM_TEXTS = 4093
+
+
+def history_law(vocab_size: int, *, seed: int, spread: float = 2.0) -> Law:
+    """Logits that look random, and depend on every token of the text."""
+    table = (spread * np.random.default_rng(seed).standard_normal((_NUM_TEXTS, vocab_size))).astype(np.float32)
+    return lambda text: table[zlib.crc32(np.array(text, np.int64).tobytes()) % _NUM_TEXTS]
+
+
+def markov_law(vocab_size: int, *, seed: int, spread: float = 1.0) -> Law:
+    """Logits that depend on the last token only, so that the law of whole outputs can be summed up."""
+    table = (spread * np.random.default_rng(seed).standard_normal((vocab_size, vocab_size))).astype(np.float32)
+    return lambda text: table[text[-1]]
+
+
+def mixture_law(*parts: tuple[float, Law]) -> Law:
+    """Weighted sum of logits: a draft that is nearly right, or a target that repeats itself."""
+
+    def law(text: tuple[int, ...]) -> np.ndarray:
+        return np.sum([np.float32(weight) * part(text) for weight, part in parts], axis=0, dtype=np.float32)
+
+    return law
+
+
+class SimulatedModel:
+    """A ``LanguageModel`` with a given law.
+
+    Args:
+        law: Gives the logits after a text.
+        vocab_size: Of the target.
+        num_sequences: Sequences of the cache.
+        capacity: Slots per sequence.
+        vocab_ids: Target ids of a reduced vocabulary.
+    """
+
+    def __init__(
+        self,
+        law: Law,
+        *,
+        vocab_size: int,
+        num_sequences: int = 1,
+        capacity: int = 64,
+        vocab_ids: np.ndarray | None = None,
+    ) -> None:
+        self.law, self.num_sequences, self.capacity, self.vocab_ids = law, num_sequences, capacity, vocab_ids
+        self._num_ids = vocab_size
+        self._tokens = np.full((num_sequences, capacity), -1, np.int64)
+        self._positions = np.full((num_sequences, capacity), -1, np.int64)
+        self.texts: list[tuple[int, ...]] = []
+        """What each row of the last pass saw, the token itself last."""
+        self.num_passes = 0
+
+    @property
+    def vocab_size(self) -> int:
+        return self._num_ids if self.vocab_ids is None else len(self.vocab_ids)
+
+    def forward(self, rows: Rows, *, logit_rows: np.ndarray | None = None) -> np.ndarray:
+        check_rows(rows, num_sequences=self.num_sequences, capacity=self.capacity, vocab_size=self._num_ids)
+        assert (np.diff(rows.sequences) >= 0).all(), "sequences must ascend"
+        assert len(set(zip(rows.sequences.tolist(), rows.slots.tolist(), strict=True))) == len(rows), "one slot twice"
+        self._tokens[rows.sequences, rows.slots] = rows.token_ids
+        self._positions[rows.sequences, rows.slots] = rows.positions
+        self.texts = [self._text(rows, row) for row in range(len(rows))]
+        self.num_passes += 1
+        wanted = range(len(rows)) if logit_rows is None else logit_rows.tolist()
+        logits = np.array([self.law(self.texts[row]) for row in wanted], np.float32).reshape(-1, self._num_ids)
+        return logits if self.vocab_ids is None else logits[:, self.vocab_ids]
+
+    def move_slots(self, sequence: int, sources: list[int], targets: list[int]) -> None:
+        check_slots(sequence, sources, targets, num_sequences=self.num_sequences, capacity=self.capacity)
+        for array in (self._tokens, self._positions):
+            array[sequence, targets] = array[sequence, sources]
+
+    def _text(self, rows: Rows, row: int) -> tuple[int, ...]:
+        ancestors = rows.ancestors[row, : rows.num_ancestors[row]]
+        assert (np.diff(ancestors) > 0).all(), "ancestors must ascend"
+        assert ancestors.size == 0 or ancestors[0] >= rows.lengths[row], "ancestors must lie beyond the prefix"
+        seen = np.concatenate([np.arange(rows.lengths[row]), ancestors])
+        assert seen[-1] == rows.slots[row], "a row must see itself, last"
+        sequence = rows.sequences[row]
+        positions = self._positions[sequence, seen]
+        assert positions.tolist() == list(range(rows.positions[row] + 1)), f"row {row} sees positions {positions}"
+        return tuple(self._tokens[sequence, seen].tolist())
