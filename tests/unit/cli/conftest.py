@@ -88,6 +88,9 @@ class FakeEngine:
             mean_acceptance_length=float(WORDS_PER_CHUNK[method]),
             cache_hit_rate=0.9 if method == "ssd" else 0.0,
             non_verify_share=0.25,
+            num_verifications=num_steps,
+            num_proposed=0 if method == "none" else 4 * num_steps,
+            num_look_ups=num_steps if method == "ssd" else 0,
         )
 
     def close(self) -> None:

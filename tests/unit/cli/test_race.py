@@ -90,12 +90,12 @@ def test_totals_are_of_all_tokens_over_all_time(result):
     assert [total.cores for total in result.totals.values()] == [1, 1, 2]
 
 
-def test_rates_are_weighted_by_passes_and_shares_by_time(result):
+def test_rates_are_weighted_by_their_counts_and_shares_by_time(result):
     short, long = result.runs["ssd"]
-    short = replace(short, metrics=replace(short.metrics, num_engine_steps=1, acceptance_rate=0.0, decode_s=1.0))
+    short = replace(short, metrics=replace(short.metrics, num_proposed=1, acceptance_rate=0.0, decode_s=1.0))
     long = replace(
         long,
-        metrics=replace(long.metrics, num_engine_steps=3, acceptance_rate=1.0, decode_s=9.0, non_verify_share=0.75),
+        metrics=replace(long.metrics, num_proposed=3, acceptance_rate=1.0, decode_s=9.0, non_verify_share=0.75),
     )
     both = totals([short, long])
     assert both.acceptance_rate == pytest.approx(3 / 4)
