@@ -115,9 +115,8 @@ def run(args: argparse.Namespace) -> int:
             )
             return 0
         manifest = train_draft(checkpoint, args.out, config, report=report)
-    write_line(
-        f"wrote {args.out}: greedy agreement with the target on held-out text {manifest['held_out_greedy_agreement']:.1%}"
-    )
+    agreement = manifest["held_out_greedy_agreement"]
+    write_line(f"wrote {args.out}: greedy agreement with the target on held-out text {agreement:.1%}")
     if args.json is not None:
         write_json(args.json, manifest)
     return 0

@@ -26,7 +26,9 @@ class LanguageModel(Protocol):
         ...
 
     def forward(self, rows: Rows, *, logit_rows: np.ndarray | None = None) -> np.ndarray:
-        """Run rows; write their keys and values to their slots; return float32 logits ``[len(logit_rows), vocab_size]``.
+        """Run rows, write their keys and values to their slots, and return logits.
+
+        The logits are float32 ``[len(logit_rows), vocab_size]``; ``None`` asks for every row's.
 
         Slots at and beyond those written keep what they had: rolling back a sequence is to overwrite it.
         """

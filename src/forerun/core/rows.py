@@ -10,7 +10,7 @@ class Rows:
     """M tokens to push through a model in one pass, grouped by sequence.
 
     A row writes its key and value to ``slots`` of its sequence and sees the first ``lengths`` slots, and its
-    ``ancestors``. In a chain a row sees all slots up to its own; in a draft tree it sees the shared prefix and its branch.
+    ``ancestors``. In a chain a row sees all slots up to its own; in a draft tree, the shared prefix and its branch.
 
     Attributes:
         sequences: int64 ``[M]``, which sequence of the cache, ascending.

@@ -14,7 +14,8 @@ _CHAT = (
     "What are the advantages and disadvantages of {subject}?", "What is the difference between {subject} and {other}?",
     "I want to learn more about {subject}. Where do I start?", "List the main ideas behind {subject}.",
     "What do people often get wrong about {subject}?", "Can you give me some tips about {subject}?",
-    "Who should care about {subject}, and why?", "Answer briefly: what is {subject}?", "Compare {subject} with {other}.",
+    "Who should care about {subject}, and why?", "Answer briefly: what is {subject}?",
+    "Compare {subject} with {other}.",
 )  # fmt: skip
 _CODE = (
     "Write a {language} function that {task}.", "Show me {language} code that {task}, with comments.",

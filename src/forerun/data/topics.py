@@ -31,8 +31,9 @@ TASKS = (
     "checks for balanced brackets", "computes the mean and the median", "groups words by their first letter",
     "generates a random password", "computes the greatest common divisor", "performs a binary search",
     "transposes a matrix", "checks whether two strings are anagrams", "writes a dictionary to a JSON file",
-    "counts how often each character occurs", "rotates a list by k places", "parses a date", "sums the digits of a number",
-    "implements a stack", "implements a queue", "finds all pairs that add up to a target", "converts a number to binary",
+    "counts how often each character occurs", "rotates a list by k places", "parses a date",
+    "sums the digits of a number", "implements a stack", "implements a queue",
+    "finds all pairs that add up to a target", "converts a number to binary",
 )  # fmt: skip
 LANGUAGES = ("Python", "Python", "Python", "JavaScript", "Java", "C", "SQL", "Go")
 ITEMS = ("apples", "books", "tickets", "pencils", "boxes", "cookies", "stamps", "bottles", "chairs", "coins", "cards")

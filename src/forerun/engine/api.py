@@ -161,8 +161,8 @@ class LLM:
     def _run(self, requests: list[Request]) -> Iterator[StreamChunk]:
         if self._is_decoding:
             raise RequestError(
-                "this engine is decoding already, and its cache holds those requests: read the other stream to its end, "
-                "or close() it; to decode side by side give all prompts to one call"
+                "this engine is decoding already, and its cache holds those requests: read the other stream to its "
+                "end, or close() it; to decode side by side give all prompts to one call"
             )
         self._is_decoding = True
         self._counters = DecodeCounters()

@@ -56,8 +56,8 @@ class SpeculativeConfig:
             raise ConfigError(f"speculative.saguaro_c={self.saguaro_c}: must be in [0, 1]; 1 turns it off")
         if self.saguaro_c < 1 and self.verification != "rejection":
             raise ConfigError(
-                f'speculative.saguaro_c={self.saguaro_c}: rescales the draft\'s law, which only verification="rejection" '
-                "looks at; set that, or saguaro_c=1"
+                f"speculative.saguaro_c={self.saguaro_c}: rescales the draft's law, which only "
+                'verification="rejection" looks at; set that, or saguaro_c=1'
             )
         _require_choice("speculative.fan_out", self.fan_out, get_args(FanOutPolicy))
         _require_choice("speculative.fallback", self.fallback, get_args(Fallback))
@@ -99,7 +99,8 @@ class EngineConfig:
         _require_choice("dtype", self.dtype, get_args(Dtype))
         if self.cores is not None and len(self.cores) < self.num_threads:
             raise ConfigError(
-                f"cores={self.cores}: fewer than num_threads={self.num_threads}; list a core per thread, and one for the drafter"
+                f"cores={self.cores}: fewer than num_threads={self.num_threads}; list a core per thread, and one for "
+                "the drafter"
             )
 
 

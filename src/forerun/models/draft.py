@@ -1,4 +1,4 @@
-"""Drafts: a model that shares the target's vocabulary, one distilled from the target, or some of the target's layers."""
+"""Drafts: a model with the target's vocabulary, one distilled from the target, or some of the target's layers."""
 
 import json
 from collections.abc import Callable
@@ -104,8 +104,8 @@ def _load_distilled(path: Path, target: Checkpoint) -> Draft:
         ) from error
     if manifest["vocab_digest"] != target.tokenizer.vocab_digest():
         raise VocabMismatchError(
-            f"draft {path} was distilled from {manifest['target']}, whose vocabulary differs from that of {target.source}; "
-            "train a draft for this target with `forerun train-draft`, or use the n-gram draft"
+            f"draft {path} was distilled from {manifest['target']}, whose vocabulary differs from that of "
+            f"{target.source}; train a draft for this target with `forerun train-draft`, or use the n-gram draft"
         )
     if manifest["hidden_size"] != target.config.hidden_size:
         raise ModelLoadError(

@@ -32,7 +32,7 @@ class FixedController:
     def __init__(self, num_speculative_tokens: int) -> None:
         self._num_speculative_tokens = num_speculative_tokens
 
-    def num_speculative_tokens(self, num_requests: int) -> int:  # noqa: ARG002
+    def num_speculative_tokens(self, num_requests: int) -> int:
         """Return K."""
         return self._num_speculative_tokens
 
@@ -45,8 +45,8 @@ class AdaptiveController:
 
     .. math:: K^* = \arg\max_K \frac{1 + \sum_{i \le K} \prod_{j \le i} a_j}{t_0 + t_1 K}
 
-    :math:`a_j` is the share of accepted tokens among those at place j that were looked at; the time of a round is a line
-    in K fitted for each number of requests (it holds drafting, verification and waiting alike, whatever the method).
+    :math:`a_j` is the share of accepted tokens among those at place j that were looked at; the time of a round is a
+    line in K fitted for each number of requests (drafting, verification and waiting alike, whatever the method).
     Now and then a neighbouring length is tried, so that the estimates stay fresh; no draft at all is a length too, so a
     draft that does not pay is switched off, and tried again from time to time.
 
@@ -151,7 +151,7 @@ class _Line:
         spread = self._xx / self._weight - mean_x * mean_x
         assumed = 0.05 * mean_y
         slope = assumed
-        if spread > 1e-9:  # noqa: PLR2004
+        if spread > 1e-9:
             measured = (self._xy / self._weight - mean_x * mean_y) / spread
             trust = min(1.0, spread)
             slope = max(0.0, trust * measured + (1 - trust) * assumed)

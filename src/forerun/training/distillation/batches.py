@@ -17,7 +17,7 @@ class DistillBatch:
     Attributes:
         token_ids: int64 ``[B, T]``, padded at the end.
         where: Rows and columns of the N places whose next token was sampled from the target.
-        columns: int64 ``[N, top]``, the target's likeliest tokens as columns of the draft's head (0 where it lacks them).
+        columns: int64 ``[N, top]``, the target's likeliest tokens as columns of the draft's head (0 if it lacks them).
         probs: float32 ``[N, top]``, their probabilities, 0 where the draft's head lacks them.
     """
 

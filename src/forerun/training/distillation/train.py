@@ -180,7 +180,10 @@ def _held_out_agreement(student: Student, batches: TextBatches, texts: list[Samp
 
 
 def _write(student: Student, directory: Path, manifest: dict[str, Any]) -> None:
-    """Write the trained weights: matrices as int8 with a scale per row, as they will run; embedding and head stay the target's."""
+    """Write the trained weights, matrices as int8 with a scale per row, as they will run.
+
+    Embedding and head are the target's own and are not written.
+    """
     tensors: dict[str, np.ndarray] = {"vocab_ids": student.vocab_ids.astype(np.int32)}
     for name in student.trained_names():
         values = student.decoder.get_parameter(name).detach().numpy()
