@@ -48,10 +48,13 @@ def chat_prompt(checkpoint: Checkpoint, content: str) -> list[int]:
 
 
 def _user_turn(checkpoint: Checkpoint) -> list[int]:
-    """Return the ids up to where a user message begins: what the rendered messages "A" and "7" have in common."""
+    """Return the ids up to where a user message begins: what the rendered messages "A" and "7" have in common.
+
+    A target without a chat template begins a text of its own, after an end-of-sequence token.
+    """
     first, second = chat_prompt(checkpoint, "A"), chat_prompt(checkpoint, "7")
     same = next(index for index, (one, other) in enumerate(zip(first, second, strict=False)) if one != other)
-    return first[:same]
+    return first[:same] or [min(checkpoint.eos_ids)]
 
 
 def make_runner(checkpoint: Checkpoint, config: CorpusConfig) -> Int8Runner:
