@@ -11,11 +11,11 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from simulated.decoding import AUTOREGRESSIVE, Way, World, decode
+from simulated.models import history_law, markov_law, mixture_law
 
 from forerun.engine.config import SpeculativeConfig
 from forerun.engine.sampling import SamplingParams
-from simulated.decoding import AUTOREGRESSIVE, Way, World, decode
-from simulated.models import history_law, markov_law, mixture_law
 
 VOCAB_SIZE = 12
 TEXT = history_law(VOCAB_SIZE, seed=1)

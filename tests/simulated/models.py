@@ -90,12 +90,10 @@ class SimulatedModel:
             array[sequence, targets] = array[sequence, sources]
 
     def _text(self, rows: Rows, row: int) -> tuple[int, ...]:
-        ancestors = rows.ancestors[row, : rows.num_ancestors[row]]
-        assert (np.diff(ancestors) > 0).all(), "ancestors must ascend"
-        assert ancestors.size == 0 or ancestors[0] >= rows.lengths[row], "ancestors must lie beyond the prefix"
-        seen = np.concatenate([np.arange(rows.lengths[row]), ancestors])
+        seen = [*range(rows.lengths[row]), *rows.ancestors[row, : rows.num_ancestors[row]].tolist()]
+        assert seen == sorted(set(seen)), "ancestors must ascend, beyond the prefix"
         assert seen[-1] == rows.slots[row], "a row must see itself, last"
         sequence = rows.sequences[row]
-        positions = self._positions[sequence, seen]
-        assert positions.tolist() == list(range(rows.positions[row] + 1)), f"row {row} sees positions {positions}"
+        positions = self._positions[sequence, seen].tolist()
+        assert positions == list(range(rows.positions[row] + 1)), f"row {row} sees positions {positions}"
         return tuple(self._tokens[sequence, seen].tolist())
