@@ -98,6 +98,5 @@ def test_closing_a_stream_lets_the_speculator_forget(way):
     for _ in range(4):
         next(stream)
     stream.close()
-    assert any(request.finish_reason is None for request in requests)
     again = decode(WORLD, way, [[4], [0]], greedy(), speculator=speculator)
     assert again.outputs == decode(WORLD, METHODS[0], [[4], [0]], greedy()).outputs
