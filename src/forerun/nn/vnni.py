@@ -18,7 +18,10 @@ PANEL = 32
 """Outputs per step, two vectors of 16."""
 _VECTOR = ir.VectorType(ir.IntType(32), 16)
 _BYTES = ir.VectorType(ir.IntType(8), 64)
+_FLOATS = ir.VectorType(ir.FloatType(), 16)
 _INT32, _INT64 = ir.IntType(32), ir.IntType(64)
+_PREFETCH_BYTES = 2048
+"""How far ahead of the products the weight is asked for; the stream stops at no panel's end."""
 
 
 def is_supported() -> bool:
@@ -65,6 +68,15 @@ def _emit_block(builder: Any, num_rows: int, weight: Any, rows: Any, stride: Any
     def load(address: Any, kind: Any, align: int) -> Any:
         return builder.load(builder.inttoptr(address, kind.as_pointer()), align=align)
 
+    ahead = builder.inttoptr(
+        builder.add(weight, builder.add(offset, ir.Constant(_INT64, _PREFETCH_BYTES))), ir.IntType(8).as_pointer()
+    )
+    prefetch = builder.module.declare_intrinsic(
+        "llvm.prefetch", [ahead.type], ir.FunctionType(ir.VoidType(), (ahead.type, _INT32, _INT32, _INT32))
+    )
+    for half in (0, 64):
+        line = builder.gep(ahead, [ir.Constant(_INT64, half)])
+        builder.call(prefetch, (line, ir.Constant(_INT32, 0), ir.Constant(_INT32, 3), ir.Constant(_INT32, 1)))
     halves = [
         load(builder.add(weight, builder.add(offset, ir.Constant(_INT64, 64 * half))), operand, 1) for half in (0, 1)
     ]
@@ -87,6 +99,57 @@ def _emit_block(builder: Any, num_rows: int, weight: Any, rows: Any, stride: Any
     for index, value in enumerate(updated):
         target = builder.add(out, ir.Constant(_INT64, 64 * index))
         builder.store(value, builder.inttoptr(target, _VECTOR.as_pointer()), align=4)
+
+
+def _emit_finish(builder: Any, sums: Any, offset: Any, weight_scale: Any, out: Any, scales: list[Any]) -> None:
+    """Emit ``out = sum_l (sums[l] - offset) * scales[l] * weight_scale`` for one row and one whole panel.
+
+    ``sums`` holds the address of each level's int32 sums; no two operations may be contracted, so every row is rounded
+    alike whichever block it was summed in.
+    """
+
+    def load(address: Any, half: int, kind: Any) -> Any:
+        place = builder.add(address, ir.Constant(_INT64, 64 * half))
+        return builder.load(builder.inttoptr(place, kind.as_pointer()), align=4)
+
+    def spread(value: Any) -> Any:
+        lane = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), value, ir.Constant(_INT32, 0))
+        return builder.shuffle_vector(lane, lane, ir.Constant(ir.VectorType(_INT32, 16), [0] * 16))
+
+    spread_scales = [spread(scale) for scale in scales]
+    for half in (0, 1):
+        shift = load(offset, half, _VECTOR)
+        total = None
+        for address, scale in zip(sums, spread_scales, strict=True):
+            level = builder.sitofp(builder.sub(load(address, half, _VECTOR), shift), _FLOATS)
+            term = builder.fmul(level, scale)
+            total = term if total is None else builder.fadd(total, term)
+        result = builder.fmul(total, load(weight_scale, half, _FLOATS))
+        target = builder.add(out, ir.Constant(_INT64, 64 * half))
+        builder.store(result, builder.inttoptr(target, _FLOATS.as_pointer()), align=4)
+
+
+@intrinsic
+def _finish_one(typingctx: Any, sums: Any, offset: Any, weight_scale: Any, out: Any, scale: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        sums, offset, weight_scale, out, scale = args
+        _emit_finish(builder, [sums], offset, weight_scale, out, [scale])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp, types.intp, types.float32), codegen
+
+
+@intrinsic
+def _finish_two(
+    typingctx: Any, high: Any, low: Any, offset: Any, weight_scale: Any, out: Any, scale: Any, low_scale: Any
+) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        high, low, offset, weight_scale, out, scale, low_scale = args
+        _emit_finish(builder, [high, low], offset, weight_scale, out, [scale, low_scale])
+        return context.get_dummy_value()
+
+    arguments = (types.intp,) * 5 + (types.float32,) * 2
+    return types.void(*arguments), codegen
 
 
 def _block_function(num_rows: int) -> Any:
@@ -134,6 +197,8 @@ def multiply(
     # Signed, for Numba adds an unsigned to a signed integer in floating point.
     base, panel_bytes = np.int64(packed.ctypes.data), packed.shape[1] * 128
     rows_base, sums_base = np.int64(rows.ctypes.data), np.int64(sums.ctypes.data)
+    out_base, offset_base = np.int64(out.ctypes.data), np.int64(offset.ctypes.data)
+    scale_base, relative = np.int64(weight_scale.ctypes.data), np.float32(low_scale)
     for panel in range(packed.shape[0]):
         weight = base + panel * panel_bytes
         done = 0
@@ -163,6 +228,18 @@ def multiply(
                 done += 1
         first = panel * PANEL
         width = min(PANEL, num_outputs - first)
+        if width == PANEL:
+            for m in range(num_rows):
+                scale, high = row_scale[m], sums_base + m * PANEL * 4
+                target = out_base + (m * num_outputs + first) * 4
+                if total > num_rows:
+                    low = high + num_rows * PANEL * 4
+                    _finish_two(
+                        high, low, offset_base + first * 4, scale_base + first * 4, target, scale, scale * relative
+                    )
+                else:
+                    _finish_one(high, offset_base + first * 4, scale_base + first * 4, target, scale)
+            continue
         for m in range(num_rows):
             scale = row_scale[m]
             if total > num_rows:
