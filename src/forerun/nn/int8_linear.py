@@ -45,6 +45,8 @@ class Int8Linear:
         weight: int8 ``[out, in]``.
         scale: float32 ``[out]``.
         kernel: ``"vnni"`` or ``"onednn"``; ``None`` chooses.
+
+    Products use as many threads as PyTorch is set to when the map is made.
     """
 
     def __init__(self, weight: np.ndarray, scale: np.ndarray, *, kernel: str | None = None) -> None:
@@ -52,6 +54,7 @@ class Int8Linear:
         self.kernel = kernel or ("vnni" if vnni.is_supported() and self.in_features % 4 == 0 else "onednn")
         self._scale = np.ascontiguousarray(scale, np.float32)
         if self.kernel == "vnni":
+            self._num_threads = torch.get_num_threads()
             self._offset = (ZERO_POINT * weight.sum(axis=1, dtype=np.int32)).astype(np.int32)
             self._packed = vnni.pack_weight(weight)
         else:
@@ -77,7 +80,11 @@ class Int8Linear:
         """
         if self.kernel == "vnni":
             out = np.empty((len(row_scale), self.out_features), np.float32)
-            vnni.multiply(self._packed, self._scale, self._offset, rows, row_scale, 1.0 / LOW_LEVELS, out)
+            operands = (self._packed, self._scale, self._offset, rows, row_scale, 1.0 / LOW_LEVELS, out)
+            if self._num_threads > 1:
+                vnni.multiply_in_threads(*operands, self._num_threads)
+            else:
+                vnni.multiply(*operands)
             return out
         product = torch.ops.onednn.qlinear_pointwise(
             torch.from_numpy(rows), 1.0, ZERO_POINT, self._prepacked, torch.from_numpy(self._scale), self._zero_points,

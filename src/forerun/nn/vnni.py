@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
-from numba import njit, types
+from numba import njit, prange, types
 from numba.extending import intrinsic
 
 MAX_ROWS = 12
@@ -170,7 +170,7 @@ _block_1, _block_2, _block_4, _block_6, _block_8, _block_10, _block_12 = (
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def multiply(
+def _multiply_panels(
     packed: np.ndarray,
     weight_scale: np.ndarray,
     offset: np.ndarray,
@@ -178,18 +178,10 @@ def multiply(
     row_scale: np.ndarray,
     low_scale: float,
     out: np.ndarray,
+    first_panel: int,
+    last_panel: int,
 ) -> None:
-    """Multiply quantised rows by a packed weight.
-
-    Args:
-        packed: From :func:`pack_weight`.
-        weight_scale: float32 ``[N]``.
-        offset: int32 ``[N]``, zero point of the rows times the sum of each weight row.
-        rows: uint8 ``[levels M, K]``, K a multiple of 4; a second level holds remainders.
-        row_scale: float32 ``[M]``.
-        low_scale: Scale of the second level relative to the first.
-        out: float32 ``[M, N]``, written: ``row_scale * weight_scale * (high + low * low_scale)``.
-    """
+    """Multiply by the panels from ``first_panel`` up to ``last_panel``; see :func:`multiply`."""
     num_rows, num_outputs = out.shape
     total = rows.shape[0]
     sums = np.empty((total + MAX_ROWS, PANEL), np.int32)
@@ -199,7 +191,7 @@ def multiply(
     rows_base, sums_base = np.int64(rows.ctypes.data), np.int64(sums.ctypes.data)
     out_base, offset_base = np.int64(out.ctypes.data), np.int64(offset.ctypes.data)
     scale_base, relative = np.int64(weight_scale.ctypes.data), np.float32(low_scale)
-    for panel in range(packed.shape[0]):
+    for panel in range(first_panel, last_panel):
         weight = base + panel * panel_bytes
         done = 0
         while done < total:
@@ -252,3 +244,45 @@ def multiply(
             else:
                 for j in range(width):
                     out[m, first + j] = np.float32(sums[m, j] - offset[first + j]) * scale * weight_scale[first + j]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def multiply(
+    packed: np.ndarray,
+    weight_scale: np.ndarray,
+    offset: np.ndarray,
+    rows: np.ndarray,
+    row_scale: np.ndarray,
+    low_scale: float,
+    out: np.ndarray,
+) -> None:
+    """Multiply quantised rows by a packed weight.
+
+    Args:
+        packed: From :func:`pack_weight`.
+        weight_scale: float32 ``[N]``.
+        offset: int32 ``[N]``, zero point of the rows times the sum of each weight row.
+        rows: uint8 ``[levels M, K]``, K a multiple of 4; a second level holds remainders.
+        row_scale: float32 ``[M]``.
+        low_scale: Scale of the second level relative to the first.
+        out: float32 ``[M, N]``, written: ``row_scale * weight_scale * (high + low * low_scale)``.
+    """
+    _multiply_panels(packed, weight_scale, offset, rows, row_scale, low_scale, out, 0, packed.shape[0])
+
+
+@njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+def multiply_in_threads(
+    packed: np.ndarray,
+    weight_scale: np.ndarray,
+    offset: np.ndarray,
+    rows: np.ndarray,
+    row_scale: np.ndarray,
+    low_scale: float,
+    out: np.ndarray,
+    num_threads: int,
+) -> None:
+    """As :func:`multiply`, the panels shared over threads; the result is the same bit for bit."""
+    num_panels = packed.shape[0]
+    for thread in prange(num_threads):
+        first, last = thread * num_panels // num_threads, (thread + 1) * num_panels // num_threads
+        _multiply_panels(packed, weight_scale, offset, rows, row_scale, low_scale, out, first, last)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -113,3 +114,21 @@ def test_a_row_of_zeros_stays_zero():
     levels, scale = quantize_weight(np.zeros((2, 8), np.float32))
     assert not levels.any()
     assert np.all(np.isfinite(scale))
+
+
+@pytest.mark.skipif(not vnni.is_supported(), reason="needs AVX-512 VNNI")
+@pytest.mark.parametrize("num_outputs", [40, 576])
+def test_threads_change_no_bit(num_outputs):
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((num_outputs, 64)).astype(np.float32)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        threaded = Int8Linear.from_float(weight, kernel="vnni")
+        torch.set_num_threads(1)
+        serial = Int8Linear.from_float(weight, kernel="vnni")
+    finally:
+        torch.set_num_threads(before)
+    for num_rows in (1, 3, 20):
+        rows, scale = rng.integers(0, 256, (2 * num_rows, 64), dtype=np.uint8), rng.random(num_rows).astype(np.float32)
+        assert np.array_equal(threaded(rows, scale), serial(rows, scale))

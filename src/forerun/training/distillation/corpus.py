@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from forerun.data.prompts import PROMPT_KINDS, template_prompt
+from forerun.data.prompts import PROMPT_KINDS, PromptKind, template_prompt
 from forerun.models.checkpoint import Checkpoint
 from forerun.models.int8_runner import Int8Runner
 from forerun.training.distillation.sampling import SampledText, SampleRequest, sample_texts
@@ -86,9 +86,10 @@ def sample_shard(checkpoint: Checkpoint, runner: Int8Runner, config: CorpusConfi
     num_passages = kinds.count("summarising")
     user_turn = _user_turn(checkpoint)
     seeds = [SampleRequest(prompt=user_turn, temperature=1.0, max_tokens=64) for _ in range(num_self)]
+    kinds_of_passages: tuple[PromptKind, ...] = ("chat", "writing")
     seeds += [
         SampleRequest(
-            prompt=chat_prompt(checkpoint, template_prompt(rng, kind=rng.choice(("chat", "writing")))),
+            prompt=chat_prompt(checkpoint, template_prompt(rng, kind=rng.choice(kinds_of_passages))),
             temperature=0.8,
             max_tokens=rng.randint(60, 120),
         )
