@@ -21,6 +21,7 @@ from forerun.core.dtype_choice import DtypeName
 from forerun.core.env import pin_process
 from forerun.core.errors import ForerunError
 from forerun.core.protocols import LanguageModel
+from forerun.core.rows import Rows
 from forerun.engine.config import SpeculativeConfig
 from forerun.engine.speculative.choice import DraftChoice
 from forerun.engine.speculative.drafting import run_pass
@@ -242,6 +243,9 @@ def main() -> int:
     except ForerunError as error:
         _answer(connection, {"kind": type(error).__name__, "error": str(error)})
         return 2
+    # The first pass and the first move load or compile kernels, which later would look like a drafter that hangs.
+    model.forward(Rows.chains([(0, 0, [0])]))
+    model.move_slots(0, [0], [0])
     memory = mmap.mmap(memory_fd, config.shape.num_bytes)
     os.close(memory_fd)
     worker = DraftWorker(model, SpeculationCache(memoryview(memory), config.shape), config)
