@@ -27,6 +27,7 @@ class SpeculativeConfig:
         verification: ``coupled``: target and draft share the noise of each position, so every method emits the same
             tokens under one seed (a draft token is accepted when it equals the target's own sample). ``rejection``:
             the accept/residual rule of speculative sampling. Greedy decoding is the same under both.
+        copy_from_context: Mix the draft's law with what followed the last occurrence of the context's end.
         saguaro_c: C of Saguaro sampling in [0, 1]; 1 is off. Needs ``verification="rejection"``.
         drafter_timeout_s: A drafter silent for longer is given up, and decoding goes on without it.
     """
@@ -38,6 +39,7 @@ class SpeculativeConfig:
     expected_acceptance_rate: float = 0.7
     fallback: Fallback = "neural"
     verification: Verification = "coupled"
+    copy_from_context: bool = True
     saguaro_c: float = 1.0
     drafter_timeout_s: float = 10.0
 

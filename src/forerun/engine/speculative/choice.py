@@ -9,18 +9,23 @@ from forerun.engine.config import SpeculativeConfig
 from forerun.engine.law import ProcessedLaw
 from forerun.engine.logits import LogitsProcessor
 from forerun.engine.sampling import SamplingParams
+from forerun.engine.speculative.context_copy import ContextCopy, mixed_law
 from forerun.engine.speculative.coupling import coupled_token
 from forerun.engine.speculative.rejection import saguaro_rescale
 
 NUM_CANDIDATES = 64
 """Likeliest tokens among which outcomes are ranked."""
+_RECENT = 6
+_TRUSTED = 0.5
+"""A guess that is right more often than this is preferred to the draft model's likeliest token."""
 
 
 class DraftChoice:
     """Draws draft tokens for one request, and ranks the tokens that may come instead.
 
-    Greedy, the draft takes its likeliest token. With temperature and ``coupled`` verification it adds the noise that
-    the target will add; with ``rejection`` it draws from its law, which is then the q that the target verifies with.
+    Its law is the draft model's, mixed with a guess copied from the context where there is one. Greedy, it takes the
+    likeliest token. With temperature and ``coupled`` verification it adds the noise that the target will add; with
+    ``rejection`` it draws from its law, which is then the q that the target verifies with.
 
     Args:
         params: Of the request; seed set.
@@ -46,6 +51,8 @@ class DraftChoice:
         self._params, self._config = params, config
         self._vocab_ids, self._vocab_size = vocab_ids, vocab_size
         self._num_prompt = len(prompt_ids)
+        self._prompt_end = list(prompt_ids[-_RECENT:])
+        self._copy = ContextCopy(prompt_ids) if config.copy_from_context else None
         self._request_number = request_number
         self._is_plain = not (params.needs_history or params.logit_bias or params.min_tokens > 0)
         self._processor = LogitsProcessor(params, prompt_ids, eos_ids, vocab_size, candidate_ids=vocab_ids)
@@ -54,6 +61,11 @@ class DraftChoice:
     def needs_laws(self) -> bool:
         """Whether the target needs the laws that tokens were drawn from (they are not one-hot)."""
         return self._config.verification == "rejection" and not self._params.is_greedy
+
+    def commit(self, token_ids: Sequence[int]) -> None:
+        """Learn decided tokens of the output."""
+        if self._copy is not None:
+            self._copy.commit(token_ids)
 
     def draw(
         self, logits_row: np.ndarray, output_ids: Sequence[int], *, num_prepared: int = 0
@@ -70,13 +82,18 @@ class DraftChoice:
             the draft's vocabulary, one that the target will reject.
         """
         position = self._num_prompt + len(output_ids)
+        guess = self._guess(output_ids)
         if self._params.is_greedy and self._is_plain:
+            if guess is not None and guess[1] >= _TRUSTED:
+                return guess[0], None
             return self._token_at(int(logits_row.argmax())), None
         law = _law_or_none(self._processor.process, logits_row, output_ids)
         if law is None:
             law = ProcessedLaw.one_hot(self._token_at(int(logits_row.argmax())), vocab_size=self._vocab_size)
         if self._params.is_greedy:
-            return law.token_at(0), None
+            return (law.token_at(0) if guess is None or guess[1] < _TRUSTED else guess[0]), None
+        if guess is not None:
+            law = mixed_law(law, guess[0], weight=guess[1])
         seed = self._params.seed or 0
         if not self.needs_laws:
             return coupled_token(law, seed=seed, request=self._request_number, position=position), None
@@ -112,7 +129,18 @@ class DraftChoice:
             position = self._num_prompt + len(output_ids)
             values = values + gumbel_row(self._params.seed or 0, self._request_number, position, head_ids)
         ranked = head_ids[np.argsort(-values, kind="stable")].tolist()
+        guess = self._guess(output_ids)
+        if guess is not None:
+            ranked = [guess[0], *(token for token in ranked if token != guess[0])]
         return [token for token in ranked if token != without][:count]
+
+    def _guess(self, output_ids: Sequence[int]) -> tuple[int, float] | None:
+        if self._copy is None:
+            return None
+        recent = output_ids[-_RECENT:]
+        if len(recent) < _RECENT:
+            recent = [*self._prompt_end, *recent]
+        return self._copy.guess(recent)
 
     def _token_at(self, column: int) -> int:
         return column if self._vocab_ids is None else int(self._vocab_ids[column])

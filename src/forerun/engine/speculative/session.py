@@ -124,6 +124,7 @@ class DraftSession:
         self._num_cached = min(self._num_cached, keep)
         del self.chain[keep:]
         self.chain.append(token)
+        self.choice.commit(self.chain[self.num_committed :])
         self.num_committed = keep + 1
         self.laws = []
         if branch is not None:
