@@ -224,13 +224,13 @@ def _multiply_panels(
             for m in range(num_rows):
                 scale, high = row_scale[m], sums_base + m * PANEL * 4
                 target = out_base + (m * num_outputs + first) * 4
+                shifts, scales = offset_base + first * 4, scale_base + first * 4
+                # Numba passes the typing context, which pyright misses.
                 if total > num_rows:
                     low = high + num_rows * PANEL * 4
-                    _finish_two(
-                        high, low, offset_base + first * 4, scale_base + first * 4, target, scale, scale * relative
-                    )
+                    _finish_two(high, low, shifts, scales, target, scale, scale * relative)  # pyright: ignore[reportCallIssue]
                 else:
-                    _finish_one(high, offset_base + first * 4, scale_base + first * 4, target, scale)
+                    _finish_one(high, shifts, scales, target, scale)  # pyright: ignore[reportCallIssue]
             continue
         for m in range(num_rows):
             scale = row_scale[m]

@@ -82,7 +82,7 @@ def sample_shard(checkpoint: Checkpoint, runner: Int8Runner, config: CorpusConfi
     generator = torch.Generator().manual_seed(rng.getrandbits(63))
     num_self = round(config.texts_per_shard * config.self_prompt_share)
     num_template = config.texts_per_shard - num_self
-    kinds = [PROMPT_KINDS[place % len(PROMPT_KINDS)] for place in range(num_template)]
+    kinds: list[PromptKind] = [PROMPT_KINDS[place % len(PROMPT_KINDS)] for place in range(num_template)]
     num_passages = kinds.count("summarising")
     user_turn = _user_turn(checkpoint)
     seeds = [SampleRequest(prompt=user_turn, temperature=1.0, max_tokens=64) for _ in range(num_self)]
