@@ -39,20 +39,20 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--num-shards",
         type=int,
-        default=16,
+        default=8,
         metavar="N",
         help="shards of about 25,000 tokens to sample; the last is held out (default: %(default)s)",
     )
     parser.add_argument(
-        "--num-steps", type=int, default=900, metavar="N", help="optimiser steps (default: %(default)s)"
+        "--num-steps", type=int, default=1600, metavar="N", help="optimiser steps (default: %(default)s)"
     )
     parser.add_argument(
-        "--batch-tokens", type=int, default=2048, metavar="N", help="tokens per step (default: %(default)s)"
+        "--batch-tokens", type=int, default=1024, metavar="N", help="tokens per step (default: %(default)s)"
     )
     parser.add_argument(
         "--layers",
         metavar="I,J,...",
-        help="target layers the draft starts from (default: the first three and the last)",
+        help="target layers the draft starts from (default: four, evenly spaced, from the first to the last)",
     )
     parser.add_argument(
         "--vocab-size", type=int, default=16384, metavar="N", help="tokens the draft can propose (default: %(default)s)"

@@ -17,7 +17,7 @@ from forerun.training.distillation.corpus import make_runner, read_shard, sample
 from forerun.training.distillation.loss import distillation_loss, greedy_agreement
 from forerun.training.distillation.sampling import SampleRequest, sample_texts
 from forerun.training.distillation.student import Student
-from forerun.training.distillation.train import DraftTrainingConfig, sample_corpus, train_draft
+from forerun.training.distillation.train import DraftTrainingConfig, evenly_spaced, sample_corpus, train_draft
 from forerun.training.distillation.vocabulary import choose_vocab
 
 
@@ -170,3 +170,9 @@ def test_settings_that_cannot_work_are_refused():
         DraftTrainingConfig(num_shards=1)
     with pytest.raises(ConfigError, match="greedy_share"):
         DraftTrainingConfig(greedy_share=1.5)
+
+
+def test_a_draft_starts_from_layers_spread_over_the_target():
+    assert evenly_spaced(30, count=4) == (0, 10, 20, 29)
+    assert evenly_spaced(5, count=4) == (0, 2, 3, 4)
+    assert evenly_spaced(3, count=4) == (0, 1, 2)

@@ -1,6 +1,7 @@
 """Train a draft for a target, from nothing but the target: sample, distil, measure, write."""
 
 import json
+import math
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -42,7 +43,7 @@ class DraftTrainingConfig:
     Attributes:
         corpus: What text to sample.
         num_shards: Shards to sample; the last is held out.
-        layer_ids: Layers of the target that the draft starts from; ``None``: the first three and the last.
+        layer_ids: Layers of the target that the draft starts from; ``None``: four, evenly spaced, first and last included.
         vocab_size: Tokens the draft can propose.
         num_steps: Optimiser steps.
         batch_tokens: Tokens per step, padding included.
@@ -51,11 +52,11 @@ class DraftTrainingConfig:
     """
 
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
-    num_shards: int = 16
+    num_shards: int = 8
     layer_ids: tuple[int, ...] | None = None
     vocab_size: int = 16384
-    num_steps: int = 900
-    batch_tokens: int = 2048
+    num_steps: int = 1600
+    batch_tokens: int = 1024
     learning_rate: float = 1e-3
     greedy_share: float = 0.3
 
@@ -96,8 +97,8 @@ def train_draft(
     vocab_ids = choose_vocab(
         texts, size=config.vocab_size, vocab_size=checkpoint.config.vocab_size, always=checkpoint.eos_ids
     )
-    num_layers = checkpoint.config.num_layers
-    student = Student(checkpoint, layer_ids=config.layer_ids or (0, 1, 2, num_layers - 1), vocab_ids=vocab_ids)
+    layer_ids = config.layer_ids or evenly_spaced(checkpoint.config.num_layers, count=4)
+    student = Student(checkpoint, layer_ids=layer_ids, vocab_ids=vocab_ids)
     batches = TextBatches(
         texts,
         vocab_ids=vocab_ids,
@@ -139,6 +140,13 @@ def train_draft(
     }
     _write(student, directory, manifest)
     return manifest
+
+
+def evenly_spaced(num_layers: int, *, count: int) -> tuple[int, ...]:
+    """Return ``count`` layers at even distances (rounded up), the first and the last included; all if there are fewer."""
+    if num_layers <= count:
+        return tuple(range(num_layers))
+    return tuple(math.ceil(index * (num_layers - 1) / (count - 1)) for index in range(count))
 
 
 def sample_corpus(
