@@ -92,7 +92,8 @@ def mixed_law(law: ProcessedLaw, token_id: int, *, weight: float) -> ProcessedLa
         token_id: t; it need not be a candidate of ``law``.
         weight: w, in [0, 1).
     """
-    probs = (1 - weight) * law.probs()
+    # In the precision of the scores, as which the law is sent: the target must see the very law that was drawn from.
+    probs = ((1 - weight) * law.probs()).astype(law.scores.dtype)
     index = law.index_of(token_id)
     if index is not None:
         probs[index] += weight

@@ -43,7 +43,7 @@ class DraftTrainingConfig:
     Attributes:
         corpus: What text to sample.
         num_shards: Shards to sample; the last is held out.
-        layer_ids: Layers of the target that the draft starts from; ``None``: four, evenly spaced, first and last included.
+        layer_ids: Layers of the target that the draft starts from; ``None``: four, as :func:`evenly_spaced`.
         vocab_size: Tokens the draft can propose.
         num_steps: Optimiser steps.
         batch_tokens: Tokens per step, padding included.
@@ -143,7 +143,7 @@ def train_draft(
 
 
 def evenly_spaced(num_layers: int, *, count: int) -> tuple[int, ...]:
-    """Return ``count`` layers at even distances (rounded up), the first and the last included; all if there are fewer."""
+    """Return ``count`` layers at even distances, rounded up, from the first to the last; all if there are fewer."""
     if num_layers <= count:
         return tuple(range(num_layers))
     return tuple(math.ceil(index * (num_layers - 1) / (count - 1)) for index in range(count))
