@@ -48,6 +48,7 @@ speculative = st.builds(
     SpeculativeConfig,
     fan_out=st.sampled_from(["uniform", "geometric", "measured"]),
     fallback=st.sampled_from(["neural", "ngram", "none"]),
+    copy_from_context=st.booleans(),
 )
 
 
@@ -85,10 +86,10 @@ def test_output_is_that_of_decoding_without_a_draft(way, params, num_prompts, nu
 @given(way=ways(), temperature=st.sampled_from([0.0, 1.0]), num_sequences=st.integers(1, 3))
 def test_a_perfect_draft_is_always_accepted(way, temperature, num_sequences):
     """Draft and target have one law that looks at every token, so any error in the draft's cache costs a rejection."""
-    if way.method == "ngram":
-        way = replace(way, method="sequential")
-    if way.speculative.fallback == "ngram":
-        way = replace(way, speculative=replace(way.speculative, fallback="neural"))
+    config = replace(way.speculative, copy_from_context=False)  # a copy is another draft, and no perfect one
+    if config.fallback == "ngram":
+        config = replace(config, fallback="neural")
+    way = replace(way, speculative=config, method="sequential" if way.method == "ngram" else way.method)
     world = replace(PERFECT, num_sequences=num_sequences)
     params = SamplingParams(temperature=temperature, max_tokens=20)
     counters = decode(world, way, PROMPTS, params).counters

@@ -25,6 +25,8 @@ from forerun.engine.sampling import SamplingParams
 pytestmark = pytest.mark.statistical
 VOCAB_SIZE, LENGTH, NUM_RUNS = 3, 3, 1600
 PROMPT = [2, 0]
+EVERY_TRIPLE = [2, 2, 2, 1, 2, 2, 0, 2, 1, 1, 2, 1, 0, 2, 0, 1, 2, 0, 0, 1, 1, 1, 0, 1, 0, 0, 0, 2, 2, 0]
+"""A prompt in which each three tokens occur, so that a draft always has something to copy; it ends as PROMPT does."""
 WORLD = World(
     target=markov_law(VOCAB_SIZE, seed=1, spread=0.7),
     draft=markov_law(VOCAB_SIZE, seed=7, spread=0.7),
@@ -57,11 +59,13 @@ def output_law(params, world=WORLD):
     return law
 
 
-def counts_of(way, params, world=WORLD, *, seed=11, num_runs=NUM_RUNS, wrap=lambda speculator: speculator):
+def counts_of(
+    way, params, world=WORLD, *, prompt=PROMPT, seed=11, num_runs=NUM_RUNS, wrap=lambda speculator: speculator
+):
     decoded = decode(
         world,
         way,
-        [PROMPT] * num_runs,
+        [prompt] * num_runs,
         replace(params, seed=seed),
         speculator=wrap(way.speculator(world)),
     )
@@ -127,6 +131,12 @@ def test_law_under_sampling_parameters(params, assert_law):
 
 def test_law_with_a_reduced_draft_vocabulary(assert_law):
     counts, _ = counts_of(WAYS["ssd, late, neural fallback"], PARAMS, replace(WORLD, draft_ids=(0, 2)))
+    assert_law(counts, output_law(PARAMS), seed=11)
+
+
+@pytest.mark.parametrize("name", ["sequential", "ssd, late, neural fallback"])
+def test_law_when_the_draft_copies_from_its_context(name, assert_law):
+    counts, _ = counts_of(WAYS[name], PARAMS, replace(WORLD, capacity=48), prompt=EVERY_TRIPLE)
     assert_law(counts, output_law(PARAMS), seed=11)
 
 

@@ -23,7 +23,7 @@ def new_session(prompt, *, capacity=64, temperature=0.0, draft_ids=None, verific
     model = SimulatedModel(LAW, vocab_size=VOCAB_SIZE, num_sequences=2, capacity=capacity, vocab_ids=vocab_ids)
     choice = DraftChoice(
         SamplingParams(temperature=temperature, seed=3),
-        SpeculativeConfig(verification=verification),
+        SpeculativeConfig(verification=verification, copy_from_context=False),
         prompt,
         frozenset(),
         vocab_size=VOCAB_SIZE,
