@@ -1,10 +1,12 @@
 """What a race found, as a table and a few sentences; and its progress as plain lines where there is no screen."""
 
 import io
+import re
 from collections.abc import Callable
 from typing import Final
 
 from rich import box
+from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -15,6 +17,8 @@ from forerun.recipes.race import RaceConfig, RaceObserver
 from forerun.recipes.race_result import Divergence, Racer, RaceResult, RacerTotals, RaceRun
 
 _NONE: Final = "–"
+_SVG_FORMAT = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+"""Rich's picture without its fonts from the network: a picture of results must not fetch anything."""
 _SVG_WIDTH: Final = 120
 _SVG_HEIGHT: Final = 24
 
@@ -41,7 +45,7 @@ def race_svg(config: RaceConfig, result: RaceResult) -> str:
     )  # fmt: skip
     RaceScreen(config, console=console).print_final(result)
     print_report(result, console=console)
-    return console.export_svg(title="forerun race")
+    return console.export_svg(title="forerun race", code_format=_SVG_FORMAT)
 
 
 def _table(result: RaceResult) -> Table:

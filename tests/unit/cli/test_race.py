@@ -207,6 +207,7 @@ def test_a_picture_has_the_panes_and_the_table(engines, tmp_path, capsys):
     assert cli.main(["race", "--num-prompts", "1", "--svg", str(file)]) == 0
     picture = file.read_text()
     assert picture.startswith("<svg")
+    assert 'url("' not in picture, "a picture fetches nothing"
     for words in ("AR", "SSD", "speed-up", "cache", "identical"):
         assert words in picture
     assert not CONTROL.search(capsys.readouterr().out)
