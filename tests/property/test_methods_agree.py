@@ -62,6 +62,7 @@ def ways(draw):
         speculative=draw(speculative),
         branch_budget=draw(st.integers(1, 12)),
         progress=lambda: pattern.choice(passes),
+        shares_states=draw(st.booleans()),
     )
 
 

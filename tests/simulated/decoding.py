@@ -18,6 +18,7 @@ from forerun.engine.speculative.plain import NoSpeculator
 from forerun.engine.speculative.sequential import NgramSpeculator, SequentialSpeculator
 from forerun.engine.speculative.speculator import Speculator
 from forerun.engine.speculative.ssd import SsdSpeculator
+from forerun.engine.speculative.target_states import TargetStates
 from forerun.engine.stop import OutputTracker
 from simulated.drafter import InProcessDrafter, Progress, all_passes
 from simulated.models import Law, SimulatedModel
@@ -93,6 +94,7 @@ class Way:
         branch_budget: B.
         progress: How far the drafter gets (SSD).
         dies_after: Messages after which the drafter is dead (SSD).
+        shares_states: Whether the draft reads the target's states.
     """
 
     method: str
@@ -101,13 +103,18 @@ class Way:
     branch_budget: int = 8
     progress: Progress = all_passes
     dies_after: int | None = None
+    shares_states: bool = False
 
-    def speculator(self, world: World) -> Speculator:
+    def speculator(self, world: World, target: SimulatedModel | None = None) -> Speculator:
         if self.method == "none":
             return NoSpeculator()
         if self.method == "ngram":
             return NgramSpeculator()
         model = world.draft_model()
+        states = None
+        if self.shares_states:
+            assert target is not None, "a draft that reads the target's states needs the target that runs"
+            states = TargetStates(target, layer_ids=[0, 2])
         if self.method == "sequential":
             return SequentialSpeculator(
                 model,
@@ -120,6 +127,7 @@ class Way:
                     vocab_ids=model.vocab_ids,
                     request_number=request.number,
                 ),
+                states=states,
             )
         drafter = InProcessDrafter(
             model,
@@ -127,6 +135,7 @@ class Way:
             vocab_size=world.vocab_size,
             eos_ids=world.eos_ids,
             max_depth=self.num_speculative_tokens + 1,
+            num_state_layers=2 if self.shares_states else 0,
             progress=self.progress,
             dies_after=self.dies_after,
         )
@@ -135,6 +144,7 @@ class Way:
             self.speculative,
             num_speculative_tokens=self.num_speculative_tokens,
             branch_budget=BranchBudget(self.branch_budget, least=self.branch_budget, most=self.branch_budget),
+            states=states,
         )
 
 
@@ -172,9 +182,10 @@ def decode(
     some = [params] * len(prompts) if isinstance(params, SamplingParams) else params
     requests = world.requests(prompts, [replace(each, seed=each.seed or 0) for each in some])
     counters = DecodeCounters()
-    core = EngineCore(world.target_model(), verification=way.speculative.verification, counters=counters)
+    target = world.target_model()
+    core = EngineCore(target, verification=way.speculative.verification, counters=counters)
     controller = FixedController(0 if way.method == "none" else way.num_speculative_tokens)
-    chunks = list(core.run(requests, speculator or way.speculator(world), controller))
+    chunks = list(core.run(requests, speculator or way.speculator(world, target), controller))
     assert all(request.finish_reason is not None for request in requests)
     return Decoded(requests=requests, counters=counters, chunks=chunks)
 

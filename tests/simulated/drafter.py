@@ -7,7 +7,6 @@ from forerun.core.errors import DrafterError
 from forerun.core.protocols import LanguageModel
 from forerun.engine.config import SpeculativeConfig
 from forerun.engine.speculative.messages import Message, decode, encode
-from forerun.engine.speculative.speculation_cache import SpeculationCache
 from forerun.engine.speculative.worker import DraftWorker, WorkerConfig
 
 Progress = Callable[[], int]
@@ -33,6 +32,7 @@ class InProcessDrafter:
         vocab_size: Of the target.
         eos_ids: Of the target.
         max_depth: Most tokens per outcome.
+        num_state_layers: Layers of the target that the draft reads.
         progress: How far it gets.
         dies_after: Number of messages after which it takes no more.
     """
@@ -45,6 +45,7 @@ class InProcessDrafter:
         vocab_size: int,
         eos_ids: tuple[int, ...] = (),
         max_depth: int = 8,
+        num_state_layers: int = 0,
         progress: Progress = all_passes,
         dies_after: int | None = None,
     ) -> None:
@@ -60,11 +61,14 @@ class InProcessDrafter:
             law_width=vocab_size,
             vocab_size=vocab_size,
             eos_ids=eos_ids,
+            num_state_layers=num_state_layers,
+            num_kv_heads=1,
+            head_dim=1,
             speculative=speculative,
         )
         self.vocab_size = vocab_size
-        self.cache = SpeculationCache(memoryview(bytearray(config.shape.num_bytes)), config.shape)
-        self.worker = DraftWorker(model, self.cache, WorkerConfig.from_json(config.to_json()))
+        self.cache, self.states = config.views(memoryview(bytearray(config.num_bytes)))
+        self.worker = DraftWorker(model, self.cache, self.states, WorkerConfig.from_json(config.to_json()))
         self.messages: list[Message] = []
         self.is_closed = False
         self._inbox: deque[Message] = deque()

@@ -6,7 +6,7 @@ in any case.
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -88,6 +88,17 @@ class SimulatedModel:
         check_slots(sequence, sources, targets, num_sequences=self.num_sequences, capacity=self.capacity)
         for array in (self._tokens, self._positions):
             array[sequence, targets] = array[sequence, sources]
+
+    def read_states(self, sequence: int, start: int, stop: int, *, layer_ids: Sequence[int]) -> np.ndarray:
+        held = np.stack((self._tokens[sequence, start:stop], self._positions[sequence, start:stop]), axis=1)
+        assert (held >= 0).all(), "states were asked for that no pass has written"
+        return np.repeat(held[:, None, :, None, None], len(layer_ids), axis=1).astype(np.float32)
+
+    def write_states(self, sequence: int, start: int, states: np.ndarray) -> None:
+        stop = start + len(states)
+        assert (states[:, 0, 1, 0, 0] == np.arange(start, stop)).all(), "states of other positions"
+        self._tokens[sequence, start:stop] = states[:, 0, 0, 0, 0]
+        self._positions[sequence, start:stop] = np.arange(start, stop)
 
     def _text(self, rows: Rows, row: int) -> tuple[int, ...]:
         seen = [*range(rows.lengths[row]), *rows.ancestors[row, : rows.num_ancestors[row]].tolist()]

@@ -9,8 +9,10 @@ from forerun.cli.options import add_json_option
 
 _DESCRIPTION = """\
 Distil a small draft from a target, with nothing but the target: it writes prompts and answers at several temperatures,
-and the draft, which starts as a few of the target's layers, learns to predict them. The draft borrows the target's
-embedding, so it is small on disk; it may propose only the commonest tokens, but the target's output stays exact.
+and the draft, which starts as a few of the target's layers, learns to predict them. It learns to read the target's own
+keys and values in those layers for all text that the target has read, and needs no pass over a prompt then. It borrows
+the target's embedding, so it is small on disk; it may propose only the commonest tokens, but the target's output stays
+exact.
 
 Run the same command again to resume: sampled shards and training checkpoints are kept below OUT/work.
 """
@@ -52,10 +54,15 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--layers",
         metavar="I,J,...",
-        help="target layers the draft starts from (default: four, evenly spaced, from the first to the last)",
+        help="target layers the draft starts from, and whose keys and values it reads (default: four, evenly spaced)",
     )
     parser.add_argument(
-        "--vocab-size", type=int, default=16384, metavar="N", help="tokens the draft can propose (default: %(default)s)"
+        "--init-from",
+        metavar="DRAFT",
+        help="start from a draft of the same layers: a directory, or default (the shipped one)",
+    )
+    parser.add_argument(
+        "--vocab-size", type=int, default=8192, metavar="N", help="tokens the draft can propose (default: %(default)s)"
     )
     parser.add_argument(
         "--learning-rate", type=float, default=1e-3, metavar="X", help="peak learning rate (default: %(default)s)"
@@ -84,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
         corpus=CorpusConfig(seed=args.seed),
         num_shards=args.num_shards,
         layer_ids=_layers(args.layers),
+        init_from=args.init_from,
         vocab_size=args.vocab_size,
         num_steps=args.num_steps,
         batch_tokens=args.batch_tokens,

@@ -1,5 +1,6 @@
 """The seams between subsystems, as structural types."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -36,4 +37,15 @@ class LanguageModel(Protocol):
 
     def move_slots(self, sequence: int, sources: list[int], targets: list[int]) -> None:
         """Copy cached keys and values of a sequence between slots (all sources are read before a target is written)."""
+        ...
+
+    def read_states(self, sequence: int, start: int, stop: int, *, layer_ids: Sequence[int]) -> np.ndarray:
+        """Return cached keys (with their rotary positions) and values of the slots from ``start`` to ``stop``.
+
+        float32 ``[stop - start, len(layer_ids), 2, num_kv_heads, head_dim]``: keys, then values.
+        """
+        ...
+
+    def write_states(self, sequence: int, start: int, states: np.ndarray) -> None:
+        """Put keys and values into the slots from ``start`` on, in every layer; their positions are their slots."""
         ...

@@ -81,7 +81,7 @@ class LLM:
                 num_sequences=config.max_num_seqs,
                 capacity=capacity,
             )
-            self._factory.wait_until_ready()
+            self._factory.wait_until_ready(self._target)
         except BaseException:
             self.close()
             raise

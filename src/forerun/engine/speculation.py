@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from forerun.core.dtype_choice import DtypeName
 from forerun.core.errors import ConfigError, DrafterError, ModelLoadError, VocabMismatchError
+from forerun.core.protocols import LanguageModel
 from forerun.engine.config import EngineConfig
 from forerun.engine.request import Request
 from forerun.engine.speculative.choice import DraftChoice
@@ -14,9 +15,10 @@ from forerun.engine.speculative.plain import NoSpeculator
 from forerun.engine.speculative.sequential import NgramSpeculator, SequentialSpeculator
 from forerun.engine.speculative.speculator import Speculator
 from forerun.engine.speculative.ssd import SsdSpeculator
+from forerun.engine.speculative.target_states import TargetStates
 from forerun.engine.speculative.worker import WorkerConfig
 from forerun.models.checkpoint import Checkpoint
-from forerun.models.draft import load_draft
+from forerun.models.draft import Draft, load_draft
 from forerun.models.runner import build_runner
 
 DEFAULT_NUM_SPECULATIVE_TOKENS = 4
@@ -73,8 +75,12 @@ class SpeculatorFactory:
         """Cores in use, the drafter's included."""
         return self._config.num_threads + self.uses_drafter_process
 
-    def wait_until_ready(self) -> None:
-        """Load the draft, or wait for the process that does."""
+    def wait_until_ready(self, target: LanguageModel) -> None:
+        """Load the draft, or wait for the process that does.
+
+        Args:
+            target: The target's runner, whose keys and values the draft may read.
+        """
         speculative = self._config.speculative
         if self._process is not None:
             try:
@@ -89,13 +95,14 @@ class SpeculatorFactory:
                 speculative,
                 num_speculative_tokens=speculative.num_speculative_tokens or DEFAULT_NUM_SPECULATIVE_TOKENS,
                 branch_budget=self._branch_budget(),
+                states=self._states(target),
             )
         elif self.method == "none":
             self._speculator = NoSpeculator()
         elif self._draft_name == "ngram":
             self._speculator = NgramSpeculator()
         else:
-            self._speculator = self._sequential()
+            self._speculator = self._sequential(target)
 
     def for_call(self) -> tuple[Speculator, Controller]:
         """Return the speculator and the controller of one call."""
@@ -110,6 +117,14 @@ class SpeculatorFactory:
                 initial=DEFAULT_NUM_SPECULATIVE_TOKENS,
             )
         return self._speculator, self._controller
+
+    def _draft(self) -> Draft:
+        assert self._draft_name is not None
+        return load_draft(self._draft_name, self._checkpoint)
+
+    def _states(self, target: LanguageModel) -> TargetStates | None:
+        layer_ids = self._draft().state_layer_ids
+        return TargetStates(target, layer_ids=layer_ids) if layer_ids else None
 
     def _branch_budget(self) -> BranchBudget:
         fixed = self._config.speculative.branch_budget
@@ -134,9 +149,8 @@ class SpeculatorFactory:
             return "ngram"
         return "default"
 
-    def _sequential(self) -> SequentialSpeculator:
-        assert self._draft_name is not None
-        draft = load_draft(self._draft_name, self._checkpoint)
+    def _sequential(self, target: LanguageModel) -> SequentialSpeculator:
+        draft = self._draft()
         model = build_runner(
             draft.config,
             draft.tensor,
@@ -158,10 +172,10 @@ class SpeculatorFactory:
                 request_number=request.number,
             )
 
-        return SequentialSpeculator(model, make_choice)
+        return SequentialSpeculator(model, make_choice, states=self._states(target))
 
     def _worker_config(self, cores: Sequence[int]) -> WorkerConfig:
-        speculative, config = self._config.speculative, self._config
+        speculative, config, model = self._config.speculative, self._config, self._checkpoint.config
         assert self._draft_name is not None
         sends_laws = speculative.verification == "rejection"
         is_pinnable = len(cores) > config.num_threads
@@ -174,8 +188,11 @@ class SpeculatorFactory:
             num_requests=config.max_num_seqs,
             max_branches=speculative.branch_budget or MAX_BRANCHES,
             max_depth=1 + (speculative.num_speculative_tokens or MAX_ADAPTIVE_TOKENS),
-            law_width=self._checkpoint.config.vocab_size if sends_laws else 0,
-            vocab_size=self._checkpoint.config.vocab_size,
+            law_width=model.vocab_size if sends_laws else 0,
+            vocab_size=model.vocab_size,
             eos_ids=tuple(sorted(self._checkpoint.eos_ids)),
+            num_state_layers=len(self._draft().state_layer_ids),
+            num_kv_heads=model.num_kv_heads,
+            head_dim=model.head_dim,
             speculative=speculative,
         )

@@ -54,6 +54,16 @@ def check_slots(sequence: int, sources: list[int], targets: list[int], *, num_se
     _check("slot", np.array([*sources, *targets], np.int64), capacity)
 
 
+def check_span(sequence: int, start: int, stop: int, *, num_sequences: int, capacity: int) -> None:
+    """Check a run of neighbouring slots.
+
+    Raises:
+        RequestError: The sequence or a slot lies outside the cache.
+    """
+    _check("sequence", np.array([sequence]), num_sequences)
+    _check("slot", np.array([start, stop - 1]), capacity)
+
+
 def _check(what: str, values: np.ndarray, limit: int) -> None:
     if values.size and not 0 <= values.min() <= values.max() < limit:
         wrong = int(values.min()) if values.min() < 0 else int(values.max())

@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -27,12 +28,17 @@ class Draft:
         tensor: Gives a weight by name; embedding and head may be the target's.
         vocab_ids: Target ids of a reduced output head, ascending; ``None``: the whole vocabulary.
         source: Where it came from.
+        state_layer_ids: Layers of the target, one for each of the draft's, whose cached keys and values the draft reads
+            for all tokens that the target has read; empty: the draft has only its own.
+        manifest: How a distilled draft was made; empty for others.
     """
 
     config: DecoderConfig
     tensor: Callable[[str], np.ndarray]
     vocab_ids: np.ndarray | None
     source: str
+    state_layer_ids: tuple[int, ...] = ()
+    manifest: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 def default_draft_path() -> Path:
@@ -125,4 +131,11 @@ def _load_distilled(path: Path, target: Checkpoint) -> Draft:
         return stored.astype(np.float32)
 
     config = replace(target.config, num_layers=manifest["num_layers"])
-    return Draft(config=config, tensor=tensor, vocab_ids=vocab_ids, source=str(path))
+    return Draft(
+        config=config,
+        tensor=tensor,
+        vocab_ids=vocab_ids,
+        source=str(path),
+        state_layer_ids=tuple(manifest.get("state_layer_ids", ())),
+        manifest=manifest,
+    )

@@ -4,14 +4,14 @@ One pass is, per layer, four integer matrix products, one attention and five fus
 the same whatever the width of the pass and whichever sequences are beside it (tests/oracle holds it to that).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from forerun.core.errors import ConfigError
 from forerun.core.rows import Rows
-from forerun.models.cache_bounds import check_cache_size, check_rows, check_slots
+from forerun.models.cache_bounds import check_cache_size, check_rows, check_slots, check_span
 from forerun.models.config import DecoderConfig
 from forerun.nn import attention
 from forerun.nn import row_kernels as kernels
@@ -183,3 +183,41 @@ class Int8Runner:
         read, written = np.asarray(sources, np.int64), np.asarray(targets, np.int64)
         for layer in self._layers:
             attention.move_slots(layer.keys, layer.values, sequence, read, written)
+
+    def read_states(self, sequence: int, start: int, stop: int, *, layer_ids: Sequence[int]) -> np.ndarray:
+        """Return cached keys (rotated) and values of neighbouring slots.
+
+        Args:
+            sequence: Which sequence.
+            start: First slot.
+            stop: Slot after the last.
+            layer_ids: Of which layers, in which order.
+
+        Returns:
+            float32 ``[stop - start, len(layer_ids), 2, num_kv_heads, head_dim]``: keys, then values.
+
+        Raises:
+            RequestError: The sequence or a slot lies outside the cache.
+        """
+        check_span(sequence, start, stop, num_sequences=self.num_sequences, capacity=self.capacity)
+        config = self.config
+        states = np.empty((stop - start, len(layer_ids), 2, config.num_kv_heads, config.head_dim), np.float32)
+        for place, index in enumerate(layer_ids):
+            layer = self._layers[index]
+            attention.read_slots(layer.keys, layer.values, sequence, start, states[:, place])
+        return states
+
+    def write_states(self, sequence: int, start: int, states: np.ndarray) -> None:
+        """Put keys and values into neighbouring slots of every layer.
+
+        Args:
+            sequence: Which sequence.
+            start: First slot.
+            states: float32 ``[num_slots, num_layers, 2, num_kv_heads, head_dim]``, as :meth:`read_states` gives.
+
+        Raises:
+            RequestError: The sequence or a slot lies outside the cache.
+        """
+        check_span(sequence, start, start + len(states), num_sequences=self.num_sequences, capacity=self.capacity)
+        for place, layer in enumerate(self._layers):
+            attention.write_slots(layer.keys, layer.values, sequence, start, states[:, place])

@@ -4,6 +4,7 @@ Shape legend: M rows, C sequences of a pass, R rows of the longest of them (shor
 D head_dim, S slots spanned.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from forerun.core.rows import Rows
-from forerun.models.cache_bounds import check_cache_size, check_rows, check_slots
+from forerun.models.cache_bounds import check_cache_size, check_rows, check_slots, check_span
 from forerun.models.decoder import Decoder
 
 
@@ -128,6 +129,46 @@ class TorchRunner:
             keys[sequence][:, targets] = keys[sequence][:, sources]
             values[sequence][:, targets] = values[sequence][:, sources]
         self._positions[sequence][targets] = self._positions[sequence][sources]
+
+    def read_states(self, sequence: int, start: int, stop: int, *, layer_ids: Sequence[int]) -> np.ndarray:
+        """Return cached keys (rotated) and values of neighbouring slots.
+
+        Args:
+            sequence: Which sequence.
+            start: First slot.
+            stop: Slot after the last.
+            layer_ids: Of which layers, in which order.
+
+        Returns:
+            float32 ``[stop - start, len(layer_ids), 2, num_kv_heads, head_dim]``: keys, then values.
+
+        Raises:
+            RequestError: The sequence or a slot lies outside the cache.
+        """
+        check_span(sequence, start, stop, num_sequences=self.num_sequences, capacity=self.capacity)
+        states_LKGSD = torch.stack(
+            [torch.stack([half[sequence, :, start:stop] for half in self._caches[index]]) for index in layer_ids]
+        )
+        return states_LKGSD.permute(3, 0, 1, 2, 4).float().cpu().numpy()
+
+    def write_states(self, sequence: int, start: int, states: np.ndarray) -> None:
+        """Put keys and values into neighbouring slots of every layer.
+
+        Args:
+            sequence: Which sequence.
+            start: First slot.
+            states: float32 ``[num_slots, num_layers, 2, num_kv_heads, head_dim]``, as :meth:`read_states` gives.
+
+        Raises:
+            RequestError: The sequence or a slot lies outside the cache.
+        """
+        stop = start + len(states)
+        check_span(sequence, start, stop, num_sequences=self.num_sequences, capacity=self.capacity)
+        states_LKGSD = self._tensor(states).permute(1, 2, 3, 0, 4)
+        for halves, layer_KGSD in zip(self._caches, states_LKGSD, strict=True):
+            for half, values_GSD in zip(halves, layer_KGSD, strict=True):
+                half[sequence, :, start:stop] = values_GSD
+        self._positions[sequence, start:stop] = torch.arange(start, stop, device=self._device)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

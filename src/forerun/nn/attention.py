@@ -277,3 +277,33 @@ def move_slots(keys: np.ndarray, values: np.ndarray, sequence: int, sources: np.
                 cached_keys[slot // PANEL, d, slot % PANEL] = held[i, d]
             for d in range(width):
                 cached_values[slot, d] = held[i, head_dim + d]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def read_slots(keys: np.ndarray, values: np.ndarray, sequence: int, start: int, states: np.ndarray) -> None:
+    """Copy cached keys and values of neighbouring slots out.
+
+    Args:
+        keys: float32 ``[sequences, G, P, D, 32]``.
+        values: float32 ``[sequences, G, 32 P, W]``.
+        sequence: Which sequence.
+        start: First slot.
+        states: float ``[num_slots, 2, G, D]``, written: keys, then values.
+    """
+    for i in range(states.shape[0]):
+        panel, lane = divmod(start + i, PANEL)
+        for g in range(states.shape[2]):
+            for d in range(states.shape[3]):
+                states[i, 0, g, d] = keys[sequence, g, panel, d, lane]
+                states[i, 1, g, d] = values[sequence, g, start + i, d]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def write_slots(keys: np.ndarray, values: np.ndarray, sequence: int, start: int, states: np.ndarray) -> None:
+    """Copy keys and values into neighbouring slots of the cache: the inverse of :func:`read_slots`."""
+    for i in range(states.shape[0]):
+        panel, lane = divmod(start + i, PANEL)
+        for g in range(states.shape[2]):
+            for d in range(states.shape[3]):
+                keys[sequence, g, panel, d, lane] = states[i, 0, g, d]
+                values[sequence, g, start + i, d] = states[i, 1, g, d]

@@ -4,6 +4,7 @@ from typing import Protocol
 
 from forerun.engine.speculative.messages import Message
 from forerun.engine.speculative.speculation_cache import SpeculationCache
+from forerun.engine.speculative.target_states import StateBuffer
 
 
 class DrafterLink(Protocol):
@@ -11,10 +12,12 @@ class DrafterLink(Protocol):
 
     Attributes:
         cache: Where its answers appear.
+        states: Where it reads the target's keys and values; untouched if its draft has no use for them.
         vocab_size: Of the target, for the laws it publishes.
     """
 
     cache: SpeculationCache
+    states: StateBuffer
     vocab_size: int
 
     def send(self, message: Message) -> None:

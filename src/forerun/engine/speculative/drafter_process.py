@@ -16,6 +16,7 @@ from forerun.core import errors
 from forerun.core.errors import DrafterError
 from forerun.engine.speculative.messages import Message, encode
 from forerun.engine.speculative.speculation_cache import SpeculationCache
+from forerun.engine.speculative.target_states import StateBuffer
 from forerun.engine.speculative.worker import WorkerConfig
 
 _SEND_TIMEOUT_S = 1
@@ -40,8 +41,8 @@ class DrafterProcess:
         self.vocab_size = config.vocab_size
         ours, theirs = socket.socketpair()
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_TIMEOUT_S, 0))
-        with _memory_file(config.shape.num_bytes) as file:
-            self._memory = mmap.mmap(file.fileno(), config.shape.num_bytes)
+        with _memory_file(config.num_bytes) as file:
+            self._memory = mmap.mmap(file.fileno(), config.num_bytes)
             self._process = subprocess.Popen(
                 [
                     sys.executable, "-P", "-m", "forerun.engine.speculative.worker",
@@ -54,7 +55,9 @@ class DrafterProcess:
             )  # fmt: skip
         theirs.close()
         self._connection = Connection(ours.detach())
-        self.cache = SpeculationCache(memoryview(self._memory), config.shape)
+        self.cache: SpeculationCache
+        self.states: StateBuffer
+        self.cache, self.states = config.views(memoryview(self._memory))
         self._last_beat: int = -1
         self._last_check_s = time.perf_counter()
         self._silent_s = 0.0

@@ -10,6 +10,7 @@ from forerun.engine.speculative.drafting import run_pass
 from forerun.engine.speculative.ngram import ngram_continuation
 from forerun.engine.speculative.session import DraftSession
 from forerun.engine.speculative.speculator import Speculation
+from forerun.engine.speculative.target_states import TargetStates
 
 MakeChoice = Callable[[Request], DraftChoice]
 
@@ -20,17 +21,18 @@ class SequentialSpeculator:
     Args:
         model: The draft model, with a sequence for each of the target's.
         make_choice: Gives a request's way to choose draft tokens.
+        states: Of the target, where the draft reads them; ``None``: it has only its own.
 
     Reference:
         Leviathan et al. 2022 (arXiv 2211.17192); Chen et al. 2023 (arXiv 2302.01318).
     """
 
-    def __init__(self, model: LanguageModel, make_choice: MakeChoice) -> None:
-        self._model, self._make_choice = model, make_choice
+    def __init__(self, model: LanguageModel, make_choice: MakeChoice, *, states: TargetStates | None = None) -> None:
+        self._model, self._make_choice, self._states = model, make_choice, states
         self._sessions: dict[int, DraftSession] = {}
 
     def start(self, request: Request) -> None:
-        """Draft the prompt's keys and values ahead of the first round."""
+        """Compute the prompt's keys and values ahead of the first round, unless the target will."""
         session = DraftSession(
             sequence=request.sequence,
             prompt_ids=request.prompt_ids,
@@ -39,7 +41,7 @@ class SequentialSpeculator:
             fan_out=lambda budget, num_tokens: (0,) * (num_tokens + 1),
         )
         self._sessions[request.index] = session
-        while run_pass(self._model, [session]):
+        while self._states is None and run_pass(self._model, [session]):
             pass
 
     def speculate(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Speculation]:
@@ -48,6 +50,10 @@ class SequentialSpeculator:
         for request, session, limit in zip(requests, sessions, limits, strict=True):
             if session.num_committed < len(request.prompt_ids) + len(request.output_ids):
                 session.commit(0, request.output_ids[-1])
+            if self._states is not None:
+                start, states = self._states.take(request)
+                self._model.write_states(request.sequence, start, states)
+                session.share(start + len(states))
             session.draft(limit)
         while drafting := [session for session in sessions if session.is_drafting]:
             run_pass(self._model, drafting)
@@ -64,6 +70,8 @@ class SequentialSpeculator:
     def finish(self, request: Request) -> None:
         """Forget a request."""
         self._sessions.pop(request.index, None)
+        if self._states is not None:
+            self._states.forget(request)
 
     def close(self) -> None:
         """Nothing to release."""

@@ -141,6 +141,11 @@ class DraftSession:
         self.branches, self.depth, self._is_planned = [], 0, False
         return moves
 
+    def share(self, num_positions: int) -> None:
+        """Take note that the first positions of the cache now hold the target's own keys and values."""
+        assert num_positions < self.num_committed, "the target has not read the last token"
+        self._num_cached = max(self._num_cached, num_positions)
+
     def rows(self) -> Rows | None:
         """Return the rows of the next pass, or ``None`` when there is nothing left to do."""
         if self._num_cached < len(self.chain):

@@ -13,6 +13,7 @@ from forerun.engine.speculative.drafter_link import DrafterLink
 from forerun.engine.speculative.messages import FinishMessage, Message, OutcomeMessage, StartMessage
 from forerun.engine.speculative.ngram import ngram_continuation
 from forerun.engine.speculative.speculator import Speculation
+from forerun.engine.speculative.target_states import TargetStates
 
 _POLL_S = 20e-6
 
@@ -30,6 +31,7 @@ class SsdSpeculator:
         config: How drafts are made.
         num_speculative_tokens: K of the first round; later rounds prepare one token more than the last limit.
         branch_budget: Sets B, the outcomes to prepare.
+        states: Of the target, where the draft reads them; ``None``: it has only its own.
 
     Reference:
         Kumar, Dao and May 2026 (arXiv 2603.03251).
@@ -42,8 +44,9 @@ class SsdSpeculator:
         *,
         num_speculative_tokens: int,
         branch_budget: BranchBudget,
+        states: TargetStates | None = None,
     ) -> None:
-        self._drafter, self._config = drafter, config
+        self._drafter, self._config, self._states = drafter, config, states
         self.num_speculative_tokens = num_speculative_tokens
         self.branch_budget = branch_budget
         self.is_alive = True
@@ -106,6 +109,8 @@ class SsdSpeculator:
     def finish(self, request: Request) -> None:
         """Let the drafter forget a request."""
         self._last_accepted.pop(request.index, None)
+        if self._states is not None:
+            self._states.forget(request)
         self._send(FinishMessage(request=request.sequence))
 
     def close(self) -> None:
@@ -132,6 +137,8 @@ class SsdSpeculator:
                 proposed = ngram_continuation(context, num_tokens=limit)
             elif self._config.fallback == "neural":
                 num_draft = _num_fallback(limit)
+        if self._states is not None:
+            self._drafter.states.put(request.sequence, *self._states.take(request))
         self._send(
             OutcomeMessage(
                 request=request.sequence,

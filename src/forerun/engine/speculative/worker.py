@@ -29,6 +29,7 @@ from forerun.engine.speculative.fan_out import geometric_fan_out, measured_fan_o
 from forerun.engine.speculative.messages import FinishMessage, Message, OutcomeMessage, StartMessage, decode
 from forerun.engine.speculative.session import DraftSession
 from forerun.engine.speculative.speculation_cache import CacheShape, SpeculationCache
+from forerun.engine.speculative.target_states import StateBuffer, StateShape
 from forerun.models.draft import load_draft
 from forerun.models.load import load_checkpoint
 from forerun.models.runner import build_runner
@@ -53,6 +54,9 @@ class WorkerConfig:
         law_width: Candidates of a law; 0 where laws are never sent.
         vocab_size: Of the target.
         eos_ids: End-of-sequence ids of the target.
+        num_state_layers: Layers whose keys and values the target shares; 0: the draft has only its own.
+        num_kv_heads: Of the target, as ``head_dim``.
+        head_dim: Width of a head.
         speculative: How drafts are made and verified.
     """
 
@@ -67,12 +71,36 @@ class WorkerConfig:
     law_width: int
     vocab_size: int
     eos_ids: tuple[int, ...]
+    num_state_layers: int
+    num_kv_heads: int
+    head_dim: int
     speculative: SpeculativeConfig
 
     @property
-    def shape(self) -> CacheShape:
-        """Sizes of the shared memory."""
+    def _shape(self) -> CacheShape:
         return CacheShape(**{field.name: getattr(self, field.name) for field in fields(CacheShape)})
+
+    @property
+    def _state_shape(self) -> StateShape:
+        return StateShape(
+            num_requests=self.num_requests,
+            capacity=self.capacity,
+            num_layers=self.num_state_layers,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the shared memory."""
+        return self._shape.num_bytes + self._state_shape.num_bytes
+
+    def views(self, memory: memoryview) -> tuple[SpeculationCache, StateBuffer]:
+        """Return the two parts of the shared memory."""
+        return (
+            SpeculationCache(memory, self._shape),
+            StateBuffer(memory[self._shape.num_bytes :], self._state_shape),
+        )
 
     def to_json(self) -> str:
         """Return the configuration as JSON."""
@@ -92,11 +120,15 @@ class DraftWorker:
     Args:
         model: The draft model.
         cache: The shared speculation cache.
+        states: The target's shared keys and values.
         config: See :class:`WorkerConfig`.
     """
 
-    def __init__(self, model: LanguageModel, cache: SpeculationCache, config: WorkerConfig) -> None:
-        self._model, self._cache, self._config = model, cache, config
+    def __init__(
+        self, model: LanguageModel, cache: SpeculationCache, states: StateBuffer, config: WorkerConfig
+    ) -> None:
+        self._model, self._cache, self._states, self._config = model, cache, states, config
+        self._num_states: dict[int, int] = {}
         self._sessions: dict[int, DraftSession] = {}
         self._rounds: dict[int, int] = {}
         self._published: dict[int, tuple[int, int, int]] = {}
@@ -156,6 +188,7 @@ class DraftWorker:
         )
         session.prepare(branch_budget=message.branch_budget, max_depth=message.max_depth)
         self._sessions[message.request] = session
+        self._num_states[message.request] = 0
         self._begin_round(message.request, message.round_number)
 
     def _commit(self, message: OutcomeMessage) -> None:
@@ -166,6 +199,7 @@ class DraftWorker:
         moves = session.commit(message.num_accepted, message.token, branch=branch, num_used=message.num_used)
         if moves:
             self._model.move_slots(message.request, [source for source, _ in moves], [target for _, target in moves])
+        self._share(session)
         if message.proposed:
             session.propose(message.proposed)
         session.prepare(branch_budget=message.branch_budget, max_depth=message.max_depth)
@@ -175,6 +209,16 @@ class DraftWorker:
 
     def _finish(self, message: FinishMessage) -> None:
         self._sessions.pop(message.request, None)
+
+    def _share(self, session: DraftSession) -> None:
+        """Put the target's keys and values of what is now accepted in the place of the draft's own."""
+        if self._config.num_state_layers == 0:
+            return
+        request, stop = session.sequence, session.num_committed - 1
+        start = self._num_states[request]
+        self._model.write_states(request, start, self._states.get(request, start, stop))
+        self._num_states[request] = stop
+        session.share(stop)
 
     def _begin_round(self, request: int, round_number: int) -> None:
         self._rounds[request] = round_number
@@ -246,9 +290,10 @@ def main() -> int:
     # The first pass and the first move load or compile kernels, which later would look like a drafter that hangs.
     model.forward(Rows.chains([(0, 0, [0])]))
     model.move_slots(0, [0], [0])
-    memory = mmap.mmap(memory_fd, config.shape.num_bytes)
+    model.write_states(0, 0, model.read_states(0, 0, 1, layer_ids=range(draft.config.num_layers)))
+    memory = mmap.mmap(memory_fd, config.num_bytes)
     os.close(memory_fd)
-    worker = DraftWorker(model, SpeculationCache(memoryview(memory), config.shape), config)
+    worker = DraftWorker(model, *config.views(memoryview(memory)), config)
     _answer(connection, {"ready": True})
     serve(connection, worker)
     return 0

@@ -2,8 +2,9 @@
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,9 @@ def make_runner(checkpoint: Checkpoint, config: CorpusConfig) -> Int8Runner:
     )
 
 
-def sample_shard(checkpoint: Checkpoint, runner: Int8Runner, config: CorpusConfig, index: int) -> list[SampledText]:
+def sample_shard(
+    checkpoint: Checkpoint, runner: Int8Runner, config: CorpusConfig, index: int, *, layer_ids: Sequence[int]
+) -> list[SampledText]:
     """Sample one shard.
 
     First the target writes prompts (as the user) and passages to summarise, then it answers; both are kept.
@@ -77,6 +80,7 @@ def sample_shard(checkpoint: Checkpoint, runner: Int8Runner, config: CorpusConfi
         runner: From :func:`make_runner`.
         config: What to sample.
         index: Which shard.
+        layer_ids: Layers of the target whose keys and values are kept.
     """
     rng = random.Random(f"{config.seed}/{index}")
     generator = torch.Generator().manual_seed(rng.getrandbits(63))
@@ -95,7 +99,8 @@ def sample_shard(checkpoint: Checkpoint, runner: Int8Runner, config: CorpusConfi
         )
         for _ in range(num_passages)
     ]
-    drafts = sample_texts(runner, seeds, eos_ids=checkpoint.eos_ids, generator=generator)
+    sample = partial(sample_texts, runner, eos_ids=checkpoint.eos_ids, layer_ids=layer_ids, generator=generator)
+    drafts = sample(seeds)
     written = [checkpoint.tokenizer.decode(text.tokens) for text in drafts]
     prompts, passages = written[:num_self], written[num_self:]
     prompts += [
@@ -108,7 +113,7 @@ def sample_shard(checkpoint: Checkpoint, runner: Int8Runner, config: CorpusConfi
         for prompt in encoded
         if len(prompt) <= config.max_prompt_tokens
     ]
-    return drafts + sample_texts(runner, requests, eos_ids=checkpoint.eos_ids, generator=generator)
+    return drafts + sample(requests)
 
 
 def shard_path(directory: Path, index: int) -> Path:
@@ -118,8 +123,8 @@ def shard_path(directory: Path, index: int) -> Path:
 
 def write_shard(path: Path, texts: list[SampledText]) -> None:
     """Write a shard whole or not at all."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    unfinished = path.with_suffix(".partial")
+    with unfinished.open("wb") as file:
         np.savez(
             file,
             tokens=np.concatenate([np.asarray(text.prompt + text.tokens, np.int32) for text in texts]),
@@ -127,15 +132,17 @@ def write_shard(path: Path, texts: list[SampledText]) -> None:
             num_sampled=np.asarray([len(text.tokens) for text in texts], np.int32),
             top_ids=np.concatenate([text.top_ids for text in texts]),
             top_logprobs=np.concatenate([text.top_logprobs for text in texts]),
+            states=np.concatenate([text.states for text in texts]),
         )
-    partial.rename(path)
+    unfinished.rename(path)
 
 
 def read_shard(path: Path) -> Iterator[SampledText]:
     """Yield the texts of a shard."""
     with np.load(path, allow_pickle=False) as arrays:
         tokens, top_ids, top_logprobs = arrays["tokens"], arrays["top_ids"], arrays["top_logprobs"]
-        token, sampled = 0, 0
+        states = arrays["states"]
+        token, sampled, state = 0, 0, 0
         for num_prompt, num_sampled in zip(arrays["num_prompt"].tolist(), arrays["num_sampled"].tolist(), strict=True):
             middle, stop = token + num_prompt, token + num_prompt + num_sampled
             yield SampledText(
@@ -143,8 +150,9 @@ def read_shard(path: Path) -> Iterator[SampledText]:
                 tokens=tuple(tokens[middle:stop].tolist()),
                 top_ids=top_ids[sampled : sampled + num_sampled],
                 top_logprobs=top_logprobs[sampled : sampled + num_sampled],
+                states=states[state : state + num_prompt + num_sampled - 1],
             )
-            token, sampled = stop, sampled + num_sampled
+            token, sampled, state = stop, sampled + num_sampled, state + num_prompt + num_sampled - 1
 
 
 def corpus_digest(directory: Path, indices: range) -> str:

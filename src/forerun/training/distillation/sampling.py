@@ -37,12 +37,15 @@ class SampledText:
         tokens: Sampled ids, an end id included where one came.
         top_ids: int32 ``[len(tokens), NUM_TOP]``, the likeliest ids at each sampled position, best first.
         top_logprobs: float16, as ``top_ids``, natural logarithms.
+        states: float16 ``[len(prompt) + len(tokens) - 1, layers, 2, G, D]``, keys and values along the
+            text (but for the last token) in the layers of the target that were asked for.
     """
 
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]
     top_ids: np.ndarray
     top_logprobs: np.ndarray
+    states: np.ndarray
 
 
 @dataclass(slots=True)
@@ -57,7 +60,12 @@ class _Row:
 
 @torch.inference_mode()
 def sample_texts(
-    runner: Int8Runner, requests: Sequence[SampleRequest], *, eos_ids: frozenset[int], generator: torch.Generator
+    runner: Int8Runner,
+    requests: Sequence[SampleRequest],
+    *,
+    eos_ids: frozenset[int],
+    layer_ids: Sequence[int],
+    generator: torch.Generator,
 ) -> list[SampledText]:
     """Sample all requests, as many at a time as the runner has sequences; a finished one makes room for the next.
 
@@ -65,6 +73,7 @@ def sample_texts(
         runner: The target; its cache is overwritten.
         requests: Prompt and ``max_tokens`` must fit the runner's capacity.
         eos_ids: End a text.
+        layer_ids: Layers whose keys and values are kept.
         generator: Source of the draws.
 
     Returns:
@@ -89,6 +98,7 @@ def sample_texts(
                     tokens=tuple(row.tokens),
                     top_ids=np.stack(row.top_ids),
                     top_logprobs=np.stack(row.top_logprobs),
+                    states=runner.read_states(sequence, 0, row.length, layer_ids=layer_ids).astype(np.float16),
                 )
                 del active[sequence]
         if active and not (waiting and len(active) < runner.num_sequences):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -15,9 +16,9 @@ from safetensors.numpy import save_file
 
 from forerun.core.errors import ConfigError
 from forerun.models.checkpoint import Checkpoint
-from forerun.models.draft import DRAFT_FILE, MANIFEST_FILE
+from forerun.models.draft import DRAFT_FILE, MANIFEST_FILE, Draft, load_draft
 from forerun.nn.int8_linear import quantize_weight
-from forerun.training.distillation.batches import DistillBatch, TextBatches
+from forerun.training.distillation.batches import DistillBatch, RoundConfig, TextBatches
 from forerun.training.distillation.corpus import (
     CorpusConfig,
     corpus_digest,
@@ -43,7 +44,11 @@ class DraftTrainingConfig:
     Attributes:
         corpus: What text to sample.
         num_shards: Shards to sample; the last is held out.
-        layer_ids: Layers of the target that the draft starts from; ``None``: four, as :func:`evenly_spaced`.
+        layer_ids: Layers of the target that the draft starts from, and whose keys and values it reads; ``None``: four,
+            as :func:`evenly_spaced`.
+        init_from: A distilled draft of the same layers to start from instead, as
+            :func:`forerun.models.draft.load_draft` takes it.
+        rounds: How texts are cut into rounds.
         vocab_size: Tokens the draft can propose.
         num_steps: Optimiser steps.
         batch_tokens: Tokens per step, padding included.
@@ -54,7 +59,9 @@ class DraftTrainingConfig:
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     num_shards: int = 8
     layer_ids: tuple[int, ...] | None = None
-    vocab_size: int = 16384
+    init_from: str | None = None
+    rounds: RoundConfig = field(default_factory=RoundConfig)
+    vocab_size: int = 8192
     num_steps: int = 1600
     batch_tokens: int = 1024
     learning_rate: float = 1e-3
@@ -91,19 +98,26 @@ def train_draft(
         Writes ``draft.safetensors`` and ``draft.json`` at the end, each whole or not at all.
     """
     work = directory / "work"
+    layer_ids = config.layer_ids or evenly_spaced(checkpoint.config.num_layers, count=4)
+    initial = None if config.init_from is None else _initial_draft(config.init_from, checkpoint, layer_ids)
     sample_corpus(checkpoint, work / "corpus", config, report=report)
     texts = _read(work / "corpus", range(config.num_shards - _HELD_OUT_SHARDS))
     held_out = _read(work / "corpus", range(config.num_shards - _HELD_OUT_SHARDS, config.num_shards))
     vocab_ids = choose_vocab(
         texts, size=config.vocab_size, vocab_size=checkpoint.config.vocab_size, always=checkpoint.eos_ids
     )
-    layer_ids = config.layer_ids or evenly_spaced(checkpoint.config.num_layers, count=4)
-    student = Student(checkpoint, layer_ids=layer_ids, vocab_ids=vocab_ids)
+    student = Student(
+        checkpoint,
+        layer_ids=layer_ids,
+        vocab_ids=vocab_ids,
+        initial=None if initial is None else initial.tensor,
+    )
     batches = TextBatches(
         texts,
         vocab_ids=vocab_ids,
         vocab_size=checkpoint.config.vocab_size,
         batch_tokens=config.batch_tokens,
+        rounds=config.rounds,
         seed=config.corpus.seed,
     )
 
@@ -114,27 +128,34 @@ def train_draft(
         student,
         LoopConfig(num_steps=config.num_steps, learning_rate=config.learning_rate),
         batch_at=batches.at,
-        loss=lambda batch: distillation_loss(
-            student(batch.token_ids, batch.where), batch, greedy_share=config.greedy_share
-        ),
+        loss=lambda batch: distillation_loss(student(batch), batch, greedy_share=config.greedy_share),
         directory=work,
         on_step=on_step,
     )
     losses = loop.run()
-    agreement = _held_out_agreement(student, batches, held_out)
-    report("measure", 1, 1, f"greedy agreement on held-out text {agreement:.3f}")
+    agreement = _held_out_agreement(student, batches, held_out, has_states=True)
+    agreement_alone = _held_out_agreement(student, batches, held_out, has_states=False)
+    report(
+        "measure",
+        1,
+        1,
+        f"greedy agreement on held-out text {agreement:.3f}; without the target's states {agreement_alone:.3f}",
+    )
     manifest = {
         "target": checkpoint.source,
         "vocab_digest": checkpoint.tokenizer.vocab_digest(),
         "hidden_size": checkpoint.config.hidden_size,
         "num_layers": len(student.layer_ids),
         "layer_ids": list(student.layer_ids),
+        "state_layer_ids": list(student.layer_ids),
+        "initial_draft": None if initial is None else initial.manifest,
         "config": asdict(config),
         "corpus_sha256": corpus_digest(work / "corpus", range(config.num_shards)),
         "num_texts": len(texts),
         "num_sampled_tokens": sum(len(text.tokens) for text in texts),
         "final_loss_nats": float(np.mean(losses[-20:])),
         "held_out_greedy_agreement": agreement,
+        "held_out_greedy_agreement_without_states": agreement_alone,
         "git_revision": _git_revision(),
         "versions": {name: version(name) for name in ("torch", "numpy", "numba")},
     }
@@ -165,8 +186,9 @@ def sample_corpus(
     if not missing:
         return
     runner = make_runner(checkpoint, config.corpus)
+    layer_ids = config.layer_ids or evenly_spaced(checkpoint.config.num_layers, count=4)
     for index in missing:
-        texts = sample_shard(checkpoint, runner, config.corpus, index)
+        texts = sample_shard(checkpoint, runner, config.corpus, index, layer_ids=layer_ids)
         write_shard(shard_path(directory, index), texts)
         report(
             "sample", index + 1, config.num_shards, f"{sum(len(text.tokens) for text in texts)} tokens in this shard"
@@ -177,12 +199,23 @@ def _read(directory: Path, indices: range) -> list[SampledText]:
     return [text for index in indices for text in read_shard(shard_path(directory, index))]
 
 
-def _held_out_agreement(student: Student, batches: TextBatches, texts: list[SampledText]) -> float:
+def _initial_draft(name: str, target: Checkpoint, layer_ids: tuple[int, ...]) -> Draft:
+    draft = load_draft(name, target)
+    if tuple(draft.manifest.get("layer_ids", ())) != layer_ids:
+        raise ConfigError(
+            f"init_from={name}: is not a distilled draft of the layers {layer_ids}; name those of the draft, or train "
+            "from the target's"
+        )
+    return draft
+
+
+def _held_out_agreement(student: Student, batches: TextBatches, texts: list[SampledText], *, has_states: bool) -> float:
+    rng = random.Random(0)
     same, total = 0.0, 0
     for first in range(0, len(texts), 8):
-        batch: DistillBatch = batches.collate(texts[first : first + 8])
+        batch: DistillBatch = batches.collate(texts[first : first + 8], rng=rng, has_states=has_states)
         with torch.no_grad():
-            same += greedy_agreement(student(batch.token_ids, batch.where), batch) * batch.num_tokens
+            same += greedy_agreement(student(batch), batch) * batch.num_tokens
         total += batch.num_tokens
     return same / total
 
