@@ -237,6 +237,39 @@ def test_sources_are_read_before_targets_are_written(subject, tokens):
     subject.assert_right(runner.forward(chain([1], start=13)), [*tokens[:10], 5, 17, 60, 1])
 
 
+def test_states_read_from_one_cache_continue_the_text_in_another(subject, tokens):
+    """Across the panels of a cache, in parts, into a sequence that held another text."""
+    source, sink = subject.build(num_sequences=2), subject.build(num_sequences=3)
+    source.forward(chain(tokens, sequence=1))
+    sink.forward(chain(tokens[::-1], sequence=2))
+    for start, stop in ((0, 3), (3, 35)):
+        states = source.read_states(1, start, stop, layer_ids=range(TINY.num_layers))
+        assert states.dtype == np.float32
+        assert states.shape == (stop - start, TINY.num_layers, 2, *states.shape[3:])
+        sink.write_states(2, start, states)
+    whole = subject.build().forward(chain(tokens))
+    subject.same(sink.forward(chain(tokens[35:], start=35, sequence=2)), whole[35:])
+
+
+def test_states_come_in_the_order_of_the_layers_asked_for(subject, tokens):
+    runner = subject.build()
+    runner.forward(chain(tokens))
+    both = runner.read_states(0, 5, 8, layer_ids=[0, 1])
+    assert not np.array_equal(both[:, 0], both[:, 1])
+    assert np.array_equal(runner.read_states(0, 5, 8, layer_ids=[1, 0]), both[:, ::-1])
+    assert runner.read_states(0, 8, 8, layer_ids=[1]).shape == (0, 1, *both.shape[2:])
+
+
+@pytest.mark.parametrize(("sequence", "start", "stop"), [(1, 0, 2), (0, -1, 2), (0, CAPACITY - 1, CAPACITY + 1)])
+def test_states_outside_the_cache_are_refused(subject, sequence, start, stop):
+    runner = subject.build()
+    with pytest.raises(RequestError):
+        runner.read_states(sequence, start, stop, layer_ids=[0])
+    states = np.zeros((stop - start, *runner.read_states(0, 0, 1, layer_ids=[0, 1]).shape[1:]), np.float32)
+    with pytest.raises(RequestError):
+        runner.write_states(sequence, start, states)
+
+
 def test_sequences_do_not_see_each_other(subject, tokens):
     runner = subject.build(num_sequences=4)
     texts = {0: tokens[:11], 2: tokens[5:9], 3: tokens[20:38]}

@@ -10,8 +10,9 @@ from typing import Self
 import torch
 
 from forerun.core.dtype_choice import choose_dtype
-from forerun.core.env import available_cores, cpu_info, pin_process
+from forerun.core.env import available_cores, cpu_info, pin_process, release_free_memory
 from forerun.core.errors import ConfigError, RequestError
+from forerun.core.rows import Rows
 from forerun.engine.config import EngineConfig, Method
 from forerun.engine.core import EngineCore
 from forerun.engine.logits import LogitsProcessor
@@ -81,7 +82,10 @@ class LLM:
                 num_sequences=config.max_num_seqs,
                 capacity=capacity,
             )
+            # The first pass loads kernels or compiles them: better now than while a request waits.
+            self._target.forward(Rows.chains([(0, 0, [0])]))
             self._factory.wait_until_ready(self._target)
+            release_free_memory()
         except BaseException:
             self.close()
             raise

@@ -159,6 +159,7 @@ class SpeculatorFactory:
             capacity=self._capacity,
             vocab_ids=draft.vocab_ids,
             num_levels=1,
+            embedding_of=target if draft.borrows_embedding else None,
         )
 
         def make_choice(request: Request) -> DraftChoice:

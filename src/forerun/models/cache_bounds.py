@@ -61,7 +61,7 @@ def check_span(sequence: int, start: int, stop: int, *, num_sequences: int, capa
         RequestError: The sequence or a slot lies outside the cache.
     """
     _check("sequence", np.array([sequence]), num_sequences)
-    _check("slot", np.array([start, stop - 1]), capacity)
+    _check("slot", np.arange(start, stop), capacity)
 
 
 def _check(what: str, values: np.ndarray, limit: int) -> None:

@@ -28,6 +28,7 @@ class Draft:
         tensor: Gives a weight by name; embedding and head may be the target's.
         vocab_ids: Target ids of a reduced output head, ascending; ``None``: the whole vocabulary.
         source: Where it came from.
+        borrows_embedding: Whether its embedding is the target's.
         state_layer_ids: Layers of the target, one for each of the draft's, whose cached keys and values the draft reads
             for all tokens that the target has read; empty: the draft has only its own.
         manifest: How a distilled draft was made; empty for others.
@@ -37,6 +38,7 @@ class Draft:
     tensor: Callable[[str], np.ndarray]
     vocab_ids: np.ndarray | None
     source: str
+    borrows_embedding: bool = False
     state_layer_ids: tuple[int, ...] = ()
     manifest: dict[str, Any] = field(default_factory=dict[str, Any])
 
@@ -95,7 +97,7 @@ def layer_skip_draft(target: Checkpoint, *, layer_ids: tuple[int, ...]) -> Draft
         return target.tensors.tensor(name)
 
     config = replace(target.config, num_layers=len(layer_ids))
-    return Draft(config=config, tensor=tensor, vocab_ids=None, source="self")
+    return Draft(config=config, tensor=tensor, vocab_ids=None, source="self", borrows_embedding=True)
 
 
 def _load_distilled(path: Path, target: Checkpoint) -> Draft:
@@ -136,6 +138,7 @@ def _load_distilled(path: Path, target: Checkpoint) -> Draft:
         tensor=tensor,
         vocab_ids=vocab_ids,
         source=str(path),
+        borrows_embedding=True,
         state_layer_ids=tuple(manifest.get("state_layer_ids", ())),
         manifest=manifest,
     )

@@ -50,6 +50,8 @@ class Int8Runner:
         num_sequences: Sequences the cache holds.
         capacity: Slots per sequence; rounded up to a multiple of 32.
         vocab_ids: Target ids of the rows of a reduced output head, ascending; ``None`` for the whole vocabulary.
+        embedding: float16 ``[vocab, hidden]``, the ``embedding`` of a runner whose model has the same; ``None`` asks
+            ``tensor`` for it.
         num_levels: 2 keeps rows at 15 bits (the law stays that of the int8 weights), 1 at 8 bits (cheaper; for drafts).
 
     Raises:
@@ -68,6 +70,7 @@ class Int8Runner:
         num_sequences: int = 1,
         capacity: int = 2048,
         vocab_ids: np.ndarray | None = None,
+        embedding: np.ndarray | None = None,
         num_levels: int = 2,
     ) -> None:
         if num_levels not in (1, 2):
@@ -85,10 +88,10 @@ class Int8Runner:
         self.vocab_ids = vocab_ids
         self._layers = [self._load_layer(tensor, index) for index in range(config.num_layers)]
         self._final_norm = _own(tensor("norm.weight"))
-        embedding = tensor("embed_tokens.weight")
-        head = embedding if config.tie_embeddings else tensor("lm_head.weight")
+        rows = tensor("embed_tokens.weight") if embedding is None else embedding
+        head = rows if config.tie_embeddings else tensor("lm_head.weight")
         self._head = Int8Linear.from_float(head if vocab_ids is None else head[vocab_ids])
-        self._embedding = embedding.astype(np.float16)
+        self.embedding = rows.astype(np.float16, copy=False)
         frequencies = rope_frequencies(head_dim=config.head_dim, theta=config.rope_theta, scaling=config.rope_scaling)
         angles = np.arange(self.capacity, dtype=np.float32)[:, None] * frequencies.numpy()
         self._cos, self._sin = np.cos(angles), np.sin(angles)
@@ -145,7 +148,7 @@ class Int8Runner:
             )
         )  # fmt: skip
         width = config.num_heads * config.head_dim
-        x = self._embedding[rows.token_ids].astype(np.float32)
+        x = self.embedding[rows.token_ids].astype(np.float32)
         update = np.zeros_like(x)
         scale = np.empty(num_rows, np.float32)
         narrow = np.empty((self.num_levels * num_rows, config.hidden_size), np.uint8)

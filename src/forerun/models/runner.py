@@ -26,6 +26,7 @@ def build_runner(
     capacity: int,
     vocab_ids: np.ndarray | None = None,
     num_levels: int = 2,
+    embedding_of: LanguageModel | None = None,
     device: str = "cpu",
 ) -> LanguageModel:
     """Build the runner of a model.
@@ -39,6 +40,7 @@ def build_runner(
         capacity: Slots per sequence; at most the context the model was trained for.
         vocab_ids: Target ids of the rows of a reduced output head, ascending; ``None`` for the whole vocabulary.
         num_levels: int8 only: 2 for a target, 1 for a draft.
+        embedding_of: A runner of a model with the same embedding, to hold it in memory once (int8 only).
         device: ``cpu``, or a CUDA device; int8 is for a CPU.
 
     Raises:
@@ -58,5 +60,11 @@ def build_runner(
             'dtype="int8": this CPU has neither VNNI nor AMX: int8 sums could saturate; choose "float32" or "auto"'
         )
     return Int8Runner(
-        config, tensor, num_sequences=num_sequences, capacity=capacity, vocab_ids=vocab_ids, num_levels=num_levels
+        config,
+        tensor,
+        num_sequences=num_sequences,
+        capacity=capacity,
+        vocab_ids=vocab_ids,
+        embedding=embedding_of.embedding if isinstance(embedding_of, Int8Runner) else None,
+        num_levels=num_levels,
     )
