@@ -46,7 +46,7 @@ sampling = st.builds(
 )
 speculative = st.builds(
     SpeculativeConfig,
-    fan_out=st.sampled_from(["uniform", "geometric", "measured"]),
+    fan_out=st.sampled_from(["joint", "uniform", "geometric", "measured"]),
     fallback=st.sampled_from(["neural", "ngram", "none"]),
     copy_from_context=st.booleans(),
 )

@@ -133,7 +133,7 @@ def test_config_show_prints_and_writes_where_values_come_from(capsys, monkeypatc
     assert 'speculative.fan_out = "geometric"   (environment; ' in capsys.readouterr().out
     rows = {row["key"]: row for row in json.loads(file.read_text())["options"]}
     assert rows["speculative.fan_out"]["origin"] == "environment"
-    assert rows["speculative.fan_out"]["default"] == "measured"
+    assert rows["speculative.fan_out"]["default"] == "joint"
     assert rows["speculative.drafter_timeout_s"]["unit"] == "s"
     assert rows["target"]["origin"] == "default"
     assert all(row["meaning"] for row in rows.values())

@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forerun.core.errors import ConfigError
-from forerun.engine.speculative.fan_out import geometric_fan_out, measured_fan_out, uniform_fan_out
+from forerun.engine.speculative.fan_out import (
+    geometric_fan_out,
+    joint_outcomes,
+    measured_fan_out,
+    shared_outcomes,
+    uniform_fan_out,
+)
 
 weights = st.lists(st.one_of(st.just(0.0), st.floats(1e-6, 1e6)), min_size=1, max_size=12)
 
@@ -84,3 +90,28 @@ def test_nothing_seen_is_uniform():
 def test_bad_values_are_refused(call, message):
     with pytest.raises(ConfigError, match=message):
         call()
+
+
+RANKED = [[(5, 0.9), (6, 0.06), (7, 0.04)], [(1, 0.4), (2, 0.35), (3, 0.25)], [(9, 0.7), (8, 0.3)]]
+
+
+def test_joint_outcomes_are_the_likeliest_of_all():
+    """By hand: the chance of k accepted is that of the draft tokens before, and a draft token is no outcome."""
+    chances = {
+        (0, 6): 0.06, (0, 7): 0.04,
+        (1, 1): 0.9 * 0.4, (1, 3): 0.9 * 0.25,
+        (2, 9): 0.9 * 0.35 * 0.7, (2, 8): 0.9 * 0.35 * 0.3,
+    }  # fmt: skip
+    likeliest = sorted(chances, key=chances.__getitem__, reverse=True)
+    for budget in range(8):
+        assert joint_outcomes(RANKED, [5, 2], budget=budget) == likeliest[:budget]
+
+
+def test_a_draft_token_beyond_the_ranked_counts_as_the_rarest():
+    assert joint_outcomes(RANKED[:2], [4], budget=2) == [(0, 5), (0, 6)]
+    assert joint_outcomes([[], RANKED[1]], [4], budget=1) == [(1, 3)]
+
+
+def test_shared_outcomes_take_the_likeliest_of_each_place():
+    assert shared_outcomes(RANKED, [5, 2], fan_out=(1, 5, 1)) == [(0, 6), (1, 1), (1, 3), (2, 9)]
+    assert shared_outcomes(RANKED, [5, 2], fan_out=(0, 0, 2)) == [(2, 9), (2, 8)]

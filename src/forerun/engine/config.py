@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from forerun.core.errors import ConfigError
 
 Method = Literal["none", "sequential", "ssd", "auto"]
-FanOutPolicy = Literal["uniform", "geometric", "measured"]
+FanOutPolicy = Literal["joint", "uniform", "geometric", "measured"]
 Fallback = Literal["neural", "ngram", "none"]
 Verification = Literal["coupled", "rejection"]
 Dtype = Literal["auto", "int8", "float32", "bfloat16"]
@@ -19,8 +19,9 @@ class SpeculativeConfig:
     Attributes:
         num_speculative_tokens: K, draft tokens per round. ``None``: the controller chooses.
         branch_budget: B, outcomes prepared per round and request (SSD). ``None``: the controller chooses.
-        fan_out: How B is shared over the number of accepted tokens: the same for each, by the paper's geometric
-            law, or in proportion to :math:`P(k)^{1/(1+r)}` with P(k) as measured in this run.
+        fan_out: How B is shared over the number of accepted tokens: to the outcomes that the draft's own laws make
+            likeliest (under ``rejection`` with temperature: as ``measured``), the same for each, by the paper's
+            geometric law, or in proportion to :math:`P(k)^{1/(1+r)}` with P(k) as measured in this run.
         fan_out_exponent: r of the miss law :math:`1 - p_{hit}(F) = F^{-r}`.
         expected_acceptance_rate: a of the geometric fan-out, a fraction in (0, 1).
         fallback: What drafts after a miss: the neural draft while the target waits, n-gram look-up, or nothing.
@@ -34,7 +35,7 @@ class SpeculativeConfig:
 
     num_speculative_tokens: int | None = None
     branch_budget: int | None = None
-    fan_out: FanOutPolicy = "measured"
+    fan_out: FanOutPolicy = "joint"
     fan_out_exponent: float = 1.0
     expected_acceptance_rate: float = 0.7
     fallback: Fallback = "neural"

@@ -15,6 +15,7 @@ from forerun.engine.speculative.rejection import saguaro_rescale
 
 NUM_CANDIDATES = 64
 """Likeliest tokens among which outcomes are ranked."""
+_SHARPNESS = 1.0
 _RECENT = 6
 _TRUSTED = 0.5
 """A guess that is right more often than this is preferred to the draft model's likeliest token."""
@@ -100,19 +101,19 @@ class DraftChoice:
         law = saguaro_rescale(law, fan_out=num_prepared, c=self._config.saguaro_c)
         return law.draw(uniform(seed, self._request_number, position, "draft")), law
 
-    def outcomes(
-        self, logits_row: np.ndarray, output_ids: Sequence[int], *, count: int, without: int | None
-    ) -> list[int]:
+    def ranked(self, logits_row: np.ndarray, output_ids: Sequence[int], *, count: int) -> list[tuple[int, float]]:
         """Rank the tokens that the target may emit after ``output_ids``.
+
+        With shared noise the chances are those after the noise: a gap of g between two tokens' noisy scores makes one
+        ``exp(g * sharpness)`` times as likely as the other, for the target's scores are the draft's and an error.
 
         Args:
             logits_row: The draft's logits there.
             output_ids: Output so far, accepted or hypothetical.
             count: How many to return at most.
-            without: A token that can't be the outcome (the draft token at this place).
 
         Returns:
-            Distinct target ids, likeliest first.
+            Distinct target ids, likeliest first, each with its chance among the ranked.
         """
         if self._is_plain and self._params.is_greedy:
             ids, scores = self._vocab_ids, logits_row
@@ -128,11 +129,15 @@ class DraftChoice:
         if not self._params.is_greedy and not self.needs_laws:
             position = self._num_prompt + len(output_ids)
             values = values + gumbel_row(self._params.seed or 0, self._request_number, position, head_ids)
-        ranked = head_ids[np.argsort(-values, kind="stable")].tolist()
+        order = np.argsort(-values, kind="stable")
+        weights = np.exp(_SHARPNESS * (values[order] - values[order[0]]).astype(np.float64))
+        chances = dict(zip(head_ids[order].tolist(), (weights / weights.sum()).tolist(), strict=True))
         guess = self._guess(output_ids)
         if guess is not None:
-            ranked = [guess[0], *(token for token in ranked if token != guess[0])]
-        return [token for token in ranked if token != without][:count]
+            token, weight = guess
+            first = weight + (1 - weight) * chances.pop(token, 0.0)
+            chances = {token: first} | {other: (1 - weight) * chance for other, chance in chances.items()}
+        return list(chances.items())[:count]
 
     def _guess(self, output_ids: Sequence[int]) -> tuple[int, float] | None:
         if self._copy is None:

@@ -13,10 +13,59 @@ Reference:
     Kumar et al. 2026 (arXiv 2603.03251), Theorem 12.
 """
 
+import heapq
 import math
 from collections.abc import Sequence
 
 from forerun.core.errors import ConfigError
+
+
+def joint_outcomes(
+    ranked: Sequence[Sequence[tuple[int, float]]], speculation: Sequence[int], *, budget: int
+) -> list[tuple[int, int]]:
+    r"""Return the outcomes that are likeliest by the draft's own laws.
+
+    The outcome of k accepted tokens and then t has the chance
+
+    .. math:: P(k, t) = p_k(t) \prod_{j < k} p_j(s_{j+1})
+
+    with p_j the law at place j and s the speculation; at k < K, t is not :math:`s_{k+1}`. Where the draft is sure of a
+    token, few outcomes are spent on its rejection.
+
+    Args:
+        ranked: For each place 0 to K the likeliest tokens with their chances.
+        speculation: The K draft tokens.
+        budget: B, outcomes to return at most.
+
+    Returns:
+        Pairs of k and t, likeliest first.
+    """
+    outcomes: list[tuple[float, int, int]] = []
+    reached = 1.0
+    for num_accepted, candidates in enumerate(ranked):
+        token = speculation[num_accepted] if num_accepted < len(speculation) else None
+        outcomes += [(reached * chance, num_accepted, other) for other, chance in candidates if other != token]
+        rarest = candidates[-1][1] if candidates else 0.0
+        reached *= next((chance for other, chance in candidates if other == token), rarest)
+    return [(num_accepted, token) for _, num_accepted, token in heapq.nlargest(budget, outcomes)]
+
+
+def shared_outcomes(
+    ranked: Sequence[Sequence[tuple[int, float]]], speculation: Sequence[int], *, fan_out: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Return the F_k likeliest tokens for each number k of accepted tokens, as pairs of k and t.
+
+    Args:
+        ranked: As for :func:`joint_outcomes`.
+        speculation: The K draft tokens.
+        fan_out: F_0 to F_K.
+    """
+    outcomes: list[tuple[int, int]] = []
+    for num_accepted, (candidates, count) in enumerate(zip(ranked, fan_out, strict=True)):
+        without = speculation[num_accepted] if num_accepted < len(speculation) else None
+        tokens = [token for token, _ in candidates if token != without]
+        outcomes += [(num_accepted, token) for token in tokens[:count]]
+    return outcomes
 
 
 def uniform_fan_out(*, budget: int, num_speculative_tokens: int) -> tuple[int, ...]:

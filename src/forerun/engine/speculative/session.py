@@ -8,6 +8,7 @@ import numpy as np
 from forerun.core.rows import Rows
 from forerun.engine.law import ProcessedLaw
 from forerun.engine.speculative.choice import DraftChoice
+from forerun.engine.speculative.fan_out import joint_outcomes, shared_outcomes
 
 FanOut = Callable[[int, int], Sequence[int]]
 """Gives F_0..F_K for (branch budget, K)."""
@@ -49,10 +50,18 @@ class DraftSession:
         choice: Draws and ranks tokens.
         capacity: Slots of the sequence.
         fan_out: Shares the branch budget.
+        is_joint: Share it by the draft's own laws instead, where they are not sent to the target.
     """
 
     def __init__(
-        self, *, sequence: int, prompt_ids: Sequence[int], choice: DraftChoice, capacity: int, fan_out: FanOut
+        self,
+        *,
+        sequence: int,
+        prompt_ids: Sequence[int],
+        choice: DraftChoice,
+        capacity: int,
+        fan_out: FanOut,
+        is_joint: bool = False,
     ) -> None:
         self.sequence = sequence
         self.choice = choice
@@ -63,6 +72,7 @@ class DraftSession:
         self.branches: list[Branch] = []
         self.depth = 0
         self._capacity, self._fan_out = capacity, fan_out
+        self._is_joint = is_joint and not choice.needs_laws
         self._num_cached = 0
         self._logits: dict[int, np.ndarray] = {}
         self._wanted = 0
@@ -213,13 +223,16 @@ class DraftSession:
             return
         output = self._output()
         num_before = len(output) - len(speculation)
-        for num_accepted, count in enumerate(self._fan_out(budget, len(speculation))):
+        ranked: list[list[tuple[int, float]]] = []
+        for num_accepted in range(len(speculation) + 1):
             row = self._logits.get(self.num_committed - 1 + num_accepted)
-            if row is None or count == 0:
-                continue
-            without = speculation[num_accepted] if num_accepted < len(speculation) else None
-            tokens = self.choice.outcomes(row, output[: num_before + num_accepted], count=count, without=without)
-            self.branches += [Branch(num_accepted, token, [], [], []) for token in tokens]
+            before = output[: num_before + num_accepted]
+            ranked.append([] if row is None else self.choice.ranked(row, before, count=budget + 1))
+        if self._is_joint:
+            outcomes = joint_outcomes(ranked, speculation, budget=budget)
+        else:
+            outcomes = shared_outcomes(ranked, speculation, fan_out=self._fan_out(budget, len(speculation)))
+        self.branches = [Branch(num_accepted, token, [], [], []) for num_accepted, token in outcomes]
 
     def _slot(self, level: int, branch: int) -> int:
         return self._tree_slot + level * len(self.branches) + branch

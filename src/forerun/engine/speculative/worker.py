@@ -185,6 +185,7 @@ class DraftWorker:
             choice=choice,
             capacity=self._model.capacity,
             fan_out=self.fan_out,
+            is_joint=self._config.speculative.fan_out == "joint",
         )
         session.prepare(branch_budget=message.branch_budget, max_depth=message.max_depth)
         self._sessions[message.request] = session
