@@ -13,7 +13,7 @@ from forerun.core.dtype_choice import choose_dtype
 from forerun.core.env import available_cores, cpu_info, pin_process, release_free_memory
 from forerun.core.errors import ConfigError, RequestError
 from forerun.core.rows import Rows
-from forerun.engine.config import EngineConfig, Method
+from forerun.engine.config import EngineConfig
 from forerun.engine.core import EngineCore
 from forerun.engine.logits import LogitsProcessor
 from forerun.engine.metrics import DecodeCounters
@@ -73,8 +73,8 @@ class LLM:
         self._checkpoint = checkpoint
         self._max_len = capacity
         try:
-            if config.cores is not None or self._factory.uses_drafter_process:
-                pin_process(*cores[: config.num_threads])
+            if self._factory.target_cores:
+                pin_process(*self._factory.target_cores)
             self._target = build_runner(
                 checkpoint.config,
                 checkpoint.tensors.tensor,
@@ -92,7 +92,7 @@ class LLM:
         self._num_requests = 0
         self._is_decoding = False
         self._counters = DecodeCounters()
-        self._last_method: Method = config.method
+        self._way = self._factory.way_for_call(1)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -102,7 +102,7 @@ class LLM:
     @property
     def last_metrics(self) -> DecodeMetrics:
         """What the last call measured (so far, while it streams)."""
-        return self._counters.metrics(method=self.config.method, cores=self._factory.num_cores)
+        return self._counters.metrics(method=self._way.method, cores=self._way.num_cores)
 
     def generate(
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
@@ -171,9 +171,9 @@ class LLM:
         self._is_decoding = True
         self._counters = DecodeCounters()
         core = EngineCore(self._target, verification=self.config.speculative.verification, counters=self._counters)
-        speculator, controller = self._factory.for_call()
+        self._way = self._factory.way_for_call(len(requests))
         try:
-            yield from core.run(requests, speculator, controller)
+            yield from core.run(requests, self._way.speculator, self._way.controller)
         finally:
             self._is_decoding = False
 

@@ -6,16 +6,23 @@ from collections.abc import Sequence
 from forerun.core.dtype_choice import DtypeName
 from forerun.core.errors import ConfigError, DrafterError, ModelLoadError, VocabMismatchError
 from forerun.core.protocols import LanguageModel
-from forerun.engine.config import EngineConfig
+from forerun.engine.config import EngineConfig, Method
 from forerun.engine.request import Request
 from forerun.engine.speculative.choice import DraftChoice
-from forerun.engine.speculative.controller import AdaptiveController, BranchBudget, Controller, FixedController
+from forerun.engine.speculative.controller import (
+    Acceptance,
+    AdaptiveController,
+    BranchBudget,
+    Controller,
+    FixedController,
+)
 from forerun.engine.speculative.drafter_process import DrafterProcess
 from forerun.engine.speculative.plain import NoSpeculator
 from forerun.engine.speculative.sequential import NgramSpeculator, SequentialSpeculator
 from forerun.engine.speculative.speculator import Speculator
 from forerun.engine.speculative.ssd import SsdSpeculator
 from forerun.engine.speculative.target_states import TargetStates
+from forerun.engine.speculative.ways import Way, choose_way
 from forerun.engine.speculative.worker import WorkerConfig
 from forerun.models.checkpoint import Checkpoint
 from forerun.models.draft import Draft, load_draft
@@ -29,7 +36,7 @@ _READY_TIMEOUT_S = 120.0
 
 
 class SpeculatorFactory:
-    """Holds what speculation needs over the life of an engine: a draft model, or a drafter's process.
+    """Holds what speculation needs over the life of an engine: a draft model, or a drafter's process, or both.
 
     Args:
         config: The engine's.
@@ -42,81 +49,118 @@ class SpeculatorFactory:
     def __init__(
         self, config: EngineConfig, checkpoint: Checkpoint, *, dtype: DtypeName, capacity: int, cores: Sequence[int]
     ) -> None:
-        self._config, self._checkpoint, self._capacity = config, checkpoint, capacity
+        self._config, self._checkpoint, self._capacity, self._cores = config, checkpoint, capacity, tuple(cores)
         self._dtype: DtypeName = dtype
         self._draft_name = self._resolve_draft()
-        self._speculator: Speculator | None = None
         self._process: DrafterProcess | None = None
-        self._controller: AdaptiveController | None = None
-        method = config.method
-        if method == "auto":
-            method = "ssd" if len(cores) > config.num_threads else "sequential"
-        if method != "none" and self._draft_name is None:
-            if config.method != "auto":
-                raise ConfigError(
-                    f'method="{method}": needs a draft; set draft, or method="none" to decode without one'
-                )
-            method = "none"
-        if method == "ssd" and self._draft_name == "ngram":
-            if config.method == "ssd":
-                raise ConfigError('method="ssd", draft="ngram": look-up costs nothing to hide; use method="sequential"')
-            method = "sequential"
-        self.method = method
-        if method == "ssd":
+        self._draft_model: LanguageModel | None = None
+        self._ways: list[Way] = []
+        self._num_calls = 0
+        self._acceptance = Acceptance(MAX_ADAPTIVE_TOKENS)
+        self._methods = self._resolve_methods()
+        if "ssd" in self._methods:
             self._process = DrafterProcess(self._worker_config(cores))
 
     @property
-    def uses_drafter_process(self) -> bool:
-        """Whether a process beside this one drafts."""
-        return self._process is not None
-
-    @property
-    def num_cores(self) -> int:
-        """Cores in use, the drafter's included."""
-        return self._config.num_threads + self.uses_drafter_process
+    def target_cores(self) -> tuple[int, ...]:
+        """Cores to pin the target to while it loads; empty to leave it where it is."""
+        is_pinned = self._config.cores is not None or self._process is not None
+        return self._cores[: self._config.num_threads] if is_pinned else ()
 
     def wait_until_ready(self, target: LanguageModel) -> None:
-        """Load the draft, or wait for the process that does.
+        """Load the draft, wait for the process that does, or both.
 
         Args:
             target: The target's runner, whose keys and values the draft may read.
         """
-        speculative = self._config.speculative
         if self._process is not None:
             try:
                 self._process.wait_until_ready(_READY_TIMEOUT_S)
             except DrafterError as error:
                 self._process.close()
-                self._process, self.method, self._speculator = None, "none", NoSpeculator()
-                warnings.warn(f"{error}; decoding goes on with the target alone", RuntimeWarning, stacklevel=3)
-                return
-            self._speculator = SsdSpeculator(
-                self._process,
-                speculative,
-                num_speculative_tokens=speculative.num_speculative_tokens or DEFAULT_NUM_SPECULATIVE_TOKENS,
-                branch_budget=self._branch_budget(),
-                states=self._states(target),
-            )
-        elif self.method == "none":
-            self._speculator = NoSpeculator()
-        elif self._draft_name == "ngram":
-            self._speculator = NgramSpeculator()
-        else:
-            self._speculator = self._sequential(target)
+                self._process = None
+                rest: list[Method] = [method for method in self._methods if method != "ssd"]
+                self._methods = rest or ["none"]
+                warnings.warn(f"{error}; decoding goes on without it", RuntimeWarning, stacklevel=3)
+        self._ways = [self._way(method, target) for method in self._methods]
+        draft = self._draft_model
+        if draft is not None and len(self._ways) > 1:
+            self._ways.sort(key=lambda way: way.promised_round_s(target, draft))
 
-    def for_call(self) -> tuple[Speculator, Controller]:
-        """Return the speculator and the controller of one call."""
-        assert self._speculator is not None, "wait_until_ready() comes first"
+    def way_for_call(self, num_requests: int) -> Way:
+        """Return the way to decode a call of this many requests, with the process's threads and cores set for it."""
+        assert self._ways, "wait_until_ready() comes first"
+        alive = [way for way in self._ways if way.speculator.is_alive] or self._ways
+        side_by_side = min(num_requests, self._config.max_num_seqs)
+        way = choose_way(alive, num_calls=self._num_calls, num_requests=side_by_side)
+        self._num_calls += 1
+        way.enter()
+        return way
+
+    def close(self) -> None:
+        """Release the draft, and end the process."""
+        for way in self._ways:
+            way.speculator.close()
+        if not self._ways and self._process is not None:
+            self._process.close()
+
+    def _resolve_methods(self) -> list[Method]:
+        """Return the methods to have ready, the one to begin with first."""
+        method, name = self._config.method, self._draft_name
+        if method == "none" or (method == "auto" and name is None):
+            return ["none"]
+        if name is None:
+            raise ConfigError(f'method="{method}": needs a draft; set draft, or method="none" to decode without one')
+        if method == "ssd" and name == "ngram":
+            raise ConfigError('method="ssd", draft="ngram": look-up costs nothing to hide; use method="sequential"')
+        if method == "auto":
+            can_hide = name != "ngram" and len(self._cores) > self._config.num_threads
+            return ["ssd", "sequential"] if can_hide else ["sequential"]
+        return [method]
+
+    def _way(self, method: Method, target: LanguageModel) -> Way:
+        """Make a method ready. Beside SSD, SD gets the drafter's core as one more thread of the target."""
+        speculator: Speculator
+        num_threads = self._config.num_threads
+        if method == "none":
+            speculator = NoSpeculator()
+        elif method == "ssd":
+            speculator = self._ssd(target)
+        else:
+            speculator = NgramSpeculator() if self._draft_name == "ngram" else self._sequential(target)
+            num_threads += self._process is not None
+        return Way(
+            method=method,
+            speculator=speculator,
+            controller=self._controller(method),
+            num_threads=num_threads,
+            pinned_to=self._cores[:num_threads] if self.target_cores else (),
+            num_cores=num_threads + (method == "ssd"),
+        )
+
+    def _controller(self, method: Method) -> Controller:
         fixed = self._config.speculative.num_speculative_tokens
-        if self.method == "none" or fixed is not None:
-            return self._speculator, FixedController(fixed if fixed is not None and self.method != "none" else 0)
-        if self._controller is None:
-            self._controller = AdaptiveController(
-                least_tokens=0 if self._config.method == "auto" else 1,
-                max_tokens=MAX_ADAPTIVE_TOKENS,
-                initial=DEFAULT_NUM_SPECULATIVE_TOKENS,
-            )
-        return self._speculator, self._controller
+        if method == "none":
+            return FixedController(0)
+        if fixed is not None:
+            return FixedController(fixed)
+        return AdaptiveController(
+            self._acceptance,
+            least_tokens=0 if self._config.method == "auto" else 1,
+            max_tokens=MAX_ADAPTIVE_TOKENS,
+            initial=DEFAULT_NUM_SPECULATIVE_TOKENS,
+        )
+
+    def _ssd(self, target: LanguageModel) -> SsdSpeculator:
+        assert self._process is not None
+        speculative = self._config.speculative
+        return SsdSpeculator(
+            self._process,
+            speculative,
+            num_speculative_tokens=speculative.num_speculative_tokens or DEFAULT_NUM_SPECULATIVE_TOKENS,
+            branch_budget=self._branch_budget(),
+            states=self._states(target),
+        )
 
     def _draft(self) -> Draft:
         assert self._draft_name is not None
@@ -132,13 +176,6 @@ class SpeculatorFactory:
             return BranchBudget(DEFAULT_BRANCH_BUDGET, least=4, most=MAX_BRANCHES)
         return BranchBudget(fixed, least=fixed, most=fixed)
 
-    def close(self) -> None:
-        """Release the draft, and end the process."""
-        if self._speculator is not None:
-            self._speculator.close()
-        elif self._process is not None:
-            self._process.close()
-
     def _resolve_draft(self) -> str | None:
         """Return the draft's name; where the default draft does not fit the target, n-gram look-up."""
         if self._config.draft != "default" or self._config.target == "default":
@@ -151,7 +188,7 @@ class SpeculatorFactory:
 
     def _sequential(self, target: LanguageModel) -> SequentialSpeculator:
         draft = self._draft()
-        model = build_runner(
+        self._draft_model = model = build_runner(
             draft.config,
             draft.tensor,
             dtype=self._dtype,

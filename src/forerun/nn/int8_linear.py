@@ -46,7 +46,7 @@ class Int8Linear:
         scale: float32 ``[out]``.
         kernel: ``"vnni"`` or ``"onednn"``; ``None`` chooses.
 
-    Products use as many threads as PyTorch is set to when the map is made.
+    Products use as many threads as PyTorch is set to at the time.
     """
 
     def __init__(self, weight: np.ndarray, scale: np.ndarray, *, kernel: str | None = None) -> None:
@@ -54,7 +54,6 @@ class Int8Linear:
         self.kernel = kernel or ("vnni" if vnni.is_supported() and self.in_features % 4 == 0 else "onednn")
         self._scale = np.ascontiguousarray(scale, np.float32)
         if self.kernel == "vnni":
-            self._num_threads = torch.get_num_threads()
             self._offset = (ZERO_POINT * weight.sum(axis=1, dtype=np.int32)).astype(np.int32)
             self._packed = vnni.pack_weight(weight)
         else:
@@ -81,8 +80,9 @@ class Int8Linear:
         if self.kernel == "vnni":
             out = np.empty((len(row_scale), self.out_features), np.float32)
             operands = (self._packed, self._scale, self._offset, rows, row_scale, 1.0 / LOW_LEVELS, out)
-            if self._num_threads > 1:
-                vnni.multiply_in_threads(*operands, self._num_threads)
+            num_threads = torch.get_num_threads()
+            if num_threads > 1:
+                vnni.multiply_in_threads(*operands, num_threads)
             else:
                 vnni.multiply(*operands)
             return out

@@ -63,7 +63,8 @@ def test_own_engines_declare_the_cores_they_use():
     assert {name: engine.cores for name, engine in engines.items()} == {
         "ar": (3,), "sd": (3,), "ssd": (3, 5), "auto": (3, 5), "ar-2": (3, 5), "sd-2": (3, 5),
     }  # fmt: skip
-    assert {name for name, engine in engines.items() if engine.num_threads == 2} == {"ar-2", "sd-2"}
+    assert {name for name, engine in engines.items() if engine.num_threads == 2} == {"auto", "ar-2", "sd-2"}
+    assert {name for name, engine in engines.items() if "--threads 2" in " ".join(engine.command)} == {"ar-2", "sd-2"}
     assert all(engine.is_own and engine.takes(10**6, 0.0) for engine in engines.values())
     assert engines["ssd"].takes(10**6, 0.7)
     assert [engines["sd"].takes(index, 0.7) for index in (24, 25)] == [True, False]

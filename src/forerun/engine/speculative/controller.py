@@ -21,6 +21,10 @@ class Controller(Protocol):
         """Learn how many draft tokens each request of a round had, how many were accepted, and the round's time."""
         ...
 
+    def rate(self, num_requests: int) -> float | None:
+        """Return the tokens per second and request to expect, this many side by side; ``None``: nothing is known."""
+        ...
+
 
 class FixedController:
     """Always the same length.
@@ -39,6 +43,41 @@ class FixedController:
     def observe(self, *, proposed: Sequence[int], accepted: Sequence[int], round_s: float) -> None:
         """Nothing to learn."""
 
+    def rate(self, num_requests: int) -> float | None:
+        """Nothing is known."""
+        return None
+
+
+class Acceptance:
+    """How often the draft token at each place was accepted, old rounds fading; ways with one draft may share it.
+
+    Args:
+        max_tokens: Longest draft.
+    """
+
+    def __init__(self, max_tokens: int) -> None:
+        self._looked_at = [0.0] * (max_tokens + 1)
+        self._accepted = [0.0] * (max_tokens + 1)
+
+    def observe(self, *, proposed: Sequence[int], accepted: Sequence[int]) -> None:
+        """Learn how many draft tokens each request of a round had, and how many were accepted."""
+        self._looked_at = [_DECAY * count for count in self._looked_at]
+        self._accepted = [_DECAY * count for count in self._accepted]
+        for num_proposed, num_accepted in zip(proposed, accepted, strict=True):
+            for place in range(1, min(num_proposed, num_accepted + 1, len(self._accepted) - 1) + 1):
+                self._looked_at[place] += 1
+                self._accepted[place] += place <= num_accepted
+
+    def expected_tokens(self, length: int) -> float:
+        """Return the expected number of tokens per round and request with drafts of this length."""
+        expected, reached, last = 1.0, 1.0, _PRIOR_ACCEPTANCE
+        for place in range(1, length + 1):
+            looked_at = self._looked_at[place] + _PRIOR_WEIGHT
+            last = (self._accepted[place] + _PRIOR_WEIGHT * last) / looked_at
+            reached *= last
+            expected += reached
+        return expected
+
 
 class AdaptiveController:
     r"""Picks the length with the most tokens per second, by measured acceptance and measured time.
@@ -51,23 +90,22 @@ class AdaptiveController:
     draft that does not pay is switched off, and tried again from time to time.
 
     Args:
+        acceptance: What is known of the draft.
         least_tokens: Shortest draft to consider; 0 for none at all.
         max_tokens: Longest draft.
         initial: Length to begin with.
     """
 
-    def __init__(self, *, least_tokens: int, max_tokens: int, initial: int) -> None:
-        self._least_tokens, self._max_tokens = least_tokens, max_tokens
+    def __init__(self, acceptance: Acceptance, *, least_tokens: int, max_tokens: int, initial: int) -> None:
+        self._acceptance, self._least_tokens, self._max_tokens = acceptance, least_tokens, max_tokens
         self._current = initial
-        self._looked_at = [0.0] * (max_tokens + 1)
-        self._accepted = [0.0] * (max_tokens + 1)
         self._times: dict[int, _Line] = {}
         self._num_rounds = 0
 
     def num_speculative_tokens(self, num_requests: int) -> int:
         """Return the best length known, or sometimes a neighbour of it."""
         self._num_rounds += 1
-        best = max(range(self._least_tokens, self._max_tokens + 1), key=lambda length: self._rate(length, num_requests))
+        best = self._best(num_requests)
         self._current = best
         if self._num_rounds % _EXPLORE_EVERY == 0:
             if best == 0:
@@ -78,30 +116,26 @@ class AdaptiveController:
 
     def observe(self, *, proposed: Sequence[int], accepted: Sequence[int], round_s: float) -> None:
         """Update acceptance at each place that was looked at, and the line of times."""
-        self._looked_at = [_DECAY * count for count in self._looked_at]
-        self._accepted = [_DECAY * count for count in self._accepted]
-        for num_proposed, num_accepted in zip(proposed, accepted, strict=True):
-            for place in range(1, min(num_proposed, num_accepted + 1, self._max_tokens) + 1):
-                self._looked_at[place] += 1
-                self._accepted[place] += place <= num_accepted
+        self._acceptance.observe(proposed=proposed, accepted=accepted)
         line = self._times.setdefault(len(proposed), _Line())
         line.add(sum(proposed) / len(proposed), round_s)
 
-    def expected_tokens(self, length: int) -> float:
-        """Return the expected number of tokens per round and request with drafts of this length."""
-        expected, reached, last = 1.0, 1.0, _PRIOR_ACCEPTANCE
-        for place in range(1, length + 1):
-            looked_at = self._looked_at[place] + _PRIOR_WEIGHT
-            last = (self._accepted[place] + _PRIOR_WEIGHT * last) / looked_at
-            reached *= last
-            expected += reached
-        return expected
+    def rate(self, num_requests: int) -> float | None:
+        """Return the rate at the best length, by the times of the nearest number of requests seen."""
+        if not self._times:
+            return None
+        nearest = min(self._times, key=lambda number: abs(number - num_requests))
+        return self._rate(self._best(nearest), nearest)
+
+    def _best(self, num_requests: int) -> int:
+        lengths = range(self._least_tokens, self._max_tokens + 1)
+        return max(lengths, key=lambda length: self._rate(length, num_requests))
 
     def _rate(self, length: int, num_requests: int) -> float:
         line = self._times.get(num_requests)
         if line is None:
             return -abs(length - self._current)
-        return self.expected_tokens(length) / line.at(length)
+        return self._acceptance.expected_tokens(length) / line.at(length)
 
 
 class BranchBudget:

@@ -10,6 +10,8 @@ from forerun.engine.speculative.speculator import Speculation
 class NoSpeculator:
     """Proposes nothing, so that each round is one target pass of one row per request."""
 
+    is_alive = True
+
     def start(self, request: Request) -> None:
         """Nothing to prepare."""
 

@@ -29,6 +29,7 @@ class SequentialSpeculator:
 
     def __init__(self, model: LanguageModel, make_choice: MakeChoice, *, states: TargetStates | None = None) -> None:
         self._model, self._make_choice, self._states = model, make_choice, states
+        self.is_alive = True
         self._sessions: dict[int, DraftSession] = {}
 
     def start(self, request: Request) -> None:
@@ -79,6 +80,8 @@ class SequentialSpeculator:
 
 class NgramSpeculator:
     """Drafts by look-up in prompt and output: free, and good where text repeats itself."""
+
+    is_alive = True
 
     def start(self, request: Request) -> None:
         """Nothing to prepare."""

@@ -25,7 +25,13 @@ class Speculation:
 
 
 class Speculator(Protocol):
-    """Makes drafts. The core calls start, then in each round speculate, laws and observe; finish at the end."""
+    """Makes drafts. The core calls start, then in each round speculate, laws and observe; finish at the end.
+
+    Attributes:
+        is_alive: Whether it can still draft.
+    """
+
+    is_alive: bool
 
     def start(self, request: Request) -> None:
         """Learn of a request before its prefill."""

@@ -39,7 +39,7 @@ class Engine:
         label: What it is, for tables.
         command: Starts its worker.
         cores: What it declares to use, and is held to.
-        num_threads: Threads of each of its processes (SSD: one on the target's core, one on the drafter's).
+        num_threads: Most threads of each of its processes (SSD: one on the target's core, one on the drafter's).
         is_own: Whether it is ours (its outputs must then equal those of our other methods).
         num_greedy: Prompts it gets greedily, the first in the file; ``None``: all.
         num_sampled: The same at temperature 0.7.
@@ -114,7 +114,9 @@ def own_engines(*, cores: Sequence[int], target: str, draft: str) -> list[Engine
     def engine(
         name: str, label: str, method: str, *, on: tuple[int, ...], num_threads: int = 1, **share: Any
     ) -> Engine:
-        options = ("--method", method, "--threads", str(num_threads), "--target", target, "--draft", draft)
+        # ``auto`` may turn the drafter's core into one more thread of the target.
+        asked = 1 if method == "auto" else num_threads
+        options = ("--method", method, "--threads", str(asked), "--target", target, "--draft", draft)
         command = (sys.executable, "-m", _WORKER, *options, "--cores", ",".join(map(str, on)))
         return Engine(name=name, label=label, command=command, cores=on, num_threads=num_threads, is_own=True, **share)
 
@@ -122,7 +124,7 @@ def own_engines(*, cores: Sequence[int], target: str, draft: str) -> list[Engine
         engine("ar", "AR, 1 core", "none", on=one, num_sampled=25),
         engine("sd", "SD, 1 core", "sequential", on=one, num_sampled=25),
         engine("ssd", "SSD, 1 target core + 1 draft core", "ssd", on=two),
-        engine("auto", "auto, 2 cores", "auto", on=two, num_sampled=25),
+        engine("auto", "auto, 2 cores", "auto", on=two, num_threads=2, num_sampled=25),
         engine("ar-2", "AR, 2 threads", "none", on=two, num_threads=2, num_sampled=25),
         engine("sd-2", "SD, 2 threads", "sequential", on=two, num_threads=2, num_sampled=25),
     ]

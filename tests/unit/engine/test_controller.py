@@ -1,0 +1,82 @@
+"""The controller finds the best draft length from what it measures, and the branch budget follows hits and depth."""
+
+import random
+
+import pytest
+
+from forerun.engine.speculative.controller import Acceptance, AdaptiveController, BranchBudget, FixedController
+
+
+def play(controller, *, acceptance_rate, pass_s, draft_s, num_rounds=400, seed=0):
+    """Let a controller choose against a draft that is right with a fixed chance; return its choices."""
+    rng, chosen = random.Random(seed), []
+    for _ in range(num_rounds):
+        length = controller.num_speculative_tokens(1)
+        chosen.append(length)
+        accepted = 0
+        while accepted < length and rng.random() < acceptance_rate:
+            accepted += 1
+        controller.observe(proposed=[length], accepted=[accepted], round_s=pass_s + draft_s * length)
+    return chosen
+
+
+def adaptive(*, least_tokens=0):
+    return AdaptiveController(Acceptance(8), least_tokens=least_tokens, max_tokens=8, initial=4)
+
+
+def best_length(acceptance_rate, pass_s, draft_s):
+    def rate(length):
+        return sum(acceptance_rate**k for k in range(length + 1)) / (pass_s + draft_s * length)
+
+    return max(range(9), key=rate)
+
+
+@pytest.mark.parametrize(
+    ("acceptance_rate", "draft_s"), [(0.9, 0.05), (0.6, 0.1), (0.3, 0.1), (0.05, 0.4), (0.98, 0.0)]
+)
+def test_it_settles_near_the_best_length(acceptance_rate, draft_s):
+    best = best_length(acceptance_rate, 1.0, draft_s)
+    chosen = play(adaptive(), acceptance_rate=acceptance_rate, pass_s=1.0, draft_s=draft_s)[200:]
+    assert abs(sorted(chosen)[len(chosen) // 2] - best) <= 1
+
+
+def test_a_draft_that_does_not_pay_is_switched_off_and_tried_again():
+    chosen = play(adaptive(), acceptance_rate=0.0, pass_s=1.0, draft_s=0.5)[100:]
+    assert chosen.count(0) > 0.85 * len(chosen)
+    assert any(chosen)
+    assert 0 not in play(adaptive(least_tokens=1), acceptance_rate=0.0, pass_s=1.0, draft_s=0.5)
+
+
+def test_the_rate_is_tokens_over_time():
+    controller = adaptive()
+    assert controller.rate(1) is None
+    play(controller, acceptance_rate=0.7, pass_s=0.02, draft_s=0.002)
+    length = best_length(0.7, 0.02, 0.002)
+    expected = sum(0.7**k for k in range(length + 1)) / (0.02 + 0.002 * length)
+    assert controller.rate(1) == pytest.approx(expected, rel=0.15)
+    assert controller.rate(3) == controller.rate(1), "of the nearest number of requests that was seen"
+
+
+def test_ways_with_one_draft_share_what_is_known_of_it():
+    acceptance = Acceptance(8)
+    acceptance.observe(proposed=[2] * 50, accepted=[2] * 25 + [0] * 25)
+    assert acceptance.expected_tokens(0) == 1
+    assert acceptance.expected_tokens(1) == pytest.approx(1.5, abs=0.02)
+    assert acceptance.expected_tokens(2) == pytest.approx(2.0, abs=0.05)
+
+
+def test_a_fixed_length_stays():
+    controller = FixedController(3)
+    assert set(play(controller, acceptance_rate=0.1, pass_s=1.0, draft_s=1.0)) == {3}
+    assert controller.rate(1) is None
+
+
+def test_the_branch_budget_follows_hits_and_depth():
+    budget = BranchBudget(12, least=4, most=32)
+    for _ in range(200):
+        budget.observe(is_hit=True, is_deep=False)
+    assert budget.value == 4, "continuations came too late: fewer branches"
+    budget.observe(is_hit=True, is_deep=True)
+    for _ in range(200):
+        budget.observe(is_hit=False, is_deep=False)
+    assert budget.value == 32, "there was time: more branches"
