@@ -8,6 +8,7 @@
     ├── ModelLoadError          (ValueError)    a model file: missing, corrupt, or of a kind that is not supported
     │   └── VocabMismatchError                  a draft whose tokens are not the target's
     ├── CheckpointError         (ValueError)    a training checkpoint: missing, corrupt, or of another run
+    ├── CertificateError        (ValueError)    a certificate: corrupt, tampered with, or not for these data
     ├── DrafterError            (RuntimeError)  the drafter failed; decoding goes on without it, so users rarely see it
     └── MissingDependencyError  (ImportError)   an optional package that this call needs is not installed
 
@@ -38,6 +39,10 @@ class VocabMismatchError(ModelLoadError):
 
 class CheckpointError(ForerunError, ValueError):
     """A training checkpoint is missing, corrupt, or belongs to another run."""
+
+
+class CertificateError(ForerunError, ValueError):
+    """A certificate is corrupt, has been tampered with, or does not fit the data."""
 
 
 class DrafterError(ForerunError, RuntimeError):
