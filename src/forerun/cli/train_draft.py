@@ -18,7 +18,7 @@ Run the same command again to resume: sampled shards and training checkpoints ar
 """
 _EPILOG = """\
 examples:
-  forerun train-draft --out draft                        the shipped draft's recipe, for the embedded target
+  forerun train-draft --out draft --init-from default    the shipped draft's recipe, for the embedded target
   forerun train-draft --target my.gguf --out my-draft    a draft for a model of your own
   forerun generate --target my.gguf --draft my-draft "Hello"
   forerun train-draft --out draft --sample-worker 1/2    only sample, as the second of two processes
@@ -41,12 +41,12 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--num-shards",
         type=int,
-        default=8,
+        default=25,
         metavar="N",
         help="shards of about 25,000 tokens to sample; the last is held out (default: %(default)s)",
     )
     parser.add_argument(
-        "--num-steps", type=int, default=1600, metavar="N", help="optimiser steps (default: %(default)s)"
+        "--num-steps", type=int, default=2000, metavar="N", help="optimiser steps (default: %(default)s)"
     )
     parser.add_argument(
         "--batch-tokens", type=int, default=1024, metavar="N", help="tokens per step (default: %(default)s)"

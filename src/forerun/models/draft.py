@@ -97,7 +97,9 @@ def layer_skip_draft(target: Checkpoint, *, layer_ids: tuple[int, ...]) -> Draft
         return target.tensors.tensor(name)
 
     config = replace(target.config, num_layers=len(layer_ids))
-    return Draft(config=config, tensor=tensor, vocab_ids=None, source="self", borrows_embedding=True)
+    return Draft(
+        config=config, tensor=tensor, vocab_ids=None, source="self", borrows_embedding=True, state_layer_ids=layer_ids
+    )
 
 
 def _load_distilled(path: Path, target: Checkpoint) -> Draft:

@@ -13,8 +13,8 @@ from forerun.engine.speculative.context_copy import ContextCopy, mixed_law
 from forerun.engine.speculative.coupling import coupled_token
 from forerun.engine.speculative.rejection import saguaro_rescale
 
-NUM_CANDIDATES = 64
-"""Likeliest tokens among which outcomes are ranked."""
+_REACH = 12.0
+"""Nats below the likeliest token within which others are ranked; even shared noise lifts hardly any from farther."""
 _SHARPNESS = 1.0
 _RECENT = 6
 _TRUSTED = 0.5
@@ -122,8 +122,7 @@ class DraftChoice:
             if law is None:
                 return []
             ids, scores = law.ids, law.scores
-        num = min(max(NUM_CANDIDATES, count + 1), len(scores))
-        head = np.argpartition(scores, -num)[-num:] if num < len(scores) else np.arange(len(scores))
+        head = np.flatnonzero(scores >= scores.max() - _REACH)
         head_ids = head.astype(np.int64) if ids is None else ids[head]
         values = scores[head]
         if not self._params.is_greedy and not self.needs_laws:

@@ -57,12 +57,12 @@ class DraftTrainingConfig:
     """
 
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
-    num_shards: int = 8
+    num_shards: int = 25
     layer_ids: tuple[int, ...] | None = None
     init_from: str | None = None
     rounds: RoundConfig = field(default_factory=RoundConfig)
     vocab_size: int = 8192
-    num_steps: int = 1600
+    num_steps: int = 2000
     batch_tokens: int = 1024
     learning_rate: float = 1e-3
     greedy_share: float = 0.3
