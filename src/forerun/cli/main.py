@@ -14,7 +14,18 @@ import forerun
 from forerun.cli.console import write_error
 from forerun.core.errors import ForerunError
 
-COMMANDS: Final = ("race", "generate", "chat", "train_draft", "bench", "doctor", "config", "cite")
+COMMANDS: Final = (
+    "race",
+    "generate",
+    "chat",
+    "train_draft",
+    "bench",
+    "certify",
+    "verify",
+    "doctor",
+    "config",
+    "cite",
+)
 """Modules of this package, in the order ``--help`` shows them. Each has ``add_parser(commands) -> ArgumentParser`` and
 ``run(args) -> int``, and imports torch or its subsystem only inside ``run``."""
 

@@ -1,0 +1,105 @@
+"""A classifier as a message: the choices from the grid, the codebook and the symbols, in the normative code.
+
+Magnitude classes are coded adaptively (Krichevsky-Trofimov: half a count for each class to begin with), signs as fair
+coins. Every message of a grid has a probability of its own and these sum to one: what the bound needs. Nothing is
+added for the lengths of the parts, as the decoder knows them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from forerun.bounds.coding import ArithmeticDecoder, ArithmeticEncoder
+from forerun.bounds.prior import PriorGrid
+from forerun.bounds.verifier import MAGNITUDE_BITS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Message:
+    """All that distinguishes one classifier from the others of its grid.
+
+    Attributes:
+        hidden_widths: Of the hidden layers.
+        levels: Quantisation levels, 2 m + 1.
+        seed: Of start and projection.
+        magnitude_steps: m steps of the logarithmic scale, 0 to 127.
+        symbols: One for each dimension: 0, or +-j for the j-th magnitude.
+    """
+
+    hidden_widths: tuple[int, ...]
+    levels: int
+    seed: int
+    magnitude_steps: tuple[int, ...]
+    symbols: tuple[int, ...]
+
+
+def num_magnitude_steps() -> int:
+    """Return how many magnitudes there are to choose from."""
+    return 1 << MAGNITUDE_BITS
+
+
+def step_to_magnitude(step: int) -> float:
+    """Return 2**((step - 64) / 8): 1/256 to 235, each 9% above the last."""
+    return 2.0 ** ((step - 64) / 8)
+
+
+def encode_message(message: Message, grid: PriorGrid) -> bytes:
+    """Return the code of a message.
+
+    Raises:
+        ValueError: The message is none of this grid.
+    """
+    encoder = ArithmeticEncoder()
+    for value, options in (
+        (message.hidden_widths, grid.hidden_widths),
+        (len(message.symbols), grid.subspace_dims),
+        (message.levels, grid.levels),
+        (message.seed, grid.seeds),
+    ):
+        encoder.encode(options.index(value), 1, len(options))
+    for step in message.magnitude_steps:
+        encoder.encode(step, 1, num_magnitude_steps())
+    counts = [0] * ((message.levels + 1) // 2)
+    for symbol in message.symbols:
+        start, frequency, total = _interval(counts, abs(symbol))
+        encoder.encode(start, frequency, total)
+        counts[abs(symbol)] += 1
+        if symbol:
+            encoder.encode(int(symbol > 0), 1, 2)
+    return encoder.finish()
+
+
+def decode_message(code: bytes, grid: PriorGrid) -> Message:
+    """Return the message of a code.
+
+    Raises:
+        CertificateError: The code is corrupt.
+    """
+    decoder = ArithmeticDecoder(code)
+
+    def uniform(count: int) -> int:
+        position = decoder.position(count)
+        decoder.consume(position, 1, count)
+        return position
+
+    hidden_widths = grid.hidden_widths[uniform(len(grid.hidden_widths))]
+    dim = grid.subspace_dims[uniform(len(grid.subspace_dims))]
+    levels = grid.levels[uniform(len(grid.levels))]
+    seed = grid.seeds[uniform(len(grid.seeds))]
+    counts = [0] * ((levels + 1) // 2)
+    steps = tuple(uniform(num_magnitude_steps()) for _ in counts[1:])
+    symbols: list[int] = []
+    for _ in range(dim):
+        position = decoder.position(sum(2 * count + 1 for count in counts))
+        magnitude = 0
+        while sum(_interval(counts, magnitude)[:2]) <= position:
+            magnitude += 1
+        decoder.consume(*_interval(counts, magnitude))
+        counts[magnitude] += 1
+        symbols.append(magnitude if not magnitude or uniform(2) else -magnitude)
+    return Message(hidden_widths=hidden_widths, levels=levels, seed=seed, magnitude_steps=steps, symbols=tuple(symbols))
+
+
+def _interval(counts: Sequence[int], symbol: int) -> tuple[int, int, int]:
+    """Return (start, frequency, total) of a magnitude class under the Krichevsky-Trofimov estimator."""
+    frequencies = [2 * count + 1 for count in counts]
+    return sum(frequencies[:symbol]), frequencies[symbol], sum(frequencies)

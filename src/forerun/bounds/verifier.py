@@ -1,0 +1,326 @@
+"""Check a certificate with nothing but Python and numpy: ``python verifier.py CERTIFICATE.zip DATA.npz``.
+
+This file is complete in itself and imports nothing of Forerun, so that who doubts a certificate has one short program
+to read. It decodes the message to weights, counts errors on the training data, adds up what the message costs under
+the prior, recomputes the bound, and compares all of it with what the certificate claims. Its decoder, its network and
+its bound are written independently of those that made the certificate; tests hold the two against each other.
+
+DATA.npz holds ``inputs`` [n, num_inputs] and ``labels`` [n], the training data. Exit status: 0 yes, 1 no, 2 unusable
+arguments. With ``--measure`` it prints what it measures as JSON, claims ignored.
+
+The prior (format 1). The manifest's grid lists hidden layer widths, subspace dimensions, numbers of levels and seeds;
+each choice is uniform. Then come m = (levels - 1) / 2 magnitudes of 7 bits, and d symbols: a magnitude class under the
+Krichevsky-Trofimov estimator (class j of m + 1 has frequency 2 * count_j + 1) and, unless it is 0, a fair sign bit (1
+is plus). Weights of a layer with fan-in f: (uniform(-1, 1) + signs @ coefficients / sqrt(d)) / sqrt(f); biases alike.
+Signs and uniforms are bits of SplitMix64 at counters. The network has ReLUs between its layers. An example counts as an error
+unless the true class leads every other by more than MARGIN.
+"""
+
+import hashlib
+import itertools
+import json
+import math
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+STANDARD_GRID_SHA256 = {
+    "digits": "8f01a9e97e96bc97d21e32a575aad37ad2d652787716bfe4139cef23849aca6a",
+}
+MARGIN = 1e-6
+MAX_MESSAGE_BYTES = 1 << 24
+MAGNITUDE_BITS = 7
+MIN_SYMBOLS = 8
+TOLERANCE = 1e-6
+
+
+def require(condition, reason):
+    """Reject, with a ValueError that says why, unless a condition holds."""
+    if not condition:
+        raise ValueError(reason)
+
+
+# --- the message -----------------------------------------------------------------------------------------------------
+
+
+class Decoder:
+    """Integer arithmetic decoding with 62-bit registers; adds up the information of what it reads."""
+
+    def __init__(self, code):
+        self.bits = "".join(f"{byte:08b}" for byte in code)
+        self.cursor, self.low, self.high = 62, 0, (1 << 62) - 1
+        self.value = int(self.bits[:62].ljust(62, "0"), 2)
+        self.num_bits = 0.0
+
+    def read(self, frequencies):
+        """Return the next symbol under integer frequencies."""
+        total, width = sum(frequencies), self.high - self.low + 1
+        position = ((self.value - self.low + 1) * total - 1) // width
+        symbol, start = 0, 0
+        while start + frequencies[symbol] <= position:
+            start += frequencies[symbol]
+            symbol += 1
+        return self._narrow(symbol, start, frequencies[symbol], total)
+
+    def read_uniform(self, count):
+        """Return a number below ``count``, all equally likely."""
+        position = ((self.value - self.low + 1) * count - 1) // (self.high - self.low + 1)
+        return self._narrow(position, position, 1, count)
+
+    def _narrow(self, symbol, start, frequency, total):
+        self.num_bits += math.log2(total / frequency)
+        width = self.high - self.low + 1
+        self.high = self.low + width * (start + frequency) // total - 1
+        self.low += width * start // total
+        half, quarter = 1 << 61, 1 << 60
+        while True:
+            if self.high < half:
+                offset = 0
+            elif self.low >= half:
+                offset = half
+            elif self.low >= quarter and self.high < half + quarter:
+                offset = quarter
+            else:
+                return symbol
+            bit = self.bits[self.cursor] == "1" if self.cursor < len(self.bits) else 0
+            self.cursor += 1
+            self.low, self.high = 2 * (self.low - offset), 2 * (self.high - offset) + 1
+            self.value = 2 * (self.value - offset) + bit
+
+
+def decode(message, grid):
+    """Return (choices, coefficients, ledger in bits) of a message under a grid."""
+    decoder, ledger, choices = Decoder(message), {}, {}
+    for name, line in (
+        ("hidden_widths", "architecture"), ("subspace_dims", "dimension"), ("levels", "levels"), ("seeds", "seed")
+    ):  # fmt: skip
+        before = decoder.num_bits
+        choices[name] = grid[name][decoder.read_uniform(len(grid[name]))]
+        ledger[line] = decoder.num_bits - before
+    num_classes = (choices["levels"] + 1) // 2
+    before = decoder.num_bits
+    steps = [decoder.read_uniform(1 << MAGNITUDE_BITS) for _ in range(num_classes - 1)]
+    ledger["codebook"] = decoder.num_bits - before
+    magnitudes = [0.0, *(2.0 ** ((step - 64) / 8) for step in steps)]
+    counts, coefficients, before = [0] * num_classes, [], decoder.num_bits
+    for _ in range(choices["subspace_dims"]):
+        symbol = decoder.read([2 * count + 1 for count in counts])
+        counts[symbol] += 1
+        sign = -1.0 if symbol and not decoder.read_uniform(2) else 1.0
+        coefficients.append(sign * magnitudes[symbol])
+    ledger["symbols"] = decoder.num_bits - before
+    require(8 * len(message) <= decoder.num_bits + 16, "the message has bytes after its end")
+    return choices, np.array(coefficients), ledger
+
+
+# --- the classifier --------------------------------------------------------------------------------------------------
+
+
+def random_words(seed, stream, count):
+    """Return ``count`` 64-bit words: SplitMix64 at counters of one stream."""
+    start = (seed * 0xD1342543DE82EF95 + stream * 0xDA942042E4DD58B5) % 2**64
+    with np.errstate(over="ignore"):
+        z = np.uint64(start) + (np.arange(count, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
+def layer_start_and_signs(seed, stream, num_values, dim):
+    """Return a layer's start, uniform on (-1, 1), and its signs [num_values, dim], before any scale."""
+    start = (random_words(seed, 2 * stream, num_values) >> np.uint64(11)) * 2.0**-52 - 1.0
+    words = random_words(seed, 2 * stream + 1, num_values * -(-dim // 64)).astype("<u8")
+    bits = np.unpackbits(words.view(np.uint8).reshape(num_values, -1), axis=1, bitorder="little")[:, :dim]
+    return start, 2.0 * bits - 1.0
+
+
+def build_layers(choices, coefficients, num_inputs, num_classes):
+    """Return [(weight, bias), ...] of the classifier that a message stands for."""
+    sizes = [num_inputs, *choices["hidden_widths"], num_classes]
+    layers = []
+    for index, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
+        start, signs = layer_start_and_signs(choices["seeds"], index, fan_out * (fan_in + 1), len(coefficients))
+        values = (start + signs @ coefficients / math.sqrt(len(coefficients))) / math.sqrt(fan_in)
+        layers.append((values[: fan_out * fan_in].reshape(fan_out, fan_in), values[fan_out * fan_in :]))
+    return layers
+
+
+def find_errors(layers, inputs, labels):
+    """Return which examples are errors; without a clear lead the true class has not won."""
+    hidden = inputs
+    for index, (weight, bias) in enumerate(layers):
+        hidden = hidden @ weight.T + bias
+        hidden = np.maximum(hidden, 0.0) if index < len(layers) - 1 else hidden
+    rows = np.arange(len(labels))
+    true_score = hidden[rows, labels]
+    hidden[rows, labels] = -np.inf
+    return ~(true_score - hidden.max(axis=1) > MARGIN)
+
+
+# --- the data --------------------------------------------------------------------------------------------------------
+
+
+def data_sha256(inputs, labels):
+    """Return the digest that names a data set, order included."""
+    digest = hashlib.sha256(repr(inputs.shape).encode())
+    digest.update(np.ascontiguousarray(inputs, dtype="<f8").tobytes())
+    digest.update(np.ascontiguousarray(labels, dtype="<i8").tobytes())
+    return digest.hexdigest()
+
+
+def check_data(inputs, labels, num_inputs, num_classes):
+    """Reject data that cannot be independent draws, or cannot be data of this problem."""
+    require(inputs.ndim == 2 and labels.shape == (len(inputs),), f"inputs {inputs.shape} and labels {labels.shape}")
+    require(inputs.shape[1] == num_inputs, f"inputs have {inputs.shape[1]} columns, the certificate's {num_inputs}")
+    require(np.isfinite(inputs).all(), "inputs contain NaN or infinity")
+    require(labels.dtype.kind in "iu" and labels.min() >= 0 and labels.max() < num_classes, "labels out of range")
+    counts = np.bincount(labels, minlength=num_classes)
+    require(counts.min() > 0, f"class {int(counts.argmin())} has no example")
+    require(len(np.unique(inputs, axis=0)) == len(inputs), "inputs are repeated: these are not independent draws")
+    stratified = len(inputs) >= 20 * num_classes and counts.min() == counts.max()
+    require(not stratified, "every class has the same count: a stratified sample is no independent draw")
+
+
+# --- the bound -------------------------------------------------------------------------------------------------------
+
+
+def binomial_bound(num_errors, num_samples, complexity):
+    """Return the largest p at which num_errors or fewer have probability exp(-complexity); in log space."""
+    if num_errors == num_samples:
+        return 1.0
+    counts = range(num_errors + 1)
+    top = math.lgamma(num_samples + 1)
+    log_choose = np.array([top - math.lgamma(k + 1) - math.lgamma(num_samples - k + 1) for k in counts])
+    ks, low, high = np.arange(num_errors + 1), num_errors / num_samples, 1.0
+    while high - low > 1e-12:
+        p = (low + high) / 2
+        terms = log_choose + ks * math.log(p) + (num_samples - ks) * math.log1p(-p)
+        peak = terms.max()
+        if peak + math.log(np.exp(terms - peak).sum()) < -complexity:
+            high = p
+        else:
+            low = p
+    return high
+
+
+# --- the certificate -------------------------------------------------------------------------------------------------
+
+
+def read_certificate(path):
+    """Return (manifest, message); rejects whatever is not exactly these two."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = sorted(archive.namelist())
+            require(names == ["manifest.json", "message.bin"], f"the archive holds {names}, nothing else may be in it")
+            require(max(info.file_size for info in archive.infolist()) <= MAX_MESSAGE_BYTES, "the archive is too large")
+            return json.loads(archive.read("manifest.json")), archive.read("message.bin")
+    except (zipfile.BadZipFile, UnicodeDecodeError, json.JSONDecodeError, OSError, EOFError) as error:
+        raise ValueError(f"the file is no certificate or is corrupt ({error})") from error
+
+
+def grid_sha256(grid):
+    """Return the digest of a grid in canonical JSON."""
+    return hashlib.sha256(json.dumps(grid, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def measure(manifest, message, inputs, labels):
+    """Return what the message is worth: its ledger, its bits, and its errors on the data.
+
+    Raises:
+        ValueError: The message is empty or corrupt, or the data are not as they must be.
+    """
+    grid = manifest["grid"]
+    require(len(message) > 0, "the message is empty: a model of zero bits certifies nothing")
+    require(min(grid["subspace_dims"]) >= MIN_SYMBOLS, f"the grid has fewer than {MIN_SYMBOLS} dimensions")
+    require(grid["magnitude_bits"] == MAGNITUDE_BITS, "the grid has another codebook than format 1")
+    num_inputs, num_classes = grid["num_inputs"], grid["num_classes"]
+    check_data(inputs, labels, num_inputs, num_classes)
+    choices, coefficients, ledger = decode(message, grid)
+    require(sum(ledger.values()) > 0, "the message costs nothing: a model of zero bits certifies nothing")
+    layers = build_layers(choices, coefficients, num_inputs, num_classes)
+    scaled = inputs.astype(np.float64) * grid["input_scale"]
+    errors = find_errors(layers, scaled, labels)
+    order = np.argsort(random_words(1, 99, len(labels)))
+    parts = [find_errors(layers, scaled[part], labels[part]) for part in np.array_split(order, 7)]
+    require((np.concatenate(parts) == errors[order]).all(), "predictions depend on the other examples of the batch")
+    return {
+        "choices": choices,
+        "coefficients": [float(value) for value in coefficients],
+        "ledger_bits": ledger,
+        "code_length_bits": sum(ledger.values()),
+        "num_errors": int(errors.sum()),
+        "num_samples": len(labels),
+    }
+
+
+def verify(path, inputs, labels, expected_grid_sha256=None):
+    """Return the recomputed numbers of a certificate that holds.
+
+    Raises:
+        ValueError: It does not hold.
+    """
+    manifest, message = read_certificate(path)
+    try:
+        require(manifest["format"] == "forerun-certificate" and manifest["version"] == 1, "unknown format or version")
+        claims, delta = manifest["claims"], manifest["delta"]
+        require(isinstance(delta, float) and 0 < delta < 1, f"delta={delta} is not strictly between 0 and 1")
+        grid_digest = grid_sha256(manifest["grid"])
+        allowed = expected_grid_sha256 or STANDARD_GRID_SHA256.get(manifest["task"])
+        require(allowed is not None, f"name the grid fixed beforehand: --grid-sha256 (this one is {grid_digest})")
+        require(grid_digest == allowed, "the grid is not the one that was fixed before the data")
+        require(manifest["data_sha256"] == data_sha256(inputs, labels), "these are not the data of the certificate")
+        require(manifest["message_sha256"] == hashlib.sha256(message).hexdigest(), "the message has been changed")
+        found = measure(manifest, message, inputs, labels)
+        complexity = found["code_length_bits"] * math.log(2) - math.log(delta)
+        found["risk_bound"] = binomial_bound(found["num_errors"], found["num_samples"], complexity)
+        chance = 1 - 1 / manifest["grid"]["num_classes"]
+        found["is_vacuous"] = found["risk_bound"] >= chance
+        for name in ("num_errors", "num_samples", "code_length_bits", "risk_bound", "is_vacuous"):
+            same = abs(claims[name] - found[name]) <= TOLERANCE
+            require(same, f"{name} is {found[name]}, the certificate claims {claims[name]}")
+        require(claims["ledger_bits"].keys() == found["ledger_bits"].keys(), "the ledger has other lines")
+        for line, bits in found["ledger_bits"].items():
+            require(abs(claims["ledger_bits"][line] - bits) <= TOLERANCE, f"the ledger's {line} is {bits} bits")
+    except (KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
+        raise ValueError(f"the manifest is malformed ({type(error).__name__}: {error})") from error
+    return found
+
+
+def main(arguments):
+    """Verify or measure, and write the answer; returns the exit status."""
+    options = [item for item in arguments if item.startswith("--")]
+    paths = [item for item in arguments if not item.startswith("--")]
+    expected = [item.partition("=")[2] for item in options if item.startswith("--grid-sha256=")]
+    if len(paths) != 2 or any(not item.startswith(("--measure", "--json", "--grid-sha256=")) for item in options):
+        sys.stderr.write("use: verifier.py CERTIFICATE.zip DATA.npz [--json] [--grid-sha256=HEX] [--measure]\n")
+        return 2
+    try:
+        with np.load(Path(paths[1]), allow_pickle=False) as data:
+            inputs, labels = data["inputs"], data["labels"]
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        sys.stderr.write(f"{paths[1]}: not an .npz file with inputs and labels ({error})\n")
+        return 2
+    try:
+        if "--measure" in options:
+            found = measure(*read_certificate(paths[0]), inputs, labels)
+        else:
+            found = verify(paths[0], inputs, labels, expected[0] if expected else None)
+        answer = {"accepted": True, "reason": None, **found}
+    except ValueError as error:
+        answer = {"accepted": False, "reason": str(error)}
+    if "--json" in options or "--measure" in options:
+        sys.stdout.write(json.dumps(answer) + "\n")
+    elif answer["accepted"]:
+        sys.stdout.write(
+            f"yes: error at most {answer['risk_bound']:.4f}, from {answer['num_errors']} errors in "
+            f"{answer['num_samples']} and {answer['code_length_bits']:.1f} bits\n"
+        )
+    else:
+        sys.stdout.write(f"no: {answer['reason']}\n")
+    return 0 if answer["accepted"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

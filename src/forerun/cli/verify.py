@@ -1,0 +1,50 @@
+"""``forerun verify``: decode a certificate, recompute its bound, and say yes or no."""
+
+import argparse
+from pathlib import Path
+
+from forerun.cli.console import write_json, write_line
+from forerun.cli.options import Commands, add_json_option, input_file
+
+_DESCRIPTION = """\
+Check a certificate against its training data, in a fresh process that runs one short program needing only numpy:
+decode the weights, count the errors, add up the bits, recompute the bound, compare. Exit status: 0 yes, 1 no.
+"""
+
+
+def add_parser(commands: Commands) -> argparse.ArgumentParser:
+    """Add the command's options."""
+    parser = commands.add_parser("verify", help="check a certificate", description=_DESCRIPTION)
+    parser.add_argument("certificate", type=input_file, metavar="CERTIFICATE", help="what forerun certify wrote")
+    parser.add_argument(
+        "--data", required=True, metavar="FILE", help="digits, or the .npz file that was given to forerun certify"
+    )
+    parser.add_argument(
+        "--grid-sha256", metavar="HEX", help="digest of the grid fixed beforehand; needed for grids of your own"
+    )
+    add_json_option(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Verify and print."""
+    from forerun.bounds.certificate import read_manifest, run_verifier
+    from forerun.bounds.task import training_data
+    from forerun.core.errors import ConfigError
+
+    if args.data != "digits" and not Path(args.data).is_file():
+        raise ConfigError(f"--data {args.data}: no such file; give digits or an .npz file")
+    train = training_data(args.data, read_manifest(args.certificate))
+    options = [] if args.grid_sha256 is None else [f"--grid-sha256={args.grid_sha256}"]
+    answer = run_verifier(args.certificate, train, options)
+    if answer["accepted"]:
+        vacuous = "VACUOUS: no better than chance" if answer["is_vacuous"] else "not vacuous"
+        write_line(
+            f"yes: error at most {answer['risk_bound']:.2%} ({vacuous}), from {answer['num_errors']} errors in "
+            f"{answer['num_samples']} examples and {answer['code_length_bits']:.1f} bits"
+        )
+    else:
+        write_line(f"no: {answer['reason']}")
+    if args.json is not None:
+        write_json(args.json, answer)
+    return 0 if answer["accepted"] else 1
