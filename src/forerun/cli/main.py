@@ -19,6 +19,7 @@ COMMANDS: Final = (
     "generate",
     "chat",
     "train_draft",
+    "pretrain",
     "bench",
     "certify",
     "verify",

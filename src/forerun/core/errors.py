@@ -9,6 +9,8 @@
     │   └── VocabMismatchError                  a draft whose tokens are not the target's
     ├── CheckpointError         (ValueError)    a training checkpoint: missing, corrupt, or of another run
     ├── CertificateError        (ValueError)    a certificate: corrupt, tampered with, or not for these data
+    ├── CorpusError             (ValueError)    training text: missing, too small, in two splits, or not what was hashed
+    ├── TrainingError           (RuntimeError)  training can't go on: the loss is not a number, or the disk is full
     ├── DrafterError            (RuntimeError)  the drafter failed; decoding goes on without it, so users rarely see it
     └── MissingDependencyError  (ImportError)   an optional package that this call needs is not installed
 
@@ -43,6 +45,14 @@ class CheckpointError(ForerunError, ValueError):
 
 class CertificateError(ForerunError, ValueError):
     """A certificate is corrupt, has been tampered with, or does not fit the data."""
+
+
+class CorpusError(ForerunError, ValueError):
+    """Training text is missing, too small, in two splits at once, or not what its manifest says."""
+
+
+class TrainingError(ForerunError, RuntimeError):
+    """Training can't go on: the loss is not a number, or its files can't be written."""
 
 
 class DrafterError(ForerunError, RuntimeError):

@@ -1,0 +1,253 @@
+"""``forerun pretrain``: prepare a corpus, train models on it, average them."""
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from forerun.cli.console import write_json, write_line
+from forerun.cli.options import Commands, add_json_option
+
+_DESCRIPTION = """\
+Train language models when data, not compute, is the limit: many epochs with strong weight decay, and ensembles.
+"""
+_EPILOG = """\
+examples:
+  forerun pretrain prepare default --out data        this machine's Python standard library, about 11 MB
+  forerun pretrain prepare my/texts --out data       a folder of your own, a .jsonl or .parquet file
+  forerun pretrain train --data data --out runs --seed 0
+  forerun pretrain train --data data --out runs --seed 1
+  forerun pretrain ensemble runs/* --data data
+"""
+
+_SIZES = ("25k", "75k", "150k", "440k", "800k")
+
+
+def add_parser(commands: Commands) -> argparse.ArgumentParser:
+    """Add the command to the command line."""
+    parser = commands.add_parser(
+        "pretrain",
+        help="train language models on a limited corpus",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    _add_prepare(actions)
+    _add_train(actions)
+    _add_ensemble(actions)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one action."""
+    status: int = args.action(args)
+    return status
+
+
+def _add_prepare(actions: Commands) -> None:
+    prepare = actions.add_parser(
+        "prepare",
+        help="clean, split, tokenise and hash a corpus",
+        description="Removes near-duplicates, splits by document into train, tune and test, learns a byte-level BPE "
+        "tokenizer on train alone, and writes memory-mapped token files with a manifest of documents and hashes.",
+    )
+    prepare.add_argument(
+        "corpus", metavar="CORPUS", help="default, a folder, a text, JSONL or Parquet file, or hf:OWNER/DATASET[@SPLIT]"
+    )
+    prepare.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder for the result")
+    prepare.add_argument("--vocab-size", type=int, default=1024, metavar="N", help="tokens (default: %(default)s)")
+    prepare.add_argument("--tokenizer", type=Path, metavar="FILE", help="use this tokenizer.json instead of a new one")
+    prepare.add_argument("--tune-fraction", type=float, default=0.1, metavar="X", help="share (default: %(default)s)")
+    prepare.add_argument("--test-fraction", type=float, default=0.1, metavar="X", help="share (default: %(default)s)")
+    prepare.add_argument(
+        "--similarity", type=float, default=0.8, metavar="X", help="drop documents this alike (default: %(default)s)"
+    )
+    prepare.add_argument("--text-field", default="text", metavar="NAME", help="field of records (default: %(default)s)")
+    prepare.add_argument("--license", metavar="NAME", help="licence of documents that do not say their own")
+    prepare.add_argument("--seed", type=int, default=0, metavar="S", help="root of the split (default: %(default)s)")
+    add_json_option(prepare)
+    prepare.set_defaults(action=_prepare)
+
+
+def _add_train(actions: Commands) -> None:
+    train = actions.add_parser(
+        "train",
+        help="train one model",
+        description="Trains one decoder. Its folder is named by the hash of all settings and of the data: the same "
+        "command goes on where a cut run stopped, and does nothing where it is done.",
+    )
+    train.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="a corpus from 'forerun pretrain prepare'"
+    )
+    train.add_argument("--out", type=Path, required=True, metavar="RUNS", help="folder of all runs")
+    train.add_argument(
+        "--size", choices=_SIZES, default="150k", help="parameters without embeddings (default: %(default)s)"
+    )
+    train.add_argument(
+        "--recipe",
+        choices=("standard", "regularised"),
+        default="regularised",
+        help="weight decay 0.1, or 1.6 for many epochs (default: %(default)s)",
+    )
+    train.add_argument("--weight-decay", type=float, metavar="X", help="another weight decay than the recipe's")
+    train.add_argument("--learning-rate", type=float, default=6e-3, metavar="X", help="peak (default: %(default)s)")
+    train.add_argument("--epochs", type=int, default=8, metavar="N", help="passes (default: %(default)s)")
+    train.add_argument("--unique-tokens", type=int, metavar="N", help="use only so many training tokens (default: all)")
+    train.add_argument(
+        "--sequence-tokens", type=int, default=128, metavar="N", help="tokens of a sequence (default: %(default)s)"
+    )
+    train.add_argument(
+        "--batch-sequences", type=int, default=8, metavar="N", help="sequences of a step (default: %(default)s)"
+    )
+    train.add_argument(
+        "--tune-tokens",
+        type=int,
+        default=65_536,
+        metavar="N",
+        help="held-out tokens to measure on, in whole documents (default: %(default)s)",
+    )
+    train.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="root of weights and order (default: %(default)s)"
+    )
+    train.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: %(default)s)")
+    add_json_option(train)
+    train.set_defaults(action=_train)
+
+
+def _add_ensemble(actions: Commands) -> None:
+    ensemble = actions.add_parser(
+        "ensemble",
+        help="average runs and measure them on the tune split",
+        description="Measures every run alone, and the ensembles of the first 1, 2, ... runs by both averages.",
+    )
+    ensemble.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders that training printed")
+    ensemble.add_argument("--data", type=Path, required=True, metavar="DIR", help="the corpus they were trained on")
+    ensemble.add_argument("--out", type=Path, metavar="DIR", help="write the ensemble checkpoint there")
+    ensemble.add_argument(
+        "--average", choices=("probability", "logit"), help="average of the checkpoint (default: the better one)"
+    )
+    ensemble.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: %(default)s)")
+    add_json_option(ensemble)
+    ensemble.set_defaults(action=_ensemble)
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from forerun.data.deduplication import DeduplicationConfig
+    from forerun.data.split import SplitConfig
+    from forerun.pretraining.prepare import PrepareConfig, prepare_corpus
+
+    config = PrepareConfig(
+        deduplication=DeduplicationConfig(threshold=args.similarity),
+        split=SplitConfig(tune_fraction=args.tune_fraction, test_fraction=args.test_fraction, seed=args.seed),
+        vocab_size=args.vocab_size,
+        tokenizer=args.tokenizer,
+        text_field=args.text_field,
+        license_name=args.license,
+    )
+    with _progress() as show:
+        manifest = prepare_corpus(
+            args.corpus, args.out, config, report=lambda stage, done, total: show(stage, done, total, "")
+        )
+    write_line(f"left out {len(manifest.duplicates)} near-duplicates; {manifest.vocab_size} tokens in the vocabulary")
+    for split, record in manifest.splits.items():
+        write_line(
+            f"{split:<6} {len(record.documents):>8,} documents {record.num_bytes:>14,} bytes "
+            f"{record.tokens.num_tokens:>14,} tokens"
+        )
+    write_line(f"wrote {args.out}  (SHA-256 {manifest.data_sha256})")
+    if args.json is not None:
+        write_json(args.json, manifest.to_json())
+    return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    import torch
+
+    from forerun.pretraining.config import SHAPES, WEIGHT_DECAY, PretrainConfig
+    from forerun.pretraining.prepared_corpus import open_corpus
+    from forerun.pretraining.train import pretrain
+
+    torch.set_num_threads(args.threads)
+    config = PretrainConfig(
+        shape=SHAPES[args.size],
+        unique_tokens=args.unique_tokens,
+        num_epochs=args.epochs,
+        sequence_tokens=args.sequence_tokens,
+        batch_sequences=args.batch_sequences,
+        learning_rate=args.learning_rate,
+        weight_decay=WEIGHT_DECAY[args.recipe] if args.weight_decay is None else args.weight_decay,
+        tune_tokens=args.tune_tokens,
+        seed=args.seed,
+    )
+    corpus = open_corpus(args.data)
+    with _progress() as show:
+        finished = pretrain(
+            corpus, args.out, config, report=lambda done, total, detail: show("train", done, total, detail)
+        )
+    result = finished.result() or {}
+    write_line(
+        f"tune loss {result['tune']['loss_nats']:.4f} nats a token, {result['tune']['bits_per_byte']:.4f} bits a byte; "
+        f"train {result['final_train_loss_nats']:.4f}; {result['num_params']['without_embeddings']:,} parameters "
+        f"({result['num_params']['total']:,} with embeddings)"
+    )
+    write_line(f"{finished.folder}")
+    if args.json is not None:
+        write_json(args.json, {"run": finished.folder, **finished.identity, "result": result})
+    return 0
+
+
+def _ensemble(args: argparse.Namespace) -> int:
+    import torch
+
+    from forerun.pretraining.ensemble import ensemble_json, evaluate_ensemble, write_ensemble
+    from forerun.pretraining.prepared_corpus import open_corpus
+
+    torch.set_num_threads(args.threads)
+    corpus = open_corpus(args.data)
+    with _progress() as show:
+        result = evaluate_ensemble(args.runs, corpus, report=lambda done, total: show("measure", done, total, ""))
+    write_line("tune loss, nats a token")
+    write_line(f"{'members':>7}  {'alone':>8}  {'probability':>11}  {'logit':>8}  run")
+    rows = zip(
+        result.members, result.member_losses, result.by_count["probability"], result.by_count["logit"], strict=True
+    )
+    for count, (folder, alone, probability, logit) in enumerate(rows, start=1):
+        write_line(
+            f"{count:>7}  {alone.loss_nats:>8.4f}  {probability.loss_nats:>11.4f}  {logit.loss_nats:>8.4f}  {folder}"
+        )
+    average = args.average or result.best_average
+    if args.out is not None:
+        write_ensemble(args.out, result, average=average, data_sha256=corpus.manifest.data_sha256)
+        write_line(f"wrote {args.out} ({average} average of {len(result.members)} runs)")
+    if args.json is not None:
+        write_json(args.json, {"average": average, **ensemble_json(result)})
+    return 0
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int, str], None]]:
+    """Give a function that shows (stage, done, total, detail): bars on a terminal, a line now and then elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        tasks: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int, detail: str) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=total or None, detail="")
+            progress.update(tasks[stage], completed=done, detail=detail)
+            if not console.is_terminal and total and (done == total or done % max(1, total // 10) == 0):
+                write_line(f"{stage} {done}/{total}  {detail}".rstrip())
+
+        yield show

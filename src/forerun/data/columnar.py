@@ -1,0 +1,48 @@
+"""Rows of Parquet files and of Hugging Face datasets; both libraries are optional."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from forerun.core.dependencies import import_optional
+from forerun.core.errors import CorpusError
+
+_BATCH_ROWS = 1024
+
+
+def read_parquet(file: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a Parquet file in order, a batch in memory at a time.
+
+    Raises:
+        CorpusError: The file is not Parquet.
+        MissingDependencyError: pyarrow is not installed.
+    """
+    parquet = import_optional("pyarrow.parquet", extra="pretrain", purpose=f"reading {file.name}")
+    errors = import_optional("pyarrow", extra="pretrain", purpose=f"reading {file.name}")
+    try:
+        with parquet.ParquetFile(file) as opened:
+            for batch in opened.iter_batches(batch_size=_BATCH_ROWS):
+                yield from batch.to_pylist()
+    except errors.ArrowInvalid as error:
+        raise CorpusError(f"{file}: is not a Parquet file ({error}); write it again") from error
+
+
+def read_hub_dataset(name: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a dataset of the Hugging Face hub, streamed.
+
+    Args:
+        name: ``OWNER/DATASET``, optionally ``@SPLIT`` after it (``train`` if not said).
+
+    Raises:
+        CorpusError: There is no such dataset or split, or the hub can't be reached.
+        MissingDependencyError: datasets is not installed.
+    """
+    datasets = import_optional("datasets", extra="pretrain", purpose=f"reading the dataset {name}")
+    dataset, _, split = name.partition("@")
+    try:
+        yield from datasets.load_dataset(dataset, split=split or "train", streaming=True)
+    except (OSError, ValueError) as error:
+        raise CorpusError(
+            f"hf:{name}: can't be read ({error}); give hf:OWNER/DATASET or hf:OWNER/DATASET@SPLIT, and check the "
+            "network"
+        ) from error

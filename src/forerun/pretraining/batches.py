@@ -1,0 +1,58 @@
+"""Training batches as a function of the step: documents in a new order each epoch, cut into sequences, shuffled."""
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from forerun.core.errors import ConfigError
+from forerun.data.tokens import ReorderedTokens, TokenStream
+
+
+class EpochBatches:
+    """Batches of an epoch after the other.
+
+    In every epoch the documents are put in a new order, end to end; the stream is cut into sequences that overlap by
+    one token, and these are drawn without replacement. What is left after the last whole batch is not used in that
+    epoch; it is another part in the next.
+
+    Args:
+        stream: The training tokens.
+        sequence_tokens: Tokens predicted in one sequence.
+        batch_sequences: Sequences of a batch.
+        seed: Root of the orders.
+
+    Raises:
+        ConfigError: The tokens do not fill one batch.
+    """
+
+    def __init__(self, stream: TokenStream, *, sequence_tokens: int, batch_sequences: int, seed: int) -> None:
+        self._stream, self._seed = stream, seed
+        self._sequence_tokens, self._batch_sequences = sequence_tokens, batch_sequences
+        self._num_sequences = (len(stream.ids) - 1) // sequence_tokens
+        self.steps_per_epoch = self._num_sequences // batch_sequences
+        if self.steps_per_epoch == 0:
+            raise ConfigError(
+                f"{len(stream.ids)} training tokens do not fill a batch of {batch_sequences} sequences of "
+                f"{sequence_tokens}; give more text, or make the batch smaller"
+            )
+        self._epoch: tuple[int, ReorderedTokens, Int64[np.ndarray, " sequences"]] | None = None
+
+    def at(self, step: int) -> Int64[Tensor, "sequences tokens"]:
+        """Return the batch of a step: rows of ``sequence_tokens + 1`` ids.
+
+        Each id of a row but the last is an input, each but the first a target.
+        """
+        epoch, place = divmod(step, self.steps_per_epoch)
+        tokens, order = self._order(epoch)
+        numbers = order[place * self._batch_sequences : (place + 1) * self._batch_sequences]
+        width = self._sequence_tokens
+        rows = [tokens.span(int(number) * width, (int(number) + 1) * width + 1) for number in numbers]
+        return torch.from_numpy(np.stack(rows))
+
+    def _order(self, epoch: int) -> tuple[ReorderedTokens, Int64[np.ndarray, " sequences"]]:
+        if self._epoch is None or self._epoch[0] != epoch:
+            rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch])))
+            documents = rng.permutation(self._stream.num_documents)
+            self._epoch = (epoch, ReorderedTokens(self._stream, documents), rng.permutation(self._num_sequences))
+        return self._epoch[1], self._epoch[2]

@@ -1,0 +1,109 @@
+"""Options of one pre-training run, and the sizes and recipes that have a name."""
+
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from forerun.core.errors import ConfigError
+
+Size = Literal["25k", "75k", "150k", "440k", "800k"]
+Recipe = Literal["standard", "regularised"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShapeConfig:
+    """Shape of the decoder, apart from its vocabulary.
+
+    Attributes:
+        hidden_size: Width of the residual stream.
+        intermediate_size: Width of the gated MLP.
+        num_layers: Layers.
+        num_heads: Attention heads; each has keys and values of its own.
+        tie_embeddings: Whether the output head is the embedding.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    tie_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "intermediate_size", "num_layers", "num_heads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.hidden_size % (2 * self.num_heads):
+            raise ConfigError(
+                f"hidden_size={self.hidden_size}: must be an even multiple of num_heads={self.num_heads}, for the "
+                "rotary embedding turns pairs within a head"
+            )
+
+
+SHAPES: Final[dict[Size, ShapeConfig]] = {
+    "25k": ShapeConfig(hidden_size=32, intermediate_size=88, num_layers=2, num_heads=2),
+    "75k": ShapeConfig(hidden_size=56, intermediate_size=152, num_layers=2, num_heads=4),
+    "150k": ShapeConfig(hidden_size=64, intermediate_size=168, num_layers=3, num_heads=4),
+    "440k": ShapeConfig(hidden_size=96, intermediate_size=256, num_layers=4, num_heads=6),
+    "800k": ShapeConfig(hidden_size=128, intermediate_size=344, num_layers=4, num_heads=8),
+}
+"""Shapes by their number of parameters without embedding and head."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainConfig:
+    """One run. Its hash, with that of the data, names its folder.
+
+    Attributes:
+        shape: Shape of the decoder.
+        unique_tokens: Tokens of the training split that are used, from its start; ``None`` for all.
+        num_epochs: Passes over them.
+        sequence_tokens: Tokens predicted in one sequence.
+        batch_sequences: Sequences of an optimiser step.
+        learning_rate: Peak; a cosine falls from there to 0.
+        weight_decay: Decoupled, on matrices only, embeddings among them.
+        warmup_fraction: Share of the steps in which the learning rate rises.
+        clip_norm: Largest norm of the gradient.
+        tune_tokens: Held-out tokens to measure on after each epoch: as many whole documents as fit, at least one.
+        seed: Root of initial weights and of the order of the data.
+        checkpoint_every: Steps between checkpoints.
+    """
+
+    shape: ShapeConfig = field(default_factory=lambda: SHAPES["150k"])
+    unique_tokens: int | None = None
+    num_epochs: int = 8
+    sequence_tokens: int = 128
+    batch_sequences: int = 8
+    learning_rate: float = 6e-3
+    weight_decay: float = 1.6
+    warmup_fraction: float = 0.01
+    clip_norm: float = 1.0
+    tune_tokens: int = 65_536
+    seed: int = 0
+    checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        for name in ("num_epochs", "sequence_tokens", "batch_sequences", "tune_tokens", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.unique_tokens is not None and self.unique_tokens < 2:
+            raise ConfigError(f"unique_tokens={self.unique_tokens}: must be at least 2; leave it out for all")
+        if not 0 < self.learning_rate < float("inf"):
+            raise ConfigError(f"learning_rate={self.learning_rate}: must be above 0; 6e-3 suits the small sizes")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ConfigError(f"weight_decay={self.weight_decay}: must be 0 or more; 0.1 is standard")
+        if self.learning_rate * self.weight_decay >= 1:
+            raise ConfigError(
+                f"learning_rate={self.learning_rate} times weight_decay={self.weight_decay} must stay below 1: a step "
+                "would turn the weights' signs"
+            )
+        if not 0 <= self.warmup_fraction < 1:
+            raise ConfigError(f"warmup_fraction={self.warmup_fraction}: must be in [0, 1)")
+        if not self.clip_norm > 0:
+            raise ConfigError(f"clip_norm={self.clip_norm}: must be above 0; 1 is usual")
+
+
+WEIGHT_DECAY: Final[dict[Recipe, float]] = {"standard": 0.1, "regularised": 1.6}
+"""Where tuning starts: the usual decay, and one from the range that a limited corpus wants.
+
+Reference:
+    Kim et al. 2025 (arXiv 2509.14786): about 30 times the usual weight decay, more for larger models.
+"""

@@ -1,0 +1,196 @@
+"""One pre-training run: from a prepared corpus to a folder with a model, its loss curves and a manifest."""
+
+import json
+import math
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError
+from torch.nn.functional import cross_entropy, log_softmax
+
+from forerun.core.env import package_versions
+from forerun.core.errors import ConfigError, TrainingError
+from forerun.models.decoder import Decoder
+from forerun.models.export import save_huggingface
+from forerun.pretraining.atomic_files import folder_in_the_making, write_json_file
+from forerun.pretraining.batches import EpochBatches
+from forerun.pretraining.config import PretrainConfig
+from forerun.pretraining.evaluation import HeldOutLoss, held_out_losses
+from forerun.pretraining.initialisation import fresh_decoder, num_params
+from forerun.pretraining.prepared_corpus import PreparedCorpus
+from forerun.pretraining.run_store import Run, open_run
+from forerun.training.loop import LoopConfig, TrainingLoop
+from forerun.training.schedule import warmup_cosine
+
+MODEL_FOLDER: Final = "model"
+"""The trained model, as the engine and ``transformers`` load it."""
+
+_TUNE_FILE: Final = "tune_losses.json"
+_CURVE_FILE: Final = "train_losses.json"
+_CHECKPOINT_FILE: Final = "checkpoint.safetensors"
+
+Report = Callable[[int, int, str], None]
+"""Told (steps done, steps of the run, detail)."""
+
+
+def pretrain(
+    corpus: PreparedCorpus, store: Path, config: PretrainConfig, *, report: Report = lambda done, total, detail: None
+) -> Run:
+    """Train one model, or go on where a cut run stopped, or return the run at once if it is done.
+
+    Args:
+        corpus: What to learn from and to tune on.
+        store: Folder of all runs; this one gets a folder in it, named by the hash of ``config`` and of the data.
+        config: How to train.
+        report: Progress.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        ConfigError: The corpus is too small for the batch or for ``unique_tokens``.
+        CheckpointError: Another process makes the same run, or its folder is damaged.
+        TrainingError: The loss is no number, or the disk is full. The last checkpoint is kept.
+
+    Effects:
+        Writes ``run.json``, then checkpoints and the tune loss of each epoch, then ``model/``, the loss of each step
+        and ``result.json``; the checkpoint is deleted at the end.
+    """
+    batches = _batches(corpus, config)
+    identity = {"kind": "pretrain", "config": asdict(config), "data_sha256": corpus.manifest.data_sha256}
+    try:
+        run = open_run(store, identity)
+        if run.result() is None:
+            with run.held():
+                if run.result() is None:  # nobody finished it meanwhile
+                    _train(corpus, batches, run, config, report=report)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"{store}: cannot be written ({error}); make room and give the same command again: it goes on from the "
+            "last checkpoint"
+        ) from error
+    return run
+
+
+def _batches(corpus: PreparedCorpus, config: PretrainConfig) -> EpochBatches:
+    stream = corpus.train
+    if config.unique_tokens is not None:
+        if config.unique_tokens > len(stream.ids):
+            raise ConfigError(
+                f"unique_tokens={config.unique_tokens}: the training split has {len(stream.ids)}; ask for that or fewer"
+            )
+        stream = stream.prefix(config.unique_tokens)
+    return EpochBatches(
+        stream,
+        sequence_tokens=config.sequence_tokens,
+        batch_sequences=config.batch_sequences,
+        seed=config.seed,
+    )
+
+
+def _train(corpus: PreparedCorpus, batches: EpochBatches, run: Run, config: PretrainConfig, *, report: Report) -> None:
+    started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    decoder = fresh_decoder(
+        config.shape, vocab_size=corpus.manifest.vocab_size, max_len=config.sequence_tokens, seed=config.seed
+    )
+    num_steps = config.num_epochs * batches.steps_per_epoch
+    num_warmup = math.ceil(config.warmup_fraction * num_steps)
+    tune_losses = _TuneLosses(run.folder / _TUNE_FILE)
+
+    def loss(ids_BT: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(decoder(ids_BT[:, :-1]).flatten(0, 1), ids_BT[:, 1:].flatten())
+
+    def on_step(step: int, step_loss: float, learning_rate: float) -> None:
+        if (step + 1) % batches.steps_per_epoch == 0:
+            tune_losses.add((step + 1) // batches.steps_per_epoch, tune_loss(decoder, corpus, config))
+        detail = f"loss {step_loss:.3f}  tune {tune_losses.latest()}  lr {learning_rate:.1e}"
+        report(step + 1, num_steps, detail)
+
+    losses = TrainingLoop(
+        decoder,
+        LoopConfig(
+            num_steps=num_steps,
+            learning_rate=config.learning_rate,
+            num_warmup=num_warmup,
+            weight_decay=config.weight_decay,
+            clip_norm=config.clip_norm,
+            checkpoint_every=config.checkpoint_every,
+        ),
+        batch_at=batches.at,
+        loss=loss,
+        directory=run.folder,
+        on_step=on_step,
+        learning_rate_fraction=lambda step: warmup_cosine(
+            step, num_steps=num_steps, num_warmup=num_warmup, final_fraction=0.0
+        ),
+    ).run()
+    _write_model(decoder, corpus, run.folder / MODEL_FOLDER)
+    write_json_file(run.folder / _CURVE_FILE, losses)
+    run.finish(
+        {
+            "tune": tune_losses.by_epoch[str(config.num_epochs)],
+            "tune_loss_nats_by_epoch": {epoch: loss["loss_nats"] for epoch, loss in tune_losses.by_epoch.items()},
+            "final_train_loss_nats": sum(losses[-batches.steps_per_epoch :]) / batches.steps_per_epoch,
+            "num_params": num_params(decoder),
+            "num_steps": num_steps,
+            "unique_tokens": config.unique_tokens or len(corpus.train.ids),
+            "decay_timescale_epochs": _decay_timescale(config, batches.steps_per_epoch),
+            "vocab_digest": corpus.manifest.vocab_digest,
+            "versions": {"python": platform.python_version()}
+            | package_versions(("forerun", "torch", "numpy", "tokenizers")),
+            "started_at": started_at,
+            "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+    )
+    (run.folder / _CHECKPOINT_FILE).unlink(missing_ok=True)
+
+
+def tune_loss(decoder: Decoder, corpus: PreparedCorpus, config: PretrainConfig) -> HeldOutLoss:
+    """Return a decoder's loss on the part of the tune split that ``config`` names."""
+    stream, num_bytes = corpus.tune_part(config.tune_tokens)
+    [loss] = held_out_losses(
+        lambda ids_BT: [log_softmax(decoder(ids_BT), dim=-1)],
+        stream,
+        num_bytes=num_bytes,
+        sequence_tokens=config.sequence_tokens,
+    )
+    return loss
+
+
+def _decay_timescale(config: PretrainConfig, steps_per_epoch: int) -> float | None:
+    """Return 1 / (learning rate x decay) in epochs, or ``None`` without decay (arXiv 2405.13698)."""
+    rate = config.learning_rate * config.weight_decay
+    return 1 / (rate * steps_per_epoch) if rate > 0 else None
+
+
+def _write_model(decoder: Decoder, corpus: PreparedCorpus, folder: Path) -> None:
+    if folder.exists():  # a run cut between here and its result
+        shutil.rmtree(folder)
+    with folder_in_the_making(folder) as partial:
+        save_huggingface(decoder, partial, tokenizer=corpus.tokenizer)
+
+
+class _TuneLosses:
+    """Tune losses by epoch, kept on disk ahead of the checkpoint that counts the epoch as done."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.by_epoch: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def add(self, epoch: int, loss: HeldOutLoss) -> None:
+        if not math.isfinite(loss.loss_nats):
+            raise TrainingError(
+                f"the tune loss after epoch {epoch} is {loss.loss_nats}: training went out of bounds; take a lower "
+                "learning rate"
+            )
+        self.by_epoch[str(epoch)] = asdict(loss)
+        write_json_file(self._path, self.by_epoch)
+
+    def latest(self) -> str:
+        return f"{list(self.by_epoch.values())[-1]['loss_nats']:.3f}" if self.by_epoch else "-"
