@@ -18,6 +18,7 @@ from forerun.bounds.pac_bayes import RiskBounds, affordable_bits, complexity_nat
 from forerun.bounds.prior import PriorGrid, build_network
 from forerun.bounds.quantize import QuantizedSubspace, SearchConfig, search
 from forerun.bounds.task import Task
+from forerun.bounds.verifier import MAGNITUDE_BITS
 from forerun.core.errors import CertificateError, ConfigError
 
 
@@ -85,24 +86,40 @@ def default_candidates() -> tuple[Candidate, ...]:
     )
 
 
-def check_affordable(grid: PriorGrid, *, num_samples: int, delta: float) -> float:
-    """Return the bits with which a classifier without errors would just beat chance, before anything is trained.
+def check_affordable(
+    grid: PriorGrid, candidates: tuple[Candidate, ...], *, num_samples: int, delta: float
+) -> tuple[float, float]:
+    """Find out before training whether any bound can come out below chance.
+
+    Args:
+        grid: The prior.
+        candidates: What will be tried; a coefficient is taken to cost at least a bit.
+        num_samples: n.
+        delta: Failure probability.
+
+    Returns:
+        The bits with which a classifier just reaches chance: without training errors, and with 10%.
 
     Raises:
-        ConfigError: delta is out of range, or no message of the grid that says anything is that short.
+        ConfigError: delta is out of range, there is no candidate, or none is short enough.
     """
+    complexity_nats(code_length_bits=0.0, delta=delta)
+    if not candidates:
+        raise ConfigError("candidates=(): give at least one")
     chance = 1 - 1 / grid.num_classes
-    bits = affordable_bits(target_risk=chance, empirical_risk=0.0, num_samples=num_samples, delta=delta)
+    without_errors, with_errors = (
+        affordable_bits(target_risk=chance, empirical_risk=risk, num_samples=num_samples, delta=delta)
+        for risk in (0.0, 0.1)
+    )
     choices = math.prod(map(len, (grid.hidden_widths, grid.subspace_dims, grid.levels, grid.seeds)))
-    codebook = verifier.MAGNITUDE_BITS * (min(grid.levels) - 1) // 2
-    needed = math.log2(choices) + codebook + min(grid.subspace_dims)
-    if bits < needed:
+    needed = min(math.log2(choices) + MAGNITUDE_BITS * (item.levels // 2) + item.dim for item in candidates)
+    if without_errors < needed:
         raise ConfigError(
-            f"num_train={num_samples}: too few for a bound below chance ({chance:g}) at delta={delta:g}: even without "
-            f"errors a classifier may take {max(bits, 0):.0f} bits, and the smallest of this grid takes about "
-            f"{needed:.0f}; give more data or a larger delta"
+            f"num_train={num_samples}: too few for a bound below chance ({chance:.3g}) at delta={delta:g}: even with no "
+            f"errors a classifier may take {max(without_errors, 0):.0f} bits, and the smallest that would be tried "
+            f"takes over {needed:.0f}; give more data"
         )
-    return bits
+    return without_errors, with_errors
 
 
 def certify(
@@ -129,10 +146,11 @@ def certify(
         ConfigError: delta, the candidates or the size of the data are unusable.
         CertificateError: The verifier does not confirm what was written.
     """
-    complexity_nats(code_length_bits=0.0, delta=delta)
-    check_affordable(task.grid, num_samples=len(task.train), delta=delta)
+    candidates = default_candidates() if candidates is None else candidates
+    bits = check_affordable(task.grid, candidates, num_samples=len(task.train), delta=delta)
+    report(f"affordable for a bound below chance: {bits[0]:.0f} bits without errors, {bits[1]:.0f} with 10% errors")
     best: tuple[CertifyResult, bytes] | None = None
-    for candidate in default_candidates() if candidates is None else candidates:
+    for candidate in candidates:
         code = encode_message(_train(task, candidate), task.grid)
         result = _measure(task, code, delta=delta)
         report(
@@ -141,8 +159,7 @@ def certify(
         )
         if best is None or result.risk_bound < best[0].risk_bound:
             best = result, code
-    if best is None:
-        raise ConfigError("candidates=(): give at least one")
+    assert best is not None, "there is at least one candidate"
     result, code = best
     manifest = new_manifest(task=task.name, grid=task.grid, train=task.train, delta=delta, message=code)
     manifest["claims"] = {

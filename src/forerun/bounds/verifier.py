@@ -12,8 +12,8 @@ The prior (format 1). The manifest's grid lists hidden layer widths, subspace di
 each choice is uniform. Then come m = (levels - 1) / 2 magnitudes of 7 bits, and d symbols: a magnitude class under the
 Krichevsky-Trofimov estimator (class j of m + 1 has frequency 2 * count_j + 1) and, unless it is 0, a fair sign bit (1
 is plus). Weights of a layer with fan-in f: (uniform(-1, 1) + signs @ coefficients / sqrt(d)) / sqrt(f); biases alike.
-Signs and uniforms are bits of SplitMix64 at counters. The network has ReLUs between its layers. An example counts as an error
-unless the true class leads every other by more than MARGIN.
+Signs and uniforms are bits of SplitMix64 at counters. The network has ReLUs between its layers. An
+example counts as an error unless the true class leads every other by more than MARGIN.
 """
 
 import hashlib
