@@ -11,6 +11,8 @@ from forerun.core.errors import ConfigError
 from forerun.data.document import Document
 
 _WORD: Final = re.compile(r"\w+")
+_MISS_WEIGHT: Final = 0.9
+"""A missed pair stays in the corpus; a false candidate costs one comparison."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +80,9 @@ def remove_near_duplicates(
         Broder 1997, "On the resemblance and containment of documents".
     """
     datasketch = import_optional("datasketch", extra="pretrain", purpose="near-duplicate removal")
-    index = datasketch.MinHashLSH(threshold=config.threshold, num_perm=config.num_permutations)
+    index = datasketch.MinHashLSH(
+        threshold=config.threshold, num_perm=config.num_permutations, weights=(1 - _MISS_WEIGHT, _MISS_WEIGHT)
+    )
     kept: list[Document] = []
     left_out: list[Duplicate] = []
     for num_done, document in enumerate(documents, start=1):

@@ -47,6 +47,13 @@ def split_documents(documents: Sequence[Document], config: SplitConfig) -> dict[
     Raises:
         CorpusError: A text is there twice, or the corpus has too few documents for three splits.
     """
+    names: dict[str, str] = {}
+    for document in documents:
+        if (other := names.setdefault(document.sha256, document.name)) != document.name:
+            raise CorpusError(
+                f"the document {document.name!r} has the text of {other!r} and could land in another split; remove "
+                "duplicates first"
+            )
     ordered = sorted(documents, key=lambda document: _rank(document, config.seed))
     quota: dict[Split, float] = {
         "test": config.test_fraction * sum(document.num_bytes for document in documents),
@@ -58,7 +65,6 @@ def split_documents(documents: Sequence[Document], config: SplitConfig) -> dict[
         split: Split = next((name for name in quota if held[name] < quota[name]), "train")
         found[split].append(document)
         held[split] += document.num_bytes
-    check_disjoint({split: {document.sha256: document.name for document in found[split]} for split in SPLITS})
     if empty := [split for split in SPLITS if not found[split]]:
         raise CorpusError(
             f"the corpus has {len(documents)} documents after removal of duplicates: nothing is left for "

@@ -179,5 +179,5 @@ def _check_size(manifest: Manifest, config: PrepareConfig) -> None:
         if record.tokens.num_tokens < config.min_split_tokens:
             raise CorpusError(
                 f"the corpus is too small for its split: {split} has {record.tokens.num_tokens} tokens, at least "
-                f"{config.min_split_tokens} are needed; give more text, or raise the share of {split}"
+                f"{config.min_split_tokens} are needed; give more text"
             )
