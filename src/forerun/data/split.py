@@ -62,7 +62,8 @@ def split_documents(documents: Sequence[Document], config: SplitConfig) -> dict[
     found: dict[Split, list[Document]] = {split: [] for split in SPLITS}
     held: dict[Split, int] = dict.fromkeys(SPLITS, 0)
     for document in ordered:
-        split: Split = next((name for name in quota if held[name] < quota[name]), "train")
+        wanting: list[Split] = [name for name in quota if held[name] < quota[name]]
+        split = wanting[0] if wanting else "train"
         found[split].append(document)
         held[split] += document.num_bytes
     if empty := [split for split in SPLITS if not found[split]]:

@@ -8,7 +8,7 @@ from typing import Final
 from tokenizers import Tokenizer as Backend
 
 from forerun.core.errors import ConfigError, CorpusError
-from forerun.data.byte_pair import END_OF_TEXT, train_byte_pair
+from forerun.data.byte_pair import END_OF_TEXT, SMALLEST_VOCAB, train_byte_pair
 from forerun.data.corpus import read_corpus
 from forerun.data.deduplication import DeduplicationConfig, remove_near_duplicates
 from forerun.data.document import Document
@@ -48,6 +48,10 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         if self.min_split_tokens < 2:
             raise ConfigError(f"min_split_tokens={self.min_split_tokens}: must be at least 2, to predict one from one")
+        if self.vocab_size < SMALLEST_VOCAB:
+            raise ConfigError(
+                f"vocab_size={self.vocab_size}: must be at least {SMALLEST_VOCAB}: every byte, and the end of a text"
+            )
 
 
 Report = Callable[[str, int, int], None]

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from forerun.core.errors import CheckpointError
+from forerun.core.errors import CheckpointError, TrainingError
 from forerun.training.loop import LoopConfig, TrainingLoop
 from forerun.training.schedule import warmup_cosine
 
@@ -70,3 +71,49 @@ def test_schedule_rises_then_falls_to_its_final_fraction():
     assert values[:10] == sorted(values[:10])
     assert values[10:] == sorted(values[10:], reverse=True)
     assert values[100] == pytest.approx(0.05)
+
+
+def test_a_schedule_of_ones_own_is_followed():
+    model = nn.Linear(1, 1)
+    rates = []
+    TrainingLoop(
+        model,
+        LoopConfig(num_steps=3, learning_rate=0.5),
+        batch_at=lambda step: torch.ones(1, 1),
+        loss=lambda batch: model(batch).sum(),
+        on_step=lambda step, loss, learning_rate: rates.append(learning_rate),
+        learning_rate_fraction=lambda step: 1 / (1 + step),
+    ).run()
+    assert rates == pytest.approx([0.5, 0.25, 0.5 / 3])
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "message"),
+    [
+        (lambda total: total * float("nan"), "the loss at step 2 is nan"),
+        (lambda total: total * float("inf"), "the loss at step 2 is -?inf"),
+        # sqrt has an infinite slope at 0: a finite loss whose gradient is not.
+        (lambda total: (total - total.detach()).abs().sqrt(), "the norm of the gradient at step 2 is (nan|inf)"),
+    ],
+)
+def test_a_number_out_of_bounds_never_reaches_the_weights(tmp_path, spoilt, message):
+    model = nn.Linear(2, 1)
+    after_two = []
+
+    def loss(step):
+        total = model(torch.ones(1, 2)).sum()
+        return spoilt(total) if step == 2 else total
+
+    loop = TrainingLoop(
+        model,
+        LoopConfig(num_steps=5, checkpoint_every=1),
+        batch_at=lambda step: step,
+        loss=loss,
+        directory=tmp_path,
+        on_step=lambda step, loss, learning_rate: after_two.append(model.weight.detach().clone()),
+    )
+    with pytest.raises(TrainingError, match=message):
+        loop.run()
+    assert len(after_two) == 2
+    assert torch.equal(model.weight, after_two[-1])
+    assert torch.equal(load_file(tmp_path / "checkpoint.safetensors")["weight.weight"], after_two[-1])
