@@ -17,6 +17,7 @@ from forerun.bounds.message import Message, encode_message
 from forerun.bounds.pac_bayes import RiskBounds, affordable_bits, complexity_nats, holdout_bound, risk_bounds
 from forerun.bounds.prior import PriorGrid, build_network
 from forerun.bounds.quantize import QuantizedSubspace, SearchConfig, search
+from forerun.bounds.refine import refine
 from forerun.bounds.task import Task
 from forerun.bounds.verifier import MAGNITUDE_BITS
 from forerun.core.errors import CertificateError, ConfigError
@@ -79,11 +80,8 @@ class CertifyResult:
 
 
 def default_candidates() -> tuple[Candidate, ...]:
-    """Return what :func:`certify` tries: two dimensions, trained with a strong pull towards short messages."""
-    return (
-        Candidate(dim=120, levels=5, search=SearchConfig(rate_weight=2.0)),
-        Candidate(dim=160, levels=5, search=SearchConfig(rate_weight=3.0)),
-    )
+    """Return what :func:`certify` tries."""
+    return (Candidate(dim=160, levels=5, search=SearchConfig()),)
 
 
 def check_affordable(
@@ -111,11 +109,10 @@ def check_affordable(
         affordable_bits(target_risk=chance, empirical_risk=risk, num_samples=num_samples, delta=delta)
         for risk in (0.0, 0.1)
     )
-    choices = math.prod(map(len, (grid.hidden_widths, grid.subspace_dims, grid.levels, grid.seeds)))
-    needed = min(math.log2(choices) + MAGNITUDE_BITS * (item.levels // 2) + item.dim for item in candidates)
+    needed = min(_header_bits(grid, levels=item.levels) + item.dim for item in candidates)
     if without_errors < needed:
         raise ConfigError(
-            f"num_train={num_samples}: too few for a bound below chance ({chance:.3g}) at delta={delta:g}: even with no "
+            f"num_train={num_samples}: too few for a bound below chance ({chance:.3g}) at delta={delta:g}: with no "
             f"errors a classifier may take {max(without_errors, 0):.0f} bits, and the smallest that would be tried "
             f"takes over {needed:.0f}; give more data"
         )
@@ -151,7 +148,7 @@ def certify(
     report(f"affordable for a bound below chance: {bits[0]:.0f} bits without errors, {bits[1]:.0f} with 10% errors")
     best: tuple[CertifyResult, bytes] | None = None
     for candidate in candidates:
-        code = encode_message(_train(task, candidate), task.grid)
+        code = encode_message(_train(task, candidate, delta=delta), task.grid)
         result = _measure(task, code, delta=delta)
         report(
             f"dimension {candidate.dim}, {candidate.levels} levels: {result.empirical_risk:.1%} training error, "
@@ -180,7 +177,7 @@ def certify(
 _MESSAGE_LINES = ("architecture", "dimension", "levels", "seed", "codebook", "symbols")
 
 
-def _train(task: Task, candidate: Candidate) -> Message:
+def _train(task: Task, candidate: Candidate, *, delta: float) -> Message:
     """Return the message that one candidate's training ends with."""
     grid = task.grid
     if candidate.dim not in grid.subspace_dims or candidate.levels not in grid.levels:
@@ -192,13 +189,22 @@ def _train(task: Task, candidate: Candidate) -> Message:
     inputs = torch.from_numpy(task.train.inputs * grid.input_scale).float()
     labels = torch.from_numpy(task.train.labels)
     model: QuantizedSubspace = search(network, inputs, labels, levels=candidate.levels, config=candidate.search)
-    return Message(
+    message = Message(
         hidden_widths=widths,
         levels=candidate.levels,
         seed=seed,
         magnitude_steps=tuple(model.magnitude_steps()),
         symbols=tuple(model.symbols().tolist()),
     )
+    header_bits = _header_bits(grid, levels=candidate.levels)
+    other_nats = complexity_nats(code_length_bits=header_bits, delta=delta)
+    return refine(network, inputs, labels, message, other_nats=other_nats, max_sweeps=candidate.search.num_sweeps)
+
+
+def _header_bits(grid: PriorGrid, *, levels: int) -> float:
+    """Return what choices and codebook cost, whichever they are."""
+    num_choices = math.prod(map(len, (grid.hidden_widths, grid.subspace_dims, grid.levels, grid.seeds)))
+    return math.log2(num_choices) + MAGNITUDE_BITS * (levels // 2)
 
 
 def _measure(task: Task, code: bytes, *, delta: float) -> CertifyResult:

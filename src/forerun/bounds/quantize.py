@@ -27,12 +27,14 @@ class SearchConfig:
         num_quantized_steps: And on the codebook.
         learning_rate: Peak, of both stages.
         rate_weight: Nats of cross-entropy that a nat of message is worth.
+        num_sweeps: Sweeps of descent on the bound afterwards, at most, in each stage.
     """
 
     num_float_steps: int = 600
     num_quantized_steps: int = 900
     learning_rate: float = 0.05
-    rate_weight: float = 1.0
+    rate_weight: float = 3.0
+    num_sweeps: int = 5
 
 
 class QuantizedSubspace(nn.Module):

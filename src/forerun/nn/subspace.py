@@ -39,7 +39,12 @@ class SubspaceMlp(nn.Module):
         self, inputs: Float[Tensor, "batch features"], coefficients: Float[Tensor, " dim"]
     ) -> Float[Tensor, "batch classes"]:
         """Return the scores of the network at a point of the subspace."""
-        values = self.get_buffer("start") + self.get_buffer("projection") @ coefficients
+        return self.scores(inputs, self.get_buffer("start") + self.get_buffer("projection") @ coefficients)
+
+    def scores(
+        self, inputs: Float[Tensor, "batch features"], values: Float[Tensor, " values"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Return the scores of the network whose weights are given, in the order of ``starts``."""
         hidden = inputs
         for index, layer in enumerate(values.split(self._lengths)):
             fan_in, fan_out = self.sizes[index], self.sizes[index + 1]

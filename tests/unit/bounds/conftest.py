@@ -16,7 +16,7 @@ from forerun.bounds.task import Task, arrays_task
 from forerun.data.labelled import LabelledData
 
 CANDIDATE = Candidate(
-    dim=40, levels=3, search=SearchConfig(num_float_steps=60, num_quantized_steps=60, learning_rate=0.1)
+    dim=40, levels=3, search=SearchConfig(num_float_steps=60, num_quantized_steps=60, learning_rate=0.1, num_sweeps=1)
 )
 
 

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from forerun.bounds import verifier
 from forerun.bounds.certify import certify, check_affordable, default_candidates
 from forerun.bounds.message import Message, decode_message, encode_message, step_to_magnitude
+from forerun.bounds.pac_bayes import kl_bound
 from forerun.bounds.prior import PriorGrid, build_network
 from forerun.bounds.quantize import QuantizedSubspace
+from forerun.bounds.refine import refine, symbol_nats
 from forerun.bounds.task import DIGITS_GRID, arrays_task, digits_task
 from forerun.cli.main import main
 from forerun.core.errors import ConfigError
@@ -95,6 +97,30 @@ def test_quantised_coefficients_are_what_the_message_decodes_to():
     model.quantized().sum().backward()
     assert model.coefficients.grad is not None
     assert (model.coefficients.grad == 1).all()
+
+
+def test_information_by_counts_is_that_of_the_code():
+    symbols = (0, 1, -2, 2, 2, 0, -1, 2)
+    message = Message(hidden_widths=(5,), levels=5, seed=0, magnitude_steps=(60, 70), symbols=symbols)
+    ledger = verifier.decode(encode_message(message, GRID), GRID.as_json())[2]
+    assert symbol_nats([2, 2, 4]) == pytest.approx(ledger["symbols"] * np.log(2))
+
+
+def test_descent_lowers_the_bound():
+    data = clouds(300)
+    grid = PriorGrid(num_inputs=8, num_classes=3, input_scale=0.25, subspace_dims=(8,), hidden_widths=((6,),))
+    network = build_network(grid, hidden_widths=(6,), dim=8, seed=0)
+    start = Message(hidden_widths=(6,), levels=3, seed=0, magnitude_steps=(80,), symbols=(1, -1, 0, 1, 1, 0, -1, 1))
+    inputs, labels = torch.from_numpy(data.inputs * 0.25).float(), torch.from_numpy(data.labels)
+    refined = refine(network, inputs, labels, start, other_nats=20.0, max_sweeps=3)
+
+    def bound(message):
+        choices, coefficients, ledger = verifier.decode(encode_message(message, grid), grid.as_json())
+        layers = verifier.build_layers(choices, coefficients, 8, 3)
+        num_errors = int(verifier.find_errors(layers, data.inputs * 0.25, data.labels).sum())
+        return kl_bound(num_errors, 300, ledger["symbols"] * np.log(2) + 20.0)
+
+    assert bound(refined) < bound(start) - 0.05
 
 
 def test_result_is_not_vacuous_and_its_ledger_adds_up(made):
