@@ -117,7 +117,7 @@ def test_cite_prints_each_entry_once_with_its_number(capsys):
     assert cli.main(["cite"]) == 0
     text = capsys.readouterr().out
     numbers = re.findall(r"eprint\s+= \{([\d.]+)\}", text)
-    assert sorted(numbers) == ["2211.17192", "2302.01318", "2408.07978", "2502.02737", "2603.03251"]
+    assert sorted(numbers) == ["2211.17192", "2302.01318", "2408.07978", "2502.02737", "2509.14786", "2603.03251"]
     assert text.count("{") == text.count("}")
 
 

@@ -40,6 +40,12 @@ _ENTRIES: Final = {
         2025,
         "2502.02737",
     ),
+    "kim2025pretraining": (
+        "Pre-training under Infinite Compute",
+        "Kim, Konwoo and Kotha, Suhas and Liang, Percy and Hashimoto, Tatsunori",
+        2025,
+        "2509.14786",
+    ),
 }
 """Key: title, authors, year of the preprint, arXiv number."""
 
@@ -48,6 +54,7 @@ _PARTS: Final = {
     "sequential": ("method sequential, and the rejection rule", ("leviathan2022fast", "chen2023accelerating")),
     "coupled": ('verification="coupled": shared Gumbel noise', ("daliri2024coupling",)),
     "default-model": ("the embedded target, SmolLM2-135M-Instruct", ("allal2025smollm2",)),
+    "pretraining": ("forerun pretrain: regularised runs and their ensembles", ("kim2025pretraining",)),
 }
 """Part: what it is in Forerun, and the keys of its papers."""
 

@@ -37,7 +37,8 @@ def average_law(logits: Sequence[Float[Tensor, "*batch vocab"]], *, average: Ave
             normalised product, which is sharper.
 
     Reference:
-        Kim et al. 2025 (arXiv 2509.14786) average logits; both are offered, for the mixture was better where we tried.
+        Kim et al. 2025 (arXiv 2509.14786) average logits. The mixture is offered too, for its loss is
+        bounded by that of its best member plus log K.
     """
     stacked = torch.stack(list(logits))
     if average == "logit":
