@@ -80,8 +80,8 @@ class CertifyResult:
 
 
 def default_candidates() -> tuple[Candidate, ...]:
-    """Return what :func:`certify` tries."""
-    return (Candidate(dim=160, levels=5, search=SearchConfig()),)
+    """Return what :func:`certify` tries: one point of the grid, found with two weights of the message's length."""
+    return tuple(Candidate(dim=160, levels=5, search=SearchConfig(rate_weight=weight)) for weight in (2.0, 3.0))
 
 
 def check_affordable(
