@@ -13,8 +13,10 @@ from forerun.engine.speculative.context_copy import ContextCopy, mixed_law
 from forerun.engine.speculative.coupling import coupled_token
 from forerun.engine.speculative.rejection import saguaro_rescale
 
-_REACH = 12.0
-"""Nats below the likeliest token within which others are ranked; even shared noise lifts hardly any from farther."""
+NUM_CANDIDATES = 64
+"""Likeliest tokens among which outcomes are ranked."""
+_REACH = 8.0
+"""Nats below the likeliest token beyond which none is looked at; even shared noise lifts hardly any from farther."""
 _SHARPNESS = 1.0
 _RECENT = 6
 _TRUSTED = 0.5
@@ -123,6 +125,8 @@ class DraftChoice:
                 return []
             ids, scores = law.ids, law.scores
         head = np.flatnonzero(scores >= scores.max() - _REACH)
+        if len(head) > NUM_CANDIDATES > count:
+            head = head[np.argpartition(scores[head], -NUM_CANDIDATES)[-NUM_CANDIDATES:]]
         head_ids = head.astype(np.int64) if ids is None else ids[head]
         values = scores[head]
         if not self._params.is_greedy and not self.needs_laws:
