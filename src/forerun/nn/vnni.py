@@ -22,9 +22,6 @@ _FLOATS = ir.VectorType(ir.FloatType(), 16)
 _INT32, _INT64 = ir.IntType(32), ir.IntType(64)
 _PREFETCH_BYTES = 2048
 """How far ahead of the products the weight is asked for; the stream stops at no panel's end."""
-_TO_FIRST_LEVEL, _TO_SECOND_LEVEL = 3, 2
-"""Caches to ask for. Blocks after a panel's first find it in a cache, and ask for the next panel into the second level:
-memory would be idle else, and in the first level the next panel would push out what is left of this one."""
 
 
 def is_supported() -> bool:
@@ -52,13 +49,8 @@ def pack_weight(weight: np.ndarray) -> np.ndarray:
     return packed
 
 
-def _emit_block(
-    builder: Any, num_rows: int, level: int, weight: Any, ahead: Any, rows: Any, stride: Any, steps: Any, out: Any
-) -> None:
-    """Emit the loop over inputs for ``num_rows`` rows and one panel; store int32 ``[num_rows, 32]`` at ``out``.
-
-    The weight ``ahead`` bytes on is asked for, into the cache of this level.
-    """
+def _emit_block(builder: Any, num_rows: int, weight: Any, rows: Any, stride: Any, steps: Any, out: Any) -> None:
+    """Emit the loop over inputs for ``num_rows`` rows and one panel; store int32 ``[num_rows, 32]`` at ``out``."""
     operand = _BYTES if binding.llvm_version_info[0] >= 22 else _VECTOR
     dot = builder.module.declare_intrinsic(
         "llvm.x86.avx512.vpdpbusd.512", fnty=ir.FunctionType(_VECTOR, (_VECTOR, operand, operand))
@@ -76,13 +68,15 @@ def _emit_block(
     def load(address: Any, kind: Any, align: int) -> Any:
         return builder.load(builder.inttoptr(address, kind.as_pointer()), align=align)
 
-    asked = builder.inttoptr(builder.add(weight, builder.add(offset, ahead)), ir.IntType(8).as_pointer())
+    ahead = builder.inttoptr(
+        builder.add(weight, builder.add(offset, ir.Constant(_INT64, _PREFETCH_BYTES))), ir.IntType(8).as_pointer()
+    )
     prefetch = builder.module.declare_intrinsic(
-        "llvm.prefetch", [asked.type], ir.FunctionType(ir.VoidType(), (asked.type, _INT32, _INT32, _INT32))
+        "llvm.prefetch", [ahead.type], ir.FunctionType(ir.VoidType(), (ahead.type, _INT32, _INT32, _INT32))
     )
     for half in (0, 64):
-        line = builder.gep(asked, [ir.Constant(_INT64, half)])
-        builder.call(prefetch, (line, ir.Constant(_INT32, 0), ir.Constant(_INT32, level), ir.Constant(_INT32, 1)))
+        line = builder.gep(ahead, [ir.Constant(_INT64, half)])
+        builder.call(prefetch, (line, ir.Constant(_INT32, 0), ir.Constant(_INT32, 3), ir.Constant(_INT32, 1)))
     halves = [
         load(builder.add(weight, builder.add(offset, ir.Constant(_INT64, 64 * half))), operand, 1) for half in (0, 1)
     ]
@@ -158,23 +152,20 @@ def _finish_two(
     return types.void(*arguments), codegen
 
 
-def _block_function(num_rows: int, level: int) -> Any:
+def _block_function(num_rows: int) -> Any:
     @intrinsic
-    def block(typingctx: Any, weight: Any, ahead: Any, rows: Any, stride: Any, steps: Any, out: Any) -> Any:
+    def block(typingctx: Any, weight: Any, rows: Any, stride: Any, steps: Any, out: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            _emit_block(builder, num_rows, level, *args)
+            _emit_block(builder, num_rows, *args)
             return context.get_dummy_value()
 
-        return types.void(*(types.intp,) * 6), codegen
+        return types.void(types.intp, types.intp, types.intp, types.intp, types.intp), codegen
 
     return block
 
 
 _block_1, _block_2, _block_4, _block_6, _block_8, _block_10, _block_12 = (
-    _block_function(num_rows, _TO_FIRST_LEVEL) for num_rows in (1, 2, 4, 6, 8, 10, 12)
-)
-_next_block_2, _next_block_6, _next_block_12 = (
-    _block_function(num_rows, _TO_SECOND_LEVEL) for num_rows in (2, 6, 12)
+    _block_function(num_rows) for num_rows in (1, 2, 4, 6, 8, 10, 12)
 )
 
 
@@ -202,41 +193,30 @@ def _multiply_panels(
     scale_base, relative = np.int64(weight_scale.ctypes.data), np.float32(low_scale)
     for panel in range(first_panel, last_panel):
         weight = base + panel * panel_bytes
-        if total >= 12:
-            _block_12(weight, _PREFETCH_BYTES, rows_base, stride, steps, sums_base)
-            done = 12
-        elif total >= 10:
-            _block_10(weight, _PREFETCH_BYTES, rows_base, stride, steps, sums_base)
-            done = 10
-        elif total >= 8:
-            _block_8(weight, _PREFETCH_BYTES, rows_base, stride, steps, sums_base)
-            done = 8
-        elif total >= 6:
-            _block_6(weight, _PREFETCH_BYTES, rows_base, stride, steps, sums_base)
-            done = 6
-        elif total >= 4:
-            _block_4(weight, _PREFETCH_BYTES, rows_base, stride, steps, sums_base)
-            done = 4
-        elif total >= 2:
-            _block_2(weight, _PREFETCH_BYTES, rows_base, stride, steps, sums_base)
-            done = 2
-        else:
-            _block_1(weight, _PREFETCH_BYTES, rows_base, stride, steps, sums_base)
-            done = 1
+        done = 0
         while done < total:
             left = total - done
             address, target = rows_base + done * stride, sums_base + done * PANEL * 4
             if left >= 12:
-                _next_block_12(weight, panel_bytes, address, stride, steps, target)
+                _block_12(weight, address, stride, steps, target)
                 done += 12
+            elif left >= 10:
+                _block_10(weight, address, stride, steps, target)
+                done += 10
+            elif left >= 8:
+                _block_8(weight, address, stride, steps, target)
+                done += 8
             elif left >= 6:
-                _next_block_6(weight, panel_bytes, address, stride, steps, target)
+                _block_6(weight, address, stride, steps, target)
                 done += 6
+            elif left >= 4:
+                _block_4(weight, address, stride, steps, target)
+                done += 4
             elif left >= 2:
-                _next_block_2(weight, panel_bytes, address, stride, steps, target)
+                _block_2(weight, address, stride, steps, target)
                 done += 2
             else:
-                _block_1(weight, panel_bytes, address, stride, steps, target)
+                _block_1(weight, address, stride, steps, target)
                 done += 1
         first = panel * PANEL
         width = min(PANEL, num_outputs - first)
