@@ -121,7 +121,8 @@ def test_a_pause_longer_than_the_timeout_is_no_fault(expected):
             pass
         time.sleep(2.5)
         assert [completion.token_ids for completion in llm.generate(PROMPTS, PARAMS)] == expected
-        assert llm.last_metrics.cache_hit_rate > 0
+        # Whether a draft as large as the target is ready in time for a hit is a race; that it still drafts is not.
+        assert llm.last_metrics.acceptance_rate > 0
 
 
 def test_a_draft_that_cannot_be_loaded_is_the_users_error(tmp_path):

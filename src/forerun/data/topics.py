@@ -35,5 +35,20 @@ TASKS = (
     "sums the digits of a number", "implements a stack", "implements a queue",
     "finds all pairs that add up to a target", "converts a number to binary",
 )  # fmt: skip
+OPENINGS = (
+    "What", "What is", "What are", "What would happen if", "How", "How do I", "How does", "How can", "How many",
+    "How much", "Why", "Why do", "Who", "When", "Where", "Which", "Is it", "Are there", "Can you", "Can you explain",
+    "Could you", "Do you", "Should I", "I", "I am", "I need", "I want to", "I have", "My", "We are", "Please",
+    "Explain", "Describe", "List", "Name", "Give me", "Tell me", "Compare", "Suggest", "Recommend", "Plan", "Help me",
+    "Imagine", "Act as", "Write", "Write a", "Write a short", "Write an email", "Write a poem", "Write a story",
+    "Write a letter", "Create", "Compose", "Continue this story", "Rewrite", "Rephrase", "Edit", "Improve", "Correct",
+    "Translate", "Classify", "Extract", "Convert", "Summarize", "Summarise this", "Summarize the following passage",
+    "Read the following", "In one sentence", "In a few sentences", "Using only", "Based on", "Given", "Given the",
+    "If", "If a", "A", "A man", "A shop", "A farmer", "A train", "There are", "Suppose", "Calculate", "Compute",
+    "Solve", "Find", "Find the", "Simplify", "Prove", "Sara has", "Tom buys", "Three friends",
+    "Write a Python function", "Write a program", "Write a function that", "Write a SQL query", "Write a JavaScript",
+    "Implement", "Debug", "Fix", "Here is some code", "Explain this code", "```", "def", "Design", "Develop",
+    "Discuss", "Analyze", "Generate", "Provide", "Make", "Show", "Choose", "Brainstorm",
+)  # fmt: skip
 LANGUAGES = ("Python", "Python", "Python", "JavaScript", "Java", "C", "SQL", "Go")
 ITEMS = ("apples", "books", "tickets", "pencils", "boxes", "cookies", "stamps", "bottles", "chairs", "coins", "cards")

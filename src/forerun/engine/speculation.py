@@ -73,16 +73,17 @@ class SpeculatorFactory:
         Args:
             target: The target's runner, whose keys and values the draft may read.
         """
+        # What this process loads itself comes first: the drafter's process loads at the same time.
+        ways = [self._way(method, target) for method in self._methods if method != "ssd"]
         if self._process is not None:
             try:
                 self._process.wait_until_ready(_READY_TIMEOUT_S)
+                ways.insert(0, self._way("ssd", target))
             except DrafterError as error:
                 self._process.close()
                 self._process = None
-                rest: list[Method] = [method for method in self._methods if method != "ssd"]
-                self._methods = rest or ["none"]
                 warnings.warn(f"{error}; decoding goes on without it", RuntimeWarning, stacklevel=3)
-        self._ways = [self._way(method, target) for method in self._methods]
+        self._ways = ways or [self._way("none", target)]
         draft = self._draft_model
         if draft is not None and len(self._ways) > 1:
             self._ways.sort(key=lambda way: way.promised_round_s(target, draft))

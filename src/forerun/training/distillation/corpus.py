@@ -11,12 +11,16 @@ import numpy as np
 import torch
 
 from forerun.data.prompts import PROMPT_KINDS, PromptKind, template_prompt
+from forerun.data.topics import OPENINGS
 from forerun.models.checkpoint import Checkpoint
 from forerun.models.int8_runner import Int8Runner
 from forerun.training.distillation.sampling import SampledText, SampleRequest, sample_texts
 
 TEMPERATURES = (0.0, 0.0, 0.0, 0.0, 0.5, 0.7, 0.7, 0.7, 1.0, 1.0)
 """Drawn from uniformly: four texts in ten are greedy, the rest spread over what people use."""
+
+
+_OPENED_SHARE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +40,7 @@ class CorpusConfig:
     texts_per_shard: int = 160
     max_tokens: int = 160
     max_prompt_tokens: int = 192
-    self_prompt_share: float = 0.3
+    self_prompt_share: float = 0.8
     batch_size: int = 40
 
 
@@ -73,7 +77,8 @@ def sample_shard(
 ) -> list[SampledText]:
     """Sample one shard.
 
-    First the target writes prompts (as the user) and passages to summarise, then it answers; both are kept.
+    First the target writes prompts and passages to summarise, then it answers. It writes prompts as the user, half of
+    them from a given opening, so that all kinds come up; passages and answers are kept.
 
     Args:
         checkpoint: The target.
@@ -89,7 +94,15 @@ def sample_shard(
     kinds: list[PromptKind] = [PROMPT_KINDS[place % len(PROMPT_KINDS)] for place in range(num_template)]
     num_passages = kinds.count("summarising")
     user_turn = _user_turn(checkpoint)
-    seeds = [SampleRequest(prompt=user_turn, temperature=1.0, max_tokens=64) for _ in range(num_self)]
+    openings = [rng.choice(OPENINGS) if rng.random() < _OPENED_SHARE else "" for _ in range(num_self)]
+    seeds = [
+        SampleRequest(
+            prompt=[*user_turn, *checkpoint.tokenizer.encode(opening)] if opening else user_turn,
+            temperature=1.0,
+            max_tokens=96,
+        )
+        for opening in openings
+    ]
     kinds_of_passages: tuple[PromptKind, ...] = ("chat", "writing")
     seeds += [
         SampleRequest(
@@ -102,7 +115,8 @@ def sample_shard(
     sample = partial(sample_texts, runner, eos_ids=checkpoint.eos_ids, layer_ids=layer_ids, generator=generator)
     drafts = sample(seeds)
     written = [checkpoint.tokenizer.decode(text.tokens) for text in drafts]
-    prompts, passages = written[:num_self], written[num_self:]
+    prompts = [opening + rest for opening, rest in zip(openings, written[:num_self], strict=True)]
+    passages = written[num_self:]
     prompts += [
         template_prompt(rng, kind=kind, passage=passages.pop() if kind == "summarising" else "") for kind in kinds
     ]
@@ -113,7 +127,7 @@ def sample_shard(
         for prompt in encoded
         if len(prompt) <= config.max_prompt_tokens
     ]
-    return drafts + sample(requests)
+    return drafts[num_self:] + sample(requests)
 
 
 def shard_path(directory: Path, index: int) -> Path:
