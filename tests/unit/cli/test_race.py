@@ -243,7 +243,7 @@ def test_the_command_gives_the_engine_what_it_was_given(engines, monkeypatch):
         (["--max-tokens", "0"], "0: must be >= 1"),
         (["--replay-slowdown", "0.5"], r"must be in \[1, 10\]"),
         (["--prompts", "absent.jsonl"], "no such file"),
-        (["--fan-out", "even"], "must be one of uniform, geometric, measured"),
+        (["--fan-out", "even"], "must be one of joint, uniform, geometric, measured"),
         (["--method", "ssd"], "unrecognized arguments: --method"),
     ],
 )
