@@ -5,11 +5,13 @@ import json
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from forerun.cli import main as cli
@@ -271,7 +273,7 @@ sys.exit(main(["chat"]))
 
 @pytest.fixture
 def terminal_chat(request):
-    """Run the chat on a terminal of its own; gives its process and a reader that waits for some text."""
+    """Run the chat on a terminal of its own; gives its process, a reader that waits for some text, and a writer."""
     main, its = pty.openpty()
     code = TERMINAL_CHAT.format(conftest=str(request.path.with_name("conftest.py")))
     process = subprocess.Popen(
@@ -285,7 +287,8 @@ def terminal_chat(request):
         nonlocal seen
         deadline_s = time.monotonic() + 60
         while text not in seen:
-            assert time.monotonic() < deadline_s, f"{text!r} did not come; saw {seen!r}"
+            left_s = deadline_s - time.monotonic()
+            assert left_s > 0 and select.select([main], [], [], left_s)[0], f"{text!r} did not come; saw {seen!r}"
             seen += os.read(main, 1000).decode(errors="replace")
         seen = seen.partition(text)[2]
 
@@ -293,6 +296,17 @@ def terminal_chat(request):
     process.kill()
     process.wait()
     os.close(main)
+
+
+def interrupt_at_the_prompt(process):
+    """Send Ctrl-C once the process sleeps: one that comes between the prompt and the read waits for the next key."""
+    asleep = 0
+    deadline_s = time.monotonic() + 60
+    while asleep < 5:
+        assert time.monotonic() < deadline_s, "the chat never waits for a line"
+        asleep = asleep + 1 if psutil.Process(process.pid).status() == psutil.STATUS_SLEEPING else 0
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
 
 
 def test_ctrl_c_stops_the_reply_and_a_second_one_leaves(terminal_chat):
@@ -306,14 +320,14 @@ def test_ctrl_c_stops_the_reply_and_a_second_one_leaves(terminal_chat):
     wait_for("user: again")
     process.send_signal(signal.SIGINT)
     wait_for("> ")
-    process.send_signal(signal.SIGINT)
+    interrupt_at_the_prompt(process)
     assert process.wait(timeout=60) == 130
 
 
 def test_ctrl_c_at_the_prompt_asks_before_it_leaves(terminal_chat):
     process, wait_for, write = terminal_chat
     wait_for("> ")
-    process.send_signal(signal.SIGINT)
+    interrupt_at_the_prompt(process)
     wait_for("Ctrl-C again")
     wait_for("> ")
     write("/quit\n")
