@@ -1,13 +1,11 @@
 """``forerun pretrain``: prepare a corpus, train models on it, average them."""
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from forerun.cli.console import write_json, write_line
 from forerun.cli.options import Commands, add_json_option
+from forerun.cli.progress import progress_bars
 
 _DESCRIPTION = """\
 Train language models when data, not compute, is the limit: many epochs with strong weight decay, and ensembles.
@@ -146,7 +144,7 @@ def _prepare(args: argparse.Namespace) -> int:
         text_field=args.text_field,
         license_name=args.license,
     )
-    with _progress() as show:
+    with progress_bars() as show:
         manifest = prepare_corpus(
             args.corpus, args.out, config, report=lambda stage, done, total: show(stage, done, total, "")
         )
@@ -182,7 +180,7 @@ def _train(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     corpus = open_corpus(args.data)
-    with _progress() as show:
+    with progress_bars() as show:
         finished = pretrain(
             corpus, args.out, config, report=lambda done, total, detail: show("train", done, total, detail)
         )
@@ -206,7 +204,7 @@ def _ensemble(args: argparse.Namespace) -> int:
 
     torch.set_num_threads(args.threads)
     corpus = open_corpus(args.data)
-    with _progress() as show:
+    with progress_bars() as show:
         result = evaluate_ensemble(args.runs, corpus, report=lambda done, total: show("measure", done, total, ""))
     write_line("tune loss, nats a token")
     write_line(f"{'members':>7}  {'alone':>8}  {'probability':>11}  {'logit':>8}  run")
@@ -224,30 +222,3 @@ def _ensemble(args: argparse.Namespace) -> int:
     if args.json is not None:
         write_json(args.json, {"average": average, **ensemble_json(result)})
     return 0
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int, str], None]]:
-    """Give a function that shows (stage, done, total, detail): bars on a terminal, a line now and then elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[detail]}"),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        tasks: dict[str, Any] = {}
-
-        def show(stage: str, done: int, total: int, detail: str) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=total or None, detail="")
-            progress.update(tasks[stage], completed=done, detail=detail)
-            if not console.is_terminal and total and (done == total or done % max(1, total // 10) == 0):
-                write_line(f"{stage} {done}/{total}  {detail}".rstrip())
-
-        yield show

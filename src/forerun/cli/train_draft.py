@@ -2,10 +2,10 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from forerun.cli.console import write_json, write_line
 from forerun.cli.options import add_json_option
+from forerun.cli.progress import progress_bars
 
 _DESCRIPTION = """\
 Distil a small draft from a target, with nothing but the target: it writes prompts and answers at several temperatures,
@@ -79,8 +79,6 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def run(args: argparse.Namespace) -> int:
     """Train, with progress on the terminal."""
     import torch
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from forerun.models.load import load_checkpoint
     from forerun.training.distillation.corpus import CorpusConfig
@@ -98,24 +96,7 @@ def run(args: argparse.Namespace) -> int:
         learning_rate=args.learning_rate,
     )
     checkpoint = load_checkpoint(args.target)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[detail]}"),
-    )
-    console = Console()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        tasks: dict[str, Any] = {}
-
-        def report(stage: str, done: int, total: int, detail: str) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=total, detail="")
-            progress.update(tasks[stage], completed=done, detail=detail)
-            if not console.is_terminal and (done % 10 == 0 or stage != "train"):
-                write_line(f"{stage} {done}/{total}  {detail}")
-
+    with progress_bars() as report:
         if args.sample_worker is not None:
             worker, num_workers = _worker(args.sample_worker)
             sample_corpus(

@@ -40,12 +40,31 @@ class LanguageModel(Protocol):
         ...
 
     def read_states(self, sequence: int, start: int, stop: int, *, layer_ids: Sequence[int]) -> np.ndarray:
-        """Return cached keys (with their rotary positions) and values of the slots from ``start`` to ``stop``.
+        """Return cached keys (with their rotary positions) and values of neighbouring slots.
 
-        float32 ``[stop - start, len(layer_ids), 2, num_kv_heads, head_dim]``: keys, then values.
+        Args:
+            sequence: Which sequence.
+            start: First slot.
+            stop: Slot after the last.
+            layer_ids: Of which layers, in which order.
+
+        Returns:
+            float32 ``[stop - start, len(layer_ids), 2, num_kv_heads, head_dim]``: keys, then values.
+
+        Raises:
+            RequestError: The sequence or a slot lies outside the cache.
         """
         ...
 
     def write_states(self, sequence: int, start: int, states: np.ndarray) -> None:
-        """Put keys and values into the slots from ``start`` on, in every layer; their positions are their slots."""
+        """Put keys and values into neighbouring slots of every layer; their positions are their slots.
+
+        Args:
+            sequence: Which sequence.
+            start: First slot.
+            states: float32 ``[num_slots, num_layers, 2, num_kv_heads, head_dim]``, as :meth:`read_states` gives.
+
+        Raises:
+            RequestError: The sequence or a slot lies outside the cache.
+        """
         ...

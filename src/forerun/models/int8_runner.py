@@ -188,20 +188,7 @@ class Int8Runner:
             attention.move_slots(layer.keys, layer.values, sequence, read, written)
 
     def read_states(self, sequence: int, start: int, stop: int, *, layer_ids: Sequence[int]) -> np.ndarray:
-        """Return cached keys (rotated) and values of neighbouring slots.
-
-        Args:
-            sequence: Which sequence.
-            start: First slot.
-            stop: Slot after the last.
-            layer_ids: Of which layers, in which order.
-
-        Returns:
-            float32 ``[stop - start, len(layer_ids), 2, num_kv_heads, head_dim]``: keys, then values.
-
-        Raises:
-            RequestError: The sequence or a slot lies outside the cache.
-        """
+        """As :meth:`forerun.core.protocols.LanguageModel.read_states`."""
         check_span(sequence, start, stop, num_sequences=self.num_sequences, capacity=self.capacity)
         config = self.config
         states = np.empty((stop - start, len(layer_ids), 2, config.num_kv_heads, config.head_dim), np.float32)
@@ -211,16 +198,7 @@ class Int8Runner:
         return states
 
     def write_states(self, sequence: int, start: int, states: np.ndarray) -> None:
-        """Put keys and values into neighbouring slots of every layer.
-
-        Args:
-            sequence: Which sequence.
-            start: First slot.
-            states: float32 ``[num_slots, num_layers, 2, num_kv_heads, head_dim]``, as :meth:`read_states` gives.
-
-        Raises:
-            RequestError: The sequence or a slot lies outside the cache.
-        """
+        """As :meth:`forerun.core.protocols.LanguageModel.write_states`."""
         check_span(sequence, start, start + len(states), num_sequences=self.num_sequences, capacity=self.capacity)
         for place, layer in enumerate(self._layers):
             attention.write_slots(layer.keys, layer.values, sequence, start, states[:, place])

@@ -131,20 +131,7 @@ class TorchRunner:
         self._positions[sequence][targets] = self._positions[sequence][sources]
 
     def read_states(self, sequence: int, start: int, stop: int, *, layer_ids: Sequence[int]) -> np.ndarray:
-        """Return cached keys (rotated) and values of neighbouring slots.
-
-        Args:
-            sequence: Which sequence.
-            start: First slot.
-            stop: Slot after the last.
-            layer_ids: Of which layers, in which order.
-
-        Returns:
-            float32 ``[stop - start, len(layer_ids), 2, num_kv_heads, head_dim]``: keys, then values.
-
-        Raises:
-            RequestError: The sequence or a slot lies outside the cache.
-        """
+        """As :meth:`forerun.core.protocols.LanguageModel.read_states`."""
         check_span(sequence, start, stop, num_sequences=self.num_sequences, capacity=self.capacity)
         states_LKGSD = torch.stack(
             [torch.stack([half[sequence, :, start:stop] for half in self._caches[index]]) for index in layer_ids]
@@ -152,16 +139,7 @@ class TorchRunner:
         return states_LKGSD.permute(3, 0, 1, 2, 4).float().cpu().numpy()
 
     def write_states(self, sequence: int, start: int, states: np.ndarray) -> None:
-        """Put keys and values into neighbouring slots of every layer.
-
-        Args:
-            sequence: Which sequence.
-            start: First slot.
-            states: float32 ``[num_slots, num_layers, 2, num_kv_heads, head_dim]``, as :meth:`read_states` gives.
-
-        Raises:
-            RequestError: The sequence or a slot lies outside the cache.
-        """
+        """As :meth:`forerun.core.protocols.LanguageModel.write_states`."""
         stop = start + len(states)
         check_span(sequence, start, stop, num_sequences=self.num_sequences, capacity=self.capacity)
         states_LKGSD = self._tensor(states).permute(1, 2, 3, 0, 4)

@@ -287,8 +287,8 @@ def terminal_chat(request):
         nonlocal seen
         deadline_s = time.monotonic() + 60
         while text not in seen:
-            left_s = deadline_s - time.monotonic()
-            assert left_s > 0 and select.select([main], [], [], left_s)[0], f"{text!r} did not come; saw {seen!r}"
+            is_ready = select.select([main], [], [], max(0.0, deadline_s - time.monotonic()))[0]
+            assert is_ready, f"{text!r} did not come; saw {seen!r}"
             seen += os.read(main, 1000).decode(errors="replace")
         seen = seen.partition(text)[2]
 
