@@ -10,7 +10,8 @@
     ├── CheckpointError         (ValueError)    a training checkpoint: missing, corrupt, or of another run
     ├── CertificateError        (ValueError)    a certificate: corrupt, tampered with, or not for these data
     ├── CorpusError             (ValueError)    training text: missing, too small, in two splits, or not what was hashed
-    ├── TrainingError           (RuntimeError)  training can't go on: the loss is not a number, or the disk is full
+    ├── TrainingError           (RuntimeError)  training can't go on: its files can't be written, a run failed
+    │   └── DivergenceError                     the loss or the gradient is infinite or not a number
     ├── DrafterError            (RuntimeError)  the drafter failed; decoding goes on without it, so users rarely see it
     └── MissingDependencyError  (ImportError)   an optional package that this call needs is not installed
 
@@ -53,6 +54,10 @@ class CorpusError(ForerunError, ValueError):
 
 class TrainingError(ForerunError, RuntimeError):
     """Training can't go on: the loss is not a number, or its files can't be written."""
+
+
+class DivergenceError(TrainingError):
+    """A loss or gradient is infinite or not a number: these settings do not train."""
 
 
 class DrafterError(ForerunError, RuntimeError):

@@ -62,7 +62,8 @@ class PretrainConfig:
         weight_decay: Decoupled, on matrices only, embeddings among them.
         warmup_fraction: Share of the steps in which the learning rate rises.
         clip_norm: Largest norm of the gradient.
-        tune_tokens: Held-out tokens to measure on after each epoch: as many whole documents as fit, at least one.
+        tune_tokens: Held-out tokens to measure on: as many whole documents as fit, at least one.
+        tune_every_epochs: Epochs between measurements; the last epoch always has one.
         seed: Root of initial weights and of the order of the data.
         checkpoint_every: Steps between checkpoints.
     """
@@ -77,11 +78,19 @@ class PretrainConfig:
     warmup_fraction: float = 0.01
     clip_norm: float = 1.0
     tune_tokens: int = 65_536
+    tune_every_epochs: int = 1
     seed: int = 0
     checkpoint_every: int = 200
 
     def __post_init__(self) -> None:
-        for name in ("num_epochs", "sequence_tokens", "batch_sequences", "tune_tokens", "checkpoint_every"):
+        for name in (
+            "num_epochs",
+            "sequence_tokens",
+            "batch_sequences",
+            "tune_tokens",
+            "tune_every_epochs",
+            "checkpoint_every",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.unique_tokens is not None and self.unique_tokens < 2:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from forerun.core.errors import CheckpointError, ConfigError
+from forerun.models.decoder import Decoder
 from forerun.models.load import build_decoder, load_checkpoint
 from forerun.pretraining.atomic_files import write_json_file
 from forerun.pretraining.evaluation import HeldOutLoss, held_out_losses
@@ -81,9 +82,8 @@ def evaluate_ensemble(
         ConfigError: A run is named twice, or none is.
         CheckpointError: A run is not finished, or was trained on other data or with another tokenizer.
     """
-    runs = [read_run(folder) for folder in folders]
-    _check_members(runs, corpus)
-    decoders = [build_decoder(load_checkpoint(run.folder / MODEL_FOLDER)).eval() for run in runs]
+    runs = open_members(folders, corpus)
+    decoders = [load_member(run) for run in runs]
     stream, num_bytes = corpus.tune_part(max(int(run.identity["config"]["tune_tokens"]) for run in runs))
     width = min(int(run.identity["config"]["sequence_tokens"]) for run in runs)
     num_done = 0
@@ -139,7 +139,52 @@ def ensemble_json(result: EnsembleResult) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(result)))
 
 
-def _check_members(runs: Sequence[Run], corpus: PreparedCorpus) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnsembleCheckpoint:
+    """Which law an ensemble is.
+
+    Attributes:
+        members: Folder of each run, in order.
+        average: How their laws are averaged.
+    """
+
+    members: tuple[Path, ...]
+    average: Average
+
+
+def read_ensemble(folder: Path) -> EnsembleCheckpoint:
+    """Read an ensemble checkpoint, or take a run's folder for an ensemble of one.
+
+    Raises:
+        CheckpointError: The folder is neither, or its file is damaged.
+    """
+    path = folder / ENSEMBLE_FILE
+    if not path.is_file():
+        return EnsembleCheckpoint(members=(read_run(folder).folder,), average="probability")
+    advice = "write it anew with 'forerun pretrain ensemble ... --out'"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        members, average = tuple(Path(member) for member in content["members"]), content["average"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: is damaged ({error!r}); {advice}") from error
+    if average not in AVERAGES:
+        raise CheckpointError(f"{path}: average={average!r}: must be one of {', '.join(AVERAGES)}; {advice}")
+    return EnsembleCheckpoint(members=members, average=average)
+
+
+def load_member(run: Run) -> Decoder:
+    """Return the decoder of a finished run, for evaluation."""
+    return build_decoder(load_checkpoint(run.folder / MODEL_FOLDER)).eval()
+
+
+def open_members(folders: Sequence[Path], corpus: PreparedCorpus) -> list[Run]:
+    """Return the runs in some folders after a check that they can be averaged on a corpus.
+
+    Raises:
+        ConfigError: A run is named twice, or none is.
+        CheckpointError: A run is not finished, or was trained on other data or with another tokenizer.
+    """
+    runs = [read_run(folder) for folder in folders]
     if not runs:
         raise ConfigError("an ensemble of 0 runs: must have at least 1; name the folders that training printed")
     folders = [run.folder.resolve() for run in runs]
@@ -159,3 +204,4 @@ def _check_members(runs: Sequence[Run], corpus: PreparedCorpus) -> None:
                 f"{run.folder}: was trained on other data (SHA-256 {run.identity['data_sha256']}) than this corpus "
                 f"({corpus.manifest.data_sha256}): its loss would not be held out; name the corpus it was trained on"
             )
+    return runs

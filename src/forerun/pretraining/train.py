@@ -4,7 +4,7 @@ import json
 import math
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch.nn.functional import cross_entropy, log_softmax
 
 from forerun.core.env import package_versions
-from forerun.core.errors import ConfigError, TrainingError
+from forerun.core.errors import ConfigError, DivergenceError, TrainingError
 from forerun.models.decoder import Decoder
 from forerun.models.export import save_huggingface
 from forerun.pretraining.atomic_files import folder_in_the_making, write_json_file
@@ -37,6 +37,14 @@ _CHECKPOINT_FILE: Final = "checkpoint.safetensors"
 
 Report = Callable[[int, int, str], None]
 """Told (steps done, steps of the run, detail)."""
+
+Objective = Callable[[Decoder, torch.Tensor], torch.Tensor]
+"""A decoder in training and a batch of rows of ids to the scalar to minimise."""
+
+
+def next_token_loss(decoder: Decoder, ids_BT: torch.Tensor) -> torch.Tensor:
+    """Return the mean loss of every id of a row but the first, in nats."""
+    return cross_entropy(decoder(ids_BT[:, :-1]).flatten(0, 1), ids_BT[:, 1:].flatten())
 
 
 def pretrain(
@@ -62,14 +70,49 @@ def pretrain(
         Writes ``run.json``, then checkpoints and the tune loss of each epoch, then ``model/``, the loss of each step
         and ``result.json``; the checkpoint is deleted at the end.
     """
+    identity = pretrain_identity(corpus.manifest.data_sha256, config)
+    return train_run(corpus, store, config, identity=identity, objective=lambda: next_token_loss, report=report)
+
+
+def pretrain_identity(data_sha256: str, config: PretrainConfig) -> dict[str, Any]:
+    """Return what names the run of a config on a corpus."""
+    return {"kind": "pretrain", "config": asdict(config), "data_sha256": data_sha256}
+
+
+def train_run(
+    corpus: PreparedCorpus,
+    store: Path,
+    config: PretrainConfig,
+    *,
+    identity: Mapping[str, Any],
+    objective: Callable[[], Objective],
+    report: Report = lambda done, total, detail: None,
+) -> Run:
+    """Make the run of an identity, as :func:`pretrain` does, to whatever end.
+
+    Args:
+        corpus: What to learn from and to tune on.
+        store: Folder of all runs.
+        config: How to train.
+        identity: Everything that decides the outcome; holds ``config`` and ``data_sha256``.
+        objective: Gives what to minimise; called only if there is something left to train.
+        report: Progress.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        ConfigError: The corpus is too small for the batch or for ``unique_tokens``.
+        CheckpointError: Another process makes the same run, or its folder is damaged.
+        TrainingError: The loss is no number (:class:`DivergenceError`), or the disk is full.
+    """
     batches = _batches(corpus, config)
-    identity = {"kind": "pretrain", "config": asdict(config), "data_sha256": corpus.manifest.data_sha256}
     try:
         run = open_run(store, identity)
         if run.result() is None:
             with run.held():
                 if run.result() is None:  # nobody finished it meanwhile
-                    _train(corpus, batches, run, config, report=report)
+                    _train(corpus, batches, run, config, objective(), report=report)
     except (OSError, SafetensorError) as error:
         raise TrainingError(
             f"{store}: cannot be written ({error}); make room and give the same command again: it goes on from the "
@@ -94,7 +137,15 @@ def _batches(corpus: PreparedCorpus, config: PretrainConfig) -> EpochBatches:
     )
 
 
-def _train(corpus: PreparedCorpus, batches: EpochBatches, run: Run, config: PretrainConfig, *, report: Report) -> None:
+def _train(
+    corpus: PreparedCorpus,
+    batches: EpochBatches,
+    run: Run,
+    config: PretrainConfig,
+    objective: Objective,
+    *,
+    report: Report,
+) -> None:
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     decoder = fresh_decoder(
         config.shape, vocab_size=corpus.manifest.vocab_size, max_len=config.sequence_tokens, seed=config.seed
@@ -103,12 +154,10 @@ def _train(corpus: PreparedCorpus, batches: EpochBatches, run: Run, config: Pret
     num_warmup = math.ceil(config.warmup_fraction * num_steps)
     tune_losses = _TuneLosses(run.folder / _TUNE_FILE)
 
-    def loss(ids_BT: torch.Tensor) -> torch.Tensor:
-        return cross_entropy(decoder(ids_BT[:, :-1]).flatten(0, 1), ids_BT[:, 1:].flatten())
-
     def on_step(step: int, step_loss: float, learning_rate: float) -> None:
-        if (step + 1) % batches.steps_per_epoch == 0:
-            tune_losses.add((step + 1) // batches.steps_per_epoch, tune_loss(decoder, corpus, config))
+        epoch, rest = divmod(step + 1, batches.steps_per_epoch)
+        if rest == 0 and (epoch % config.tune_every_epochs == 0 or epoch == config.num_epochs):
+            tune_losses.add(epoch, tune_loss(decoder, corpus, config))
         detail = f"loss {step_loss:.3f}  tune {tune_losses.latest()}  lr {learning_rate:.1e}"
         report(step + 1, num_steps, detail)
 
@@ -123,7 +172,7 @@ def _train(corpus: PreparedCorpus, batches: EpochBatches, run: Run, config: Pret
             checkpoint_every=config.checkpoint_every,
         ),
         batch_at=batches.at,
-        loss=loss,
+        loss=lambda ids_BT: objective(decoder, ids_BT),
         directory=run.folder,
         on_step=on_step,
         learning_rate_fraction=lambda step: warmup_cosine(
@@ -185,7 +234,7 @@ class _TuneLosses:
 
     def add(self, epoch: int, loss: HeldOutLoss) -> None:
         if not math.isfinite(loss.loss_nats):
-            raise TrainingError(
+            raise DivergenceError(
                 f"the tune loss after epoch {epoch} is {loss.loss_nats}: training went out of bounds; take a lower "
                 "learning rate"
             )

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from forerun.core.errors import CheckpointError, TrainingError
+from forerun.core.errors import CheckpointError, DivergenceError
 from forerun.training.schedule import warmup_cosine
 
 Batch = TypeVar("Batch")
@@ -83,7 +83,7 @@ class TrainingLoop(Generic[Batch]):
 
         Raises:
             CheckpointError: The checkpoint is of a run with other settings.
-            TrainingError: A loss or gradient is infinite or not a number; weights and checkpoint are those before that
+            DivergenceError: A loss or gradient is infinite or not a number; weights and checkpoint are those before that
                 step.
         """
         losses = self._resume()
@@ -108,7 +108,7 @@ class TrainingLoop(Generic[Batch]):
 
     def _check_finite(self, name: str, step: int, value: float) -> None:
         if not math.isfinite(value):
-            raise TrainingError(
+            raise DivergenceError(
                 f"the {name} at step {step} is {value}: training went out of bounds; take a learning rate below "
                 f"{self.config.learning_rate:g}, or a longer warm-up than {self.config.num_warmup} steps"
             )
