@@ -22,7 +22,7 @@ from forerun.engine.speculative.sequential import NgramSpeculator, SequentialSpe
 from forerun.engine.speculative.speculator import Speculator
 from forerun.engine.speculative.ssd import SsdSpeculator
 from forerun.engine.speculative.target_states import TargetStates
-from forerun.engine.speculative.ways import Way, choose_way
+from forerun.engine.speculative.ways import Way, WayChooser
 from forerun.engine.speculative.worker import WorkerConfig
 from forerun.models.checkpoint import Checkpoint
 from forerun.models.draft import Draft, load_draft
@@ -55,7 +55,7 @@ class SpeculatorFactory:
         self._process: DrafterProcess | None = None
         self._draft_model: LanguageModel | None = None
         self._ways: list[Way] = []
-        self._num_calls = 0
+        self._chooser: WayChooser | None = None
         self._acceptance = Acceptance(MAX_ADAPTIVE_TOKENS)
         self._methods = self._resolve_methods()
         if "ssd" in self._methods:
@@ -87,14 +87,15 @@ class SpeculatorFactory:
         draft = self._draft_model
         if draft is not None and len(self._ways) > 1:
             self._ways.sort(key=lambda way: way.promised_round_s(target, draft))
+        self._chooser = WayChooser(self._ways)
 
     def way_for_call(self, num_requests: int) -> Way:
         """Return the way to decode a call of this many requests, with the process's threads and cores set for it."""
-        assert self._ways, "wait_until_ready() comes first"
-        alive = [way for way in self._ways if way.speculator.is_alive] or self._ways
-        side_by_side = min(num_requests, self._config.max_num_seqs)
-        way = choose_way(alive, num_calls=self._num_calls, num_requests=side_by_side)
-        self._num_calls += 1
+        assert self._chooser is not None, "wait_until_ready() comes first"
+        for way in self._ways:
+            if not way.speculator.is_alive:
+                self._chooser.drop(way)
+        way = self._chooser.choose(min(num_requests, self._config.max_num_seqs))
         way.enter()
         return way
 

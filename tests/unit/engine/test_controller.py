@@ -80,3 +80,13 @@ def test_the_branch_budget_follows_hits_and_depth():
     for _ in range(200):
         budget.observe(is_hit=False, is_deep=False)
     assert budget.value == 32, "there was time: more branches"
+
+
+def test_forgotten_times_give_way_to_new_ones():
+    controller = adaptive()
+    play(controller, acceptance_rate=0.7, pass_s=0.02, draft_s=0.002)
+    before = controller.rate(1)
+    controller.forget_times()
+    assert controller.rate(1) == pytest.approx(before)
+    play(controller, acceptance_rate=0.7, pass_s=0.04, draft_s=0.004, num_rounds=10)
+    assert controller.rate(1) == pytest.approx(before / 2, rel=0.2)

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from forerun.engine.speculative.plain import NoSpeculator
-from forerun.engine.speculative.ways import Way, choose_way
+from forerun.engine.speculative.ways import Way, WayChooser
 
 
 class Rated:
@@ -23,6 +23,9 @@ class Rated:
     def rate(self, num_requests):
         return self.tokens_per_s if self.is_used else None
 
+    def forget_times(self):
+        """Nothing to forget."""
+
 
 def ways(**rates):
     return [
@@ -31,13 +34,21 @@ def ways(**rates):
     ]
 
 
-def choices(some, num_calls=240):
+def calls(chooser, num_calls):
     chosen = []
-    for call in range(num_calls):
-        way = choose_way(some, num_calls=call, num_requests=1)
+    for _ in range(num_calls):
+        way = chooser.choose(num_requests=1)
         way.controller.is_used = True
         chosen.append(way.method)
     return chosen
+
+
+def choices(some, num_calls=240):
+    return calls(WayChooser(some), num_calls)
+
+
+def set_rate(way, tokens_per_s):
+    way.controller.tokens_per_s = tokens_per_s
 
 
 def test_each_is_tried_in_order_and_the_fastest_kept():
@@ -64,3 +75,37 @@ def test_the_order_decides_the_first_call_only(order):
 
 def test_one_way_is_always_taken():
     assert set(choices(ways(none=10.0), num_calls=60)) == {"none"}
+
+
+def test_times_measured_long_ago_decide_nothing():
+    """A machine that slows down while the best way is in use slows the other way just as much."""
+    some = ways(sequential=140.0, ssd=110.0)
+    chooser = WayChooser(some)
+    assert calls(chooser, 3) == ["sequential", "ssd", "sequential"]
+    set_rate(some[0], 70.0)
+    assert calls(chooser, 1) == ["ssd"]
+    set_rate(some[1], 55.0)
+    assert calls(chooser, 100).count("sequential") > 90
+
+
+def test_a_way_that_became_faster_is_found_and_kept():
+    some = ways(sequential=140.0, ssd=110.0)
+    chooser = WayChooser(some)
+    calls(chooser, 4)
+    set_rate(some[1], 160.0)
+    assert calls(chooser, 100)[20:].count("ssd") > 70
+
+
+def test_a_dropped_way_is_not_chosen_again_even_if_the_other_is_far_slower():
+    some = ways(ssd=100.0, sequential=40.0)
+    chooser = WayChooser(some)
+    calls(chooser, 3)
+    chooser.drop(some[0])
+    assert set(calls(chooser, 20)) == {"sequential"}
+
+
+def test_the_last_way_stays():
+    some = ways(ssd=100.0)
+    chooser = WayChooser(some)
+    chooser.drop(some[0])
+    assert chooser.choose(num_requests=1) is some[0]

@@ -25,6 +25,10 @@ class Controller(Protocol):
         """Return the tokens per second and request to expect, this many side by side; ``None``: nothing is known."""
         ...
 
+    def forget_times(self) -> None:
+        """Let what is timed next outweigh what was timed before: the machine may have changed since."""
+        ...
+
 
 class FixedController:
     """Always the same length.
@@ -46,6 +50,9 @@ class FixedController:
     def rate(self, num_requests: int) -> float | None:
         """Nothing is known."""
         return None
+
+    def forget_times(self) -> None:
+        """Nothing to forget."""
 
 
 class Acceptance:
@@ -127,6 +134,11 @@ class AdaptiveController:
         nearest = min(self._times, key=lambda number: abs(number - num_requests))
         return self._rate(self._best(nearest), nearest)
 
+    def forget_times(self) -> None:
+        """Leave each line of times the weight of one round."""
+        for line in self._times.values():
+            line.fade()
+
     def _best(self, num_requests: int) -> int:
         lengths = range(self._least_tokens, self._max_tokens + 1)
         return max(lengths, key=lambda length: self._rate(length, num_requests))
@@ -178,6 +190,12 @@ class _Line:
     def add(self, x: float, y: float) -> None:
         self._weight, self._x, self._y = _DECAY * self._weight + 1, _DECAY * self._x + x, _DECAY * self._y + y
         self._xx, self._xy = _DECAY * self._xx + x * x, _DECAY * self._xy + x * y
+
+    def fade(self) -> None:
+        """Scale the points so that they weigh one together."""
+        scale = 1 / max(1.0, self._weight)
+        self._weight, self._x, self._y = scale * self._weight, scale * self._x, scale * self._y
+        self._xx, self._xy = scale * self._xx, scale * self._xy
 
     def at(self, x: float) -> float:
         """Return the line at x; with points at one x only, a slope of a twentieth of the level is assumed."""

@@ -16,7 +16,8 @@ from forerun.engine.speculative.speculator import Speculator
 
 _TRIAL_TOKENS = 3
 _NUM_TRIALS = 5
-_TRY_ANOTHER_EVERY = 24
+_LEAST_INTERVAL, _MOST_INTERVAL = 3, 48
+"""Calls from one trial of another way to the next."""
 _WORTH_TRYING = 0.7
 """A way that was slower than this, against the best, is not tried again."""
 
@@ -68,23 +69,55 @@ def _pass_s(model: LanguageModel, *, num_rows: int) -> float:
     return median(times)
 
 
-def choose_way(ways: Sequence[Way], *, num_calls: int, num_requests: int) -> Way:
-    """Choose the way with the most expected tokens per second for the next call.
+class WayChooser:
+    """Keeps to the way with the most tokens per second, and tries another now and then.
 
-    Each is tried in turn first. Now and then another than the best is tried, if it was not far slower.
+    Two ways are compared only right after a trial, when both have just been timed: what was measured while the machine
+    was quieter, or on easier text, says nothing of now. A trial that changes nothing doubles the calls to the next.
 
     Args:
-        ways: At least one; the one to try first comes first.
-        num_calls: Calls decoded before.
-        num_requests: Requests to be decoded side by side.
+        ways: At least one; the one to begin with first. Each is tried once.
     """
-    rates = [way.controller.rate(num_requests) for way in ways]
-    for way, rate in zip(ways, rates, strict=True):
-        if rate is None:
-            return way
-    known = [(rate, way) for way, rate in zip(ways, rates, strict=True) if rate is not None]
-    best_rate, best = max(known, key=lambda item: item[0])
-    others = [way for rate, way in known if way is not best and rate > _WORTH_TRYING * best_rate]
-    if others and num_calls % _TRY_ANOTHER_EVERY == 0:
-        return others[num_calls // _TRY_ANOTHER_EVERY % len(others)]
-    return best
+
+    def __init__(self, ways: Sequence[Way]) -> None:
+        self._ways = list(ways)
+        self._far_slower: list[Way] = []
+        self._last: Way | None = None
+        self._interval = self._num_calls_left = 1
+
+    def choose(self, num_requests: int) -> Way:
+        """Return the way for the next call.
+
+        Args:
+            num_requests: Requests to be decoded side by side.
+        """
+        if self._last is None:
+            self._last = self._ways[0]
+            return self._last
+        if self._last is not self._ways[0]:
+            self._compare(self._last, num_requests)
+        rivals = [way for way in self._ways[1:] if not any(way is other for other in self._far_slower)]
+        self._num_calls_left -= 1
+        if rivals and self._num_calls_left <= 0:
+            rivals[0].controller.forget_times()
+            self._last = rivals[0]
+        else:
+            self._last = self._ways[0]
+        return self._last
+
+    def drop(self, way: Way) -> None:
+        """Take out a way that can't decode any more; the last one stays."""
+        self._ways = [other for other in self._ways if other is not way] or self._ways
+        if self._last is way:
+            self._last = self._ways[0]
+
+    def _compare(self, tried: Way, num_requests: int) -> None:
+        """Rank the way that was just tried against the best."""
+        best, others = self._ways[0], [way for way in self._ways if way is not tried]
+        rate, best_rate = tried.controller.rate(num_requests), best.controller.rate(num_requests)
+        is_better = rate is not None and best_rate is not None and rate > best_rate
+        self._ways = [tried, *others] if is_better else [*others, tried]
+        self._interval = _LEAST_INTERVAL if is_better else min(2 * self._interval, _MOST_INTERVAL)
+        self._num_calls_left = self._interval
+        if rate is not None and best_rate is not None and min(rate, best_rate) < _WORTH_TRYING * max(rate, best_rate):
+            self._far_slower.append(best if is_better else tried)
