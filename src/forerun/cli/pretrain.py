@@ -5,6 +5,16 @@ from pathlib import Path
 
 from forerun.cli.console import write_json, write_line
 from forerun.cli.options import Commands, add_json_option
+from forerun.cli.pretrain_distill import add_distill
+from forerun.cli.pretrain_options import (
+    add_data_option,
+    add_recipe_options,
+    add_run_options,
+    add_threads_option,
+    run_config,
+    write_run,
+)
+from forerun.cli.pretrain_tune import add_tune
 from forerun.cli.progress import progress_bars
 
 _DESCRIPTION = """\
@@ -16,10 +26,10 @@ examples:
   forerun pretrain prepare my/texts --out data       a folder of your own, a .jsonl or .parquet file
   forerun pretrain train --data data --out runs --seed 0
   forerun pretrain train --data data --out runs --seed 1
-  forerun pretrain ensemble runs/* --data data
+  forerun pretrain ensemble runs/* --data data --out pair
+  forerun pretrain distill --ensemble pair --data data --out runs --size 75k
+  forerun pretrain tune --data data --out runs --size 25k --unique-tokens 50000
 """
-
-_SIZES = ("25k", "75k", "150k", "440k", "800k")
 
 
 def add_parser(commands: Commands) -> argparse.ArgumentParser:
@@ -35,6 +45,8 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     _add_prepare(actions)
     _add_train(actions)
     _add_ensemble(actions)
+    add_distill(actions)
+    add_tune(actions)
     return parser
 
 
@@ -76,40 +88,9 @@ def _add_train(actions: Commands) -> None:
         description="Trains one decoder. Its folder is named by the hash of all settings and of the data: the same "
         "command goes on where a cut run stopped, and does nothing where it is done.",
     )
-    train.add_argument(
-        "--data", type=Path, required=True, metavar="DIR", help="a corpus from 'forerun pretrain prepare'"
-    )
-    train.add_argument("--out", type=Path, required=True, metavar="RUNS", help="folder of all runs")
-    train.add_argument(
-        "--size", choices=_SIZES, default="150k", help="parameters without embeddings (default: %(default)s)"
-    )
-    train.add_argument(
-        "--recipe",
-        choices=("standard", "regularised"),
-        default="regularised",
-        help="weight decay 0.1, or 1.6 for many epochs (default: %(default)s)",
-    )
-    train.add_argument("--weight-decay", type=float, metavar="X", help="another weight decay than the recipe's")
-    train.add_argument("--learning-rate", type=float, default=6e-3, metavar="X", help="peak (default: %(default)s)")
-    train.add_argument("--epochs", type=int, default=8, metavar="N", help="passes (default: %(default)s)")
-    train.add_argument("--unique-tokens", type=int, metavar="N", help="use only so many training tokens (default: all)")
-    train.add_argument(
-        "--sequence-tokens", type=int, default=128, metavar="N", help="tokens of a sequence (default: %(default)s)"
-    )
-    train.add_argument(
-        "--batch-sequences", type=int, default=8, metavar="N", help="sequences of a step (default: %(default)s)"
-    )
-    train.add_argument(
-        "--tune-tokens",
-        type=int,
-        default=65_536,
-        metavar="N",
-        help="held-out tokens to measure on, in whole documents (default: %(default)s)",
-    )
-    train.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="root of weights and order (default: %(default)s)"
-    )
-    train.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: %(default)s)")
+    add_run_options(train)
+    add_recipe_options(train)
+    add_threads_option(train)
     add_json_option(train)
     train.set_defaults(action=_train)
 
@@ -121,12 +102,12 @@ def _add_ensemble(actions: Commands) -> None:
         description="Measures every run alone, and the ensembles of the first 1, 2, ... runs by both averages.",
     )
     ensemble.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders that training printed")
-    ensemble.add_argument("--data", type=Path, required=True, metavar="DIR", help="the corpus they were trained on")
+    add_data_option(ensemble)
     ensemble.add_argument("--out", type=Path, metavar="DIR", help="write the ensemble checkpoint there")
     ensemble.add_argument(
         "--average", choices=("probability", "logit"), help="average of the checkpoint (default: the better one)"
     )
-    ensemble.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: %(default)s)")
+    add_threads_option(ensemble)
     add_json_option(ensemble)
     ensemble.set_defaults(action=_ensemble)
 
@@ -163,36 +144,17 @@ def _prepare(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> int:
     import torch
 
-    from forerun.pretraining.config import SHAPES, WEIGHT_DECAY, PretrainConfig
     from forerun.pretraining.prepared_corpus import open_corpus
     from forerun.pretraining.train import pretrain
 
     torch.set_num_threads(args.threads)
-    config = PretrainConfig(
-        shape=SHAPES[args.size],
-        unique_tokens=args.unique_tokens,
-        num_epochs=args.epochs,
-        sequence_tokens=args.sequence_tokens,
-        batch_sequences=args.batch_sequences,
-        learning_rate=args.learning_rate,
-        weight_decay=WEIGHT_DECAY[args.recipe] if args.weight_decay is None else args.weight_decay,
-        tune_tokens=args.tune_tokens,
-        seed=args.seed,
-    )
+    config = run_config(args)
     corpus = open_corpus(args.data)
     with progress_bars() as show:
         finished = pretrain(
             corpus, args.out, config, report=lambda done, total, detail: show("train", done, total, detail)
         )
-    result = finished.result() or {}
-    write_line(
-        f"tune loss {result['tune']['loss_nats']:.4f} nats a token, {result['tune']['bits_per_byte']:.4f} bits a byte; "
-        f"train {result['final_train_loss_nats']:.4f}; {result['num_params']['without_embeddings']:,} parameters "
-        f"({result['num_params']['total']:,} with embeddings)"
-    )
-    write_line(f"{finished.folder}")
-    if args.json is not None:
-        write_json(args.json, {"run": finished.folder, **finished.identity, "result": result})
+    write_run(finished, args.json)
     return 0
 
 

@@ -1,0 +1,122 @@
+"""Options that the actions of ``forerun pretrain`` share, and how they print a run."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forerun.cli.console import write_json, write_line
+
+if TYPE_CHECKING:
+    from forerun.pretraining.config import PretrainConfig
+    from forerun.pretraining.run_store import Run
+
+SIZES = ("25k", "75k", "150k", "440k", "800k")
+
+
+def add_data_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--data DIR``."""
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="a corpus from 'forerun pretrain prepare'"
+    )
+
+
+def add_threads_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--threads N``."""
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: %(default)s)")
+
+
+def add_workers_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--workers N``, for commands that make many runs."""
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes, one thread each (default: one for each core)"
+    )
+
+
+def add_recipe_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--recipe`` and ``--weight-decay``."""
+    parser.add_argument(
+        "--recipe",
+        choices=("standard", "regularised"),
+        default="regularised",
+        help="weight decay 0.1, or 1.6 for many epochs (default: %(default)s)",
+    )
+    parser.add_argument("--weight-decay", type=float, metavar="X", help="another weight decay than the recipe's")
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add what describes a run but for its recipe; :func:`run_config` reads them."""
+    add_data_option(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="RUNS", help="folder of all runs")
+    parser.add_argument(
+        "--size",
+        "--shape",
+        choices=SIZES,
+        default="150k",
+        help="parameters without embeddings (default: %(default)s)",
+    )
+    parser.add_argument("--learning-rate", type=float, default=6e-3, metavar="X", help="peak (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=8, metavar="N", help="passes (default: %(default)s)")
+    parser.add_argument(
+        "--unique-tokens", type=int, metavar="N", help="use only so many training tokens (default: all)"
+    )
+    parser.add_argument(
+        "--sequence-tokens", type=int, default=128, metavar="N", help="tokens of a sequence (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-sequences", type=int, default=8, metavar="N", help="sequences of a step (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tune-tokens",
+        type=int,
+        default=65_536,
+        metavar="N",
+        help="held-out tokens to measure on, in whole documents (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tune-every",
+        type=int,
+        default=1,
+        metavar="N",
+        help="epochs between measurements; there is one at the end (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="root of weights and order (default: %(default)s)"
+    )
+
+
+def run_config(args: argparse.Namespace) -> "PretrainConfig":
+    """Return the run that the options describe.
+
+    Args:
+        args: With the options of :func:`add_run_options` and :func:`add_recipe_options`.
+
+    Raises:
+        ConfigError: An option is out of range.
+    """
+    from forerun.pretraining.config import SHAPES, WEIGHT_DECAY, PretrainConfig
+
+    return PretrainConfig(
+        shape=SHAPES[args.size],
+        unique_tokens=args.unique_tokens,
+        num_epochs=args.epochs,
+        sequence_tokens=args.sequence_tokens,
+        batch_sequences=args.batch_sequences,
+        learning_rate=args.learning_rate,
+        weight_decay=WEIGHT_DECAY[args.recipe] if args.weight_decay is None else args.weight_decay,
+        tune_tokens=args.tune_tokens,
+        tune_every_epochs=args.tune_every,
+        seed=args.seed,
+    )
+
+
+def write_run(run: "Run", json_file: Path | None) -> None:
+    """Print a finished run, its folder last, and write it as JSON if asked to."""
+    result = run.result() or {}
+    write_line(
+        f"tune loss {result['tune']['loss_nats']:.4f} nats a token, {result['tune']['bits_per_byte']:.4f} bits a byte; "
+        f"train {result['final_train_loss_nats']:.4f}; {result['num_params']['without_embeddings']:,} parameters "
+        f"({result['num_params']['total']:,} with embeddings)"
+    )
+    write_line(f"{run.folder}")
+    if json_file is not None:
+        write_json(json_file, {"run": run.folder, **run.identity, "result": result})
