@@ -23,7 +23,12 @@ class DtypeChoice:
 
 
 def choose_dtype(
-    requested: Literal["auto"] | DtypeName, *, cpu: CpuInfo, weights_are_quantized: bool, device: str = "cpu"
+    requested: Literal["auto"] | DtypeName,
+    *,
+    cpu: CpuInfo,
+    weights_are_quantized: bool,
+    is_ensemble: bool = False,
+    device: str = "cpu",
 ) -> DtypeChoice:
     """Choose the weight format.
 
@@ -31,6 +36,7 @@ def choose_dtype(
         requested: The option ``dtype``; anything but ``auto`` is taken at its word.
         cpu: From :func:`forerun.core.env.cpu_info`.
         weights_are_quantized: Whether the model file holds 4- to 8-bit weights.
+        is_ensemble: Whether the laws of several models are averaged.
         device: ``cpu``, or a CUDA device.
 
     Returns:
@@ -57,6 +63,8 @@ def choose_dtype(
             dtype="float32",
             reason="the file's weights are quantised, but without VNNI or AMX this CPU's int8 sums can saturate",
         )
+    if is_ensemble:
+        return DtypeChoice(dtype="float32", reason="the members of an ensemble are averaged as they were measured")
     if cpu.has_bfloat16:
         return DtypeChoice(dtype="bfloat16", reason="this CPU multiplies bfloat16 in hardware")
     return DtypeChoice(dtype="float32", reason="this CPU has no bfloat16 products in hardware")

@@ -1,6 +1,5 @@
 """The machine: the cores this process may use, what its CPU can compute, and which packages are installed."""
 
-import ctypes
 import os
 import platform
 from collections.abc import Iterable, Mapping
@@ -167,13 +166,6 @@ def pin_process(*cores: int) -> bool:
         except ProcessLookupError:  # the thread ended meanwhile
             continue
     return True
-
-
-def release_free_memory() -> None:
-    """Give memory that was freed back to the system, where the C library can (glibc); loading leaves a lot of it."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)
 
 
 def package_versions(names: Iterable[str]) -> dict[str, str | None]:

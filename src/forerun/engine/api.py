@@ -10,8 +10,9 @@ from typing import Self
 import torch
 
 from forerun.core.dtype_choice import choose_dtype
-from forerun.core.env import available_cores, cpu_info, pin_process, release_free_memory
+from forerun.core.env import available_cores, cpu_info, pin_process
 from forerun.core.errors import ConfigError, RequestError
+from forerun.core.memory import release_free_memory
 from forerun.core.rows import Rows
 from forerun.engine.config import EngineConfig
 from forerun.engine.core import EngineCore
@@ -23,7 +24,7 @@ from forerun.engine.sampling import SamplingParams
 from forerun.engine.speculation import SpeculatorFactory
 from forerun.engine.stop import OutputTracker
 from forerun.models.load import load_checkpoint
-from forerun.models.runner import build_runner
+from forerun.models.runner import build_target
 from forerun.models.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
@@ -37,7 +38,8 @@ class LLM:
     the default ``coupled`` verification a seed gives the same tokens under every method too.
 
     Args:
-        target: ``default`` (the embedded SmolLM2-135M-Instruct), a GGUF file, a Hugging Face directory or hub name.
+        target: ``default`` (the embedded SmolLM2-135M-Instruct), a GGUF file, a Hugging Face directory or hub name, or
+            the folder of a pre-training run or of an ensemble.
         **options: Any field of :class:`forerun.engine.config.EngineConfig`.
 
     Raises:
@@ -61,7 +63,12 @@ class LLM:
         cores = config.cores or available_cores()
         torch.set_num_threads(config.num_threads)
         checkpoint = load_checkpoint(config.target)
-        dtype = choose_dtype(config.dtype, cpu=cpu_info(), weights_are_quantized=checkpoint.quantised).dtype
+        dtype = choose_dtype(
+            config.dtype,
+            cpu=cpu_info(),
+            weights_are_quantized=checkpoint.quantised,
+            is_ensemble=checkpoint.ensemble is not None,
+        ).dtype
         capacity = min(config.max_model_len or 4096, checkpoint.config.max_len)
         if config.max_model_len is not None and config.max_model_len > checkpoint.config.max_len:
             raise ConfigError(
@@ -75,13 +82,7 @@ class LLM:
         try:
             if self._factory.target_cores:
                 pin_process(*self._factory.target_cores)
-            self._target = build_runner(
-                checkpoint.config,
-                checkpoint.tensors.tensor,
-                dtype=dtype,
-                num_sequences=config.max_num_seqs,
-                capacity=capacity,
-            )
+            self._target = build_target(checkpoint, dtype=dtype, num_sequences=config.max_num_seqs, capacity=capacity)
             # The first pass loads kernels or compiles them: better now than while a request waits.
             self._target.forward(Rows.chains([(0, 0, [0])]))
             self._factory.wait_until_ready(self._target)

@@ -16,6 +16,7 @@ from llvmlite import binding, ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from forerun.core.memory import sparse_zeros
 from forerun.nn.row_kernels import FAST_OPTIONS, exp
 
 PANEL = 32
@@ -43,8 +44,8 @@ def empty_cache(
         float32 zeros: keys ``[sequences, G, P, D, 32]`` and values ``[sequences, G, 32 P, W]``.
     """
     width = -(-head_dim // PANEL) * PANEL
-    keys = np.zeros((num_sequences, num_kv_heads, capacity // PANEL, head_dim, PANEL), np.float32)
-    return keys, np.zeros((num_sequences, num_kv_heads, capacity, width), np.float32)
+    keys = sparse_zeros((num_sequences, num_kv_heads, capacity // PANEL, head_dim, PANEL))
+    return keys, sparse_zeros((num_sequences, num_kv_heads, capacity, width))
 
 
 def _emit_block(

@@ -1,0 +1,31 @@
+"""Memory that this process holds: what is touched, and what is given back."""
+
+import ctypes
+import math
+import mmap
+import os
+
+import numpy as np
+
+
+def release_free_memory() -> None:
+    """Give memory that was freed back to the system, where the C library can (glibc); loading leaves a lot of it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
+
+
+def sparse_zeros(shape: tuple[int, ...]) -> np.ndarray:
+    """Return zeros of which only the parts that are written take memory, in pages of a few KiB.
+
+    Linux may back an ordinary array with pages of 2 MiB: a cache of 60 arrays that holds one token then takes 120 MiB.
+
+    Args:
+        shape: Of the float32 array.
+    """
+    if not hasattr(mmap, "MADV_NOHUGEPAGE"):
+        return np.zeros(shape, np.float32)
+    size = math.prod(shape)
+    pages = mmap.mmap(-1, max(1, 4 * size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(pages, np.float32, size).reshape(shape)
