@@ -1,4 +1,7 @@
-"""What every ``LanguageModel`` promises, on random models of every family; each text is also computed from scratch."""
+"""What every ``LanguageModel`` promises, on random models of every family and on ensembles of them.
+
+Each text is also computed from scratch.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -6,16 +9,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import WordLevel
 
 from forerun.core.env import cpu_info
 from forerun.core.errors import ConfigError, RequestError
 from forerun.core.protocols import LanguageModel
 from forerun.core.rows import Rows
+from forerun.models.checkpoint import Checkpoint, Ensemble
 from forerun.models.config import DecoderConfig
 from forerun.models.decoder import Decoder
 from forerun.models.decoder_weights import fill_decoder
 from forerun.models.layout import parameter_shapes
-from forerun.models.runner import build_runner
+from forerun.models.runner import build_runner, build_target
+from forerun.models.tokenizer import Tokenizer
 from forerun.nn.int8_linear import quantize_weight
 
 CAPACITY = 64
@@ -38,11 +45,24 @@ FAMILIES = {
     "qwen3": replace(TINY, family="qwen3", qk_norm=True, head_dim=16),
     "mistral-window": replace(TINY, family="mistral", sliding_window=7),
 }
+DEEPER = replace(TINY, num_layers=3, intermediate_size=64)
+ENSEMBLES = {
+    "mixture": ("probability", (TINY, TINY, TINY)),
+    "product": ("logit", (TINY, TINY)),
+    "mixture-of-shapes": ("probability", (TINY, DEEPER, DEEPER)),
+    "mixture-of-qwen": ("probability", (FAMILIES["qwen2"], FAMILIES["qwen2"], FAMILIES["llama-tied"])),
+}
+ONE_TYPE = {
+    "mistral-window": "float32",
+    "product": "int8",
+    "mixture-of-shapes": "float32",
+    "mixture-of-qwen": "float32",
+}
 CASES = [
-    (family, dtype)
-    for family in FAMILIES
+    (name, dtype)
+    for name in (*FAMILIES, *ENSEMBLES)
     for dtype in ("float32", "int8")
-    if dtype == "float32" or FAMILIES[family].sliding_window is None
+    if ONE_TYPE.get(name, dtype) == dtype
 ]
 
 
@@ -80,13 +100,17 @@ class Subject:
 
     Attributes:
         build: Makes a fresh runner; keywords replace the defaults of one sequence and :data:`CAPACITY` slots.
-        oracle: The dense twin.
+        oracle: The dense twin: token ids ``[B, T]`` to logits ``[B, T, V]``.
+        num_layers: Layers with keys and values.
+        is_ensemble: Whether laws of several models are averaged.
         atol: How far its logits may be.
         same: Asserts that two ways of computing a row agree: bitwise for int8.
     """
 
     build: Callable[..., LanguageModel]
-    oracle: Decoder
+    oracle: Callable[[torch.Tensor], torch.Tensor]
+    num_layers: int
+    is_ensemble: bool
     atol: float
     same: Callable[[np.ndarray, np.ndarray], None]
 
@@ -99,27 +123,77 @@ class Subject:
         np.testing.assert_allclose(logits, self.logits(tokens)[len(tokens) - len(logits) :], atol=self.atol, rtol=0)
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
-def subject(request) -> Subject:
-    family, dtype = request.param
-    config, is_int8 = FAMILIES[family], dtype == "int8"
-    if is_int8 and not cpu_info().has_int8_dot:
-        pytest.skip("this CPU has no exact int8 products")
-    weights = random_weights(config)
+class Weights:
+    """A ``TensorReader`` over a dictionary."""
+
+    def __init__(self, weights: dict[str, np.ndarray]) -> None:
+        self.names, self.tensor = lambda: tuple(weights), weights.__getitem__
+
+
+def checkpoint(
+    config: DecoderConfig, weights: dict[str, np.ndarray], *, ensemble: Ensemble | None = None
+) -> Checkpoint:
+    return Checkpoint(
+        config=config,
+        tokenizer=Tokenizer(Backend(WordLevel({}, unk_token="?"))),
+        eos_ids=frozenset(),
+        source="random",
+        size_bytes=0,
+        tensors=Weights(weights),
+        quantised=False,
+        ensemble=ensemble,
+    )
+
+
+def twin(config: DecoderConfig, weights: dict[str, np.ndarray], *, is_int8: bool) -> Decoder:
     expected = rounded_weights(weights) if is_int8 else weights
+    return fill_decoder(replace(config, tie_embeddings=not is_int8 and config.tie_embeddings), expected.__getitem__)
+
+
+def ensemble_of(name: str, *, dtype: str) -> tuple[Callable[..., LanguageModel], Callable, int]:
+    """Return the recipe, the twin and the number of layers of an ensemble; its laws are averaged by hand here."""
+    average, configs = ENSEMBLES[name]
+    members = [(config, random_weights(config, seed=seed)) for seed, config in enumerate(configs)]
+    ensemble = Ensemble(members=tuple(checkpoint(*member) for member in members), average=average)
+    twins = [twin(*member, is_int8=dtype == "int8") for member in members]
 
     def build(**changes) -> LanguageModel:
         options = {"num_sequences": 1, "capacity": CAPACITY} | changes
-        return build_runner(config, weights.__getitem__, dtype=dtype, **options)
+        return build_target(checkpoint(configs[0], {}, ensemble=ensemble), dtype=dtype, **options)
+
+    def oracle(token_ids: torch.Tensor) -> torch.Tensor:
+        logits = torch.stack([decoder(token_ids).double() for decoder in twins])
+        averaged = logits.softmax(dim=-1).mean(dim=0).log() if average == "probability" else logits.mean(dim=0)
+        return averaged.float()
+
+    return build, oracle, sum(config.num_layers for config in configs)
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def subject(request) -> Subject:
+    name, dtype = request.param
+    is_int8 = dtype == "int8"
+    if is_int8 and not cpu_info().has_int8_dot:
+        pytest.skip("this CPU has no exact int8 products")
+
+    def build(**changes) -> LanguageModel:
+        options = {"num_sequences": 1, "capacity": CAPACITY} | changes
+        return build_runner(FAMILIES[name], weights.__getitem__, dtype=dtype, **options)
+
+    if name in ENSEMBLES:
+        build, oracle, num_layers = ensemble_of(name, dtype=dtype)
+    else:
+        weights = random_weights(FAMILIES[name])
+        oracle, num_layers = twin(FAMILIES[name], weights, is_int8=is_int8), FAMILIES[name].num_layers
 
     def close(first: np.ndarray, second: np.ndarray) -> None:
         np.testing.assert_allclose(first, second, atol=2e-5, rtol=0)
 
     return Subject(
         build=build,
-        oracle=fill_decoder(
-            replace(config, tie_embeddings=not is_int8 and config.tie_embeddings), expected.__getitem__
-        ),
+        oracle=oracle,
+        num_layers=num_layers,
+        is_ensemble=name in ENSEMBLES,
         atol=4e-3 if is_int8 else 2e-5,
         same=np.testing.assert_array_equal if is_int8 else close,
     )
@@ -243,9 +317,9 @@ def test_states_read_from_one_cache_continue_the_text_in_another(subject, tokens
     source.forward(chain(tokens, sequence=1))
     sink.forward(chain(tokens[::-1], sequence=2))
     for start, stop in ((0, 3), (3, 35)):
-        states = source.read_states(1, start, stop, layer_ids=range(TINY.num_layers))
+        states = source.read_states(1, start, stop, layer_ids=range(subject.num_layers))
         assert states.dtype == np.float32
-        assert states.shape == (stop - start, TINY.num_layers, 2, *states.shape[3:])
+        assert states.shape == (stop - start, subject.num_layers, 2, *states.shape[3:])
         sink.write_states(2, start, states)
     whole = subject.build().forward(chain(tokens))
     subject.same(sink.forward(chain(tokens[35:], start=35, sequence=2)), whole[35:])
@@ -299,6 +373,8 @@ def test_only_the_rows_asked_for(subject, tokens):
 
 
 def test_a_reduced_vocabulary_keeps_its_columns(subject, tokens):
+    if subject.is_ensemble:
+        pytest.skip("an ensemble is a target, with its whole vocabulary")
     vocab_ids = np.array([0, 3, 4, 50, 96])
     runner, whole = subject.build(vocab_ids=vocab_ids), subject.build()
     assert runner.vocab_size == 5

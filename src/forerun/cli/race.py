@@ -3,6 +3,7 @@
 import argparse
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, get_args
 
 from forerun.cli.console import write_json
@@ -13,6 +14,7 @@ from forerun.core.config import unknown_name
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from forerun.recipes.prompt_file import Prompt
     from forerun.recipes.race import RaceConfig
     from forerun.recipes.race_result import Racer, RaceResult
 
@@ -33,7 +35,8 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         "--prompts",
         type=input_file,
         metavar="FILE",
-        help='one prompt a line, or JSON lines with "prompt" or "turns"; default: a few of our own in several kinds',
+        help='one prompt a line, or JSON lines with "prompt" or "turns"; default: a few of our own in several kinds '
+        "(questions, or openings of texts for a target without a chat template)",
     )
     parser.add_argument("--num-prompts", type=_count, metavar="N", help="race the first N prompts only")
     parser.add_argument(
@@ -63,17 +66,16 @@ def run(args: argparse.Namespace) -> int:
     from forerun.cli.race_report import PlainProgress, print_report, race_svg
     from forerun.cli.race_screen import fits
     from forerun.engine.sampling import SamplingParams
-    from forerun.recipes.prompt_file import DEFAULT_PROMPTS, read_prompts
+    from forerun.recipes.prompt_file import read_prompts
     from forerun.recipes.race import RaceConfig, race
     from forerun.recipes.text_engine import open_engine
 
     sampling = SamplingParams(
         temperature=args.temperature, max_tokens=args.max_tokens, seed=args.seed, ignore_eos=args.ignore_eos
     )
-    prompts = DEFAULT_PROMPTS if args.prompts is None else read_prompts(args.prompts)
-    config = RaceConfig(
-        engine=engine_config(args), sampling=sampling, prompts=prompts[: args.num_prompts], racers=args.methods
-    )
+    engine = engine_config(args)
+    prompts = _default_prompts(engine.target) if args.prompts is None else read_prompts(args.prompts)
+    config = RaceConfig(engine=engine, sampling=sampling, prompts=prompts[: args.num_prompts], racers=args.methods)
     console = Console(highlight=False)
     if sys.stdout.isatty() and not args.no_screen and fits(console, num_panes=len(config.racers)):
         result = _race_on_screen(config, console, replay=not args.no_replay, slowdown=args.replay_slowdown)
@@ -102,6 +104,16 @@ def _race_on_screen(config: "RaceConfig", console: "Console", *, replay: bool, s
                 screen.replay(result, slowdown=slowdown)
     screen.print_final(result)
     return result
+
+
+def _default_prompts(target: str) -> "tuple[Prompt, ...]":
+    """Return questions, or openings of texts where the target is a folder of a model that only continues them."""
+    from forerun.models.load import load_checkpoint
+    from forerun.recipes.prompt_file import DEFAULT_OPENINGS, DEFAULT_PROMPTS
+
+    if Path(target).is_dir() and load_checkpoint(target).tokenizer.chat_template is None:
+        return DEFAULT_OPENINGS
+    return DEFAULT_PROMPTS
 
 
 def _racers(text: str) -> "tuple[Racer, ...]":

@@ -72,11 +72,13 @@ class EngineConfig:
     """Where models come from and what the engine may use.
 
     Attributes:
-        target: ``"default"`` (embedded SmolLM2-135M-Instruct), a GGUF file, a Hugging Face directory or hub name.
-        draft: ``"default"`` (the shipped draft, where it fits the target), ``"ngram"``, ``"self"`` (layer skip),
-            ``None``, or a path or name as for ``target``.
+        target: ``"default"`` (embedded SmolLM2-135M-Instruct), a GGUF file, a Hugging Face directory or hub name, or
+            the folder of a pre-training run or of an ensemble.
+        draft: ``"default"`` (the shipped draft where it fits the target, the first member of an ensemble), ``"ngram"``,
+            ``"self"`` (layer skip; the first member of an ensemble), ``None``, or a path or name as for ``target``.
         method: Decoding method.
-        dtype: ``"auto"`` keeps quantised weights in int8 on a CPU that has a kernel for them; else weights as named.
+        dtype: ``"auto"`` keeps quantised weights in int8 on a CPU that has a kernel for them, averages ensembles in
+            float32, and runs drafts in int8 where the CPU can; else the weights of both as named.
         max_model_len: Context in tokens, prompt and output together; ``None``: the model's own, at most 4096.
         max_num_seqs: Requests decoded side by side; more wait.
         num_threads: Threads of the target on a CPU.

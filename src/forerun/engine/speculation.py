@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 
 from forerun.core.dtype_choice import DtypeName
+from forerun.core.env import cpu_info
 from forerun.core.errors import ConfigError, DrafterError, ModelLoadError, VocabMismatchError
 from forerun.core.protocols import LanguageModel
 from forerun.engine.config import EngineConfig, Method
@@ -41,7 +42,8 @@ class SpeculatorFactory:
     Args:
         config: The engine's.
         checkpoint: The target.
-        dtype: Kind of weights.
+        dtype: Kind of weights of the target; a draft's are int8 where that is free to be chosen, for its law need only
+            be near.
         capacity: Slots per sequence.
         cores: To pin to; the drafter's process takes the last.
     """
@@ -168,6 +170,11 @@ class SpeculatorFactory:
         assert self._draft_name is not None
         return load_draft(self._draft_name, self._checkpoint)
 
+    def _draft_dtype(self, draft: Draft) -> DtypeName:
+        window = draft.config.sliding_window
+        is_free = self._config.dtype == "auto" and cpu_info().has_int8_dot
+        return "int8" if is_free and (window is None or window >= self._capacity) else self._dtype
+
     def _states(self, target: LanguageModel) -> TargetStates | None:
         layer_ids = self._draft().state_layer_ids
         return TargetStates(target, layer_ids=layer_ids) if layer_ids else None
@@ -179,9 +186,11 @@ class SpeculatorFactory:
         return BranchBudget(fixed, least=fixed, most=fixed)
 
     def _resolve_draft(self) -> str | None:
-        """Return the draft's name; where the default draft does not fit the target, n-gram look-up."""
+        """Return the draft's name; where the default draft does not fit the target, n-gram look-up or a member."""
         if self._config.draft != "default" or self._config.target == "default":
             return self._config.draft
+        if self._checkpoint.ensemble is not None:
+            return "self"
         try:
             load_draft("default", self._checkpoint)
         except (VocabMismatchError, ModelLoadError):
@@ -193,7 +202,7 @@ class SpeculatorFactory:
         self._draft_model = model = build_runner(
             draft.config,
             draft.tensor,
-            dtype=self._dtype,
+            dtype=self._draft_dtype(draft),
             num_sequences=self._config.max_num_seqs,
             capacity=self._capacity,
             vocab_ids=draft.vocab_ids,
@@ -217,12 +226,13 @@ class SpeculatorFactory:
     def _worker_config(self, cores: Sequence[int]) -> WorkerConfig:
         speculative, config, model = self._config.speculative, self._config, self._checkpoint.config
         assert self._draft_name is not None
+        draft = self._draft()
         sends_laws = speculative.verification == "rejection"
         is_pinnable = len(cores) > config.num_threads
         return WorkerConfig(
             target=config.target,
             draft=self._draft_name,
-            dtype=self._dtype,
+            dtype=self._draft_dtype(draft),
             capacity=self._capacity,
             core=cores[config.num_threads] if is_pinnable else None,
             num_requests=config.max_num_seqs,
@@ -231,7 +241,7 @@ class SpeculatorFactory:
             law_width=model.vocab_size if sends_laws else 0,
             vocab_size=model.vocab_size,
             eos_ids=tuple(sorted(self._checkpoint.eos_ids)),
-            num_state_layers=len(self._draft().state_layer_ids),
+            num_state_layers=len(draft.state_layer_ids),
             num_kv_heads=model.num_kv_heads,
             head_dim=model.head_dim,
             speculative=speculative,

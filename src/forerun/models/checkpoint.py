@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from forerun.models.config import DecoderConfig
 from forerun.models.layout import TensorReader
 from forerun.models.tokenizer import Tokenizer
+from forerun.nn.law_average import Average
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,6 +20,8 @@ class Checkpoint:
         size_bytes: Size of the weight files.
         tensors: Reads one float32 parameter at a time.
         quantised: Whether weights are stored in quantised blocks (a CPU then keeps them quantised by default).
+        ensemble: The models whose laws are averaged; ``None`` for a model of its own. An ensemble's ``config`` is its
+            first member's, with the shortest context of all; its ``tensors`` has none.
     """
 
     config: DecoderConfig
@@ -28,3 +31,17 @@ class Checkpoint:
     size_bytes: int
     tensors: TensorReader
     quantised: bool
+    ensemble: "Ensemble | None" = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ensemble:
+    """Models whose laws are averaged; they share one vocabulary.
+
+    Attributes:
+        members: The models, in order.
+        average: Which average.
+    """
+
+    members: tuple[Checkpoint, ...]
+    average: Average

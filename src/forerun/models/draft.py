@@ -11,7 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from forerun.core.errors import ModelLoadError, VocabMismatchError
-from forerun.models.checkpoint import Checkpoint
+from forerun.models.checkpoint import Checkpoint, Ensemble
 from forerun.models.config import DecoderConfig
 from forerun.models.load import load_checkpoint
 
@@ -52,14 +52,17 @@ def load_draft(name: str, target: Checkpoint) -> Draft:
     """Open a draft for a target.
 
     Args:
-        name: ``default`` (the shipped one), ``self`` (layers of the target), a directory that ``forerun train-draft``
-            wrote, or a model as :func:`forerun.models.load.load_checkpoint` takes.
+        name: ``default`` (the shipped one), ``self`` (layers of the target; the first member of an ensemble), a
+            directory that ``forerun train-draft`` wrote, or a model as :func:`forerun.models.load.load_checkpoint`
+            takes.
         target: The model it drafts for.
 
     Raises:
         ModelLoadError: It is missing or corrupt.
         VocabMismatchError: Its tokens are not the target's.
     """
+    if name == "self" and target.ensemble is not None:
+        return first_member_draft(target.ensemble)
     if name == "self":
         return layer_skip_draft(target, layer_ids=default_layer_skip(target.config.num_layers))
     path = default_draft_path() if name == "default" else Path(name)
@@ -99,6 +102,18 @@ def layer_skip_draft(target: Checkpoint, *, layer_ids: tuple[int, ...]) -> Draft
     config = replace(target.config, num_layers=len(layer_ids))
     return Draft(
         config=config, tensor=tensor, vocab_ids=None, source="self", borrows_embedding=True, state_layer_ids=layer_ids
+    )
+
+
+def first_member_draft(ensemble: Ensemble) -> Draft:
+    """Return the draft that is an ensemble's first member; it reads the keys and values of that member's layers."""
+    member = ensemble.members[0]
+    return Draft(
+        config=member.config,
+        tensor=member.tensors.tensor,
+        vocab_ids=None,
+        source=member.source,
+        state_layer_ids=tuple(range(member.config.num_layers)),
     )
 
 

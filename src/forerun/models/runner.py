@@ -1,6 +1,7 @@
 """The one place that decides which runner runs a model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -9,12 +10,65 @@ from forerun.core.dtype_choice import DtypeName
 from forerun.core.env import cpu_info
 from forerun.core.errors import ConfigError
 from forerun.core.protocols import LanguageModel
+from forerun.models.checkpoint import Checkpoint, Ensemble
 from forerun.models.config import DecoderConfig
 from forerun.models.decoder_weights import fill_decoder
+from forerun.models.ensemble_runner import EnsemblePart, EnsembleRunner
 from forerun.models.int8_runner import Int8Runner
+from forerun.models.stacked_decoder import stack_decoders
 from forerun.models.torch_runner import TorchRunner
 
 _TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def build_target(
+    checkpoint: Checkpoint, *, dtype: DtypeName, num_sequences: int, capacity: int, device: str = "cpu"
+) -> LanguageModel:
+    """Build the runner of a model or of an ensemble, with its whole vocabulary; see :func:`build_runner`.
+
+    Members of an ensemble that follow each other with one shape are stacked and run in one pass; int8 members run one
+    after the other, which is faster on a CPU, for their kernels cost little but the weights' own time.
+    """
+    if (ensemble := checkpoint.ensemble) is not None:
+        return _build_ensemble(ensemble, dtype=dtype, num_sequences=num_sequences, capacity=capacity, device=device)
+    return build_runner(
+        checkpoint.config,
+        checkpoint.tensors.tensor,
+        dtype=dtype,
+        num_sequences=num_sequences,
+        capacity=capacity,
+        device=device,
+    )
+
+
+def _build_ensemble(
+    ensemble: Ensemble, *, dtype: DtypeName, num_sequences: int, capacity: int, device: str
+) -> LanguageModel:
+    parts: list[EnsemblePart] = []
+    for config, group in groupby(ensemble.members, key=lambda member: member.config):
+        members = list(group)
+        for batch in [[member] for member in members] if dtype == "int8" else [members]:
+            if len(batch) > 1:
+                runner = _build_stacked(
+                    batch, dtype=dtype, num_sequences=num_sequences, capacity=capacity, device=device
+                )
+            else:
+                runner = build_target(
+                    batch[0], dtype=dtype, num_sequences=num_sequences, capacity=capacity, device=device
+                )
+            parts.append(EnsemblePart(runner=runner, num_members=len(batch), num_layers=config.num_layers))
+    return EnsembleRunner(parts, average=ensemble.average, num_sequences=num_sequences)
+
+
+def _build_stacked(
+    members: Sequence[Checkpoint], *, dtype: DtypeName, num_sequences: int, capacity: int, device: str
+) -> TorchRunner:
+    config = members[0].config
+    _check_capacity(capacity, config)
+    decoders = [
+        fill_decoder(config, member.tensors.tensor, dtype=_TORCH_DTYPES[dtype], device=device) for member in members
+    ]
+    return TorchRunner(stack_decoders(decoders), num_sequences=len(members) * num_sequences, capacity=capacity)
 
 
 def build_runner(
@@ -46,10 +100,7 @@ def build_runner(
     Raises:
         ConfigError: The combination can't be run as asked.
     """
-    if capacity > config.max_len:
-        raise ConfigError(
-            f"capacity={capacity}: the model was trained for up to {config.max_len} tokens; ask for at most that many"
-        )
+    _check_capacity(capacity, config)
     if dtype != "int8":
         decoder = fill_decoder(config, tensor, dtype=_TORCH_DTYPES[dtype], device=device)
         return TorchRunner(decoder, num_sequences=num_sequences, capacity=capacity, vocab_ids=vocab_ids)
@@ -68,3 +119,10 @@ def build_runner(
         embedding=embedding_of.embedding if isinstance(embedding_of, Int8Runner) else None,
         num_levels=num_levels,
     )
+
+
+def _check_capacity(capacity: int, config: DecoderConfig) -> None:
+    if capacity > config.max_len:
+        raise ConfigError(
+            f"capacity={capacity}: the model was trained for up to {config.max_len} tokens; ask for at most that many"
+        )

@@ -6,6 +6,7 @@ D head_dim, S slots spanned.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -47,7 +48,10 @@ class TorchRunner:
         self._decoder = decoder
         head = decoder.lm_head.weight.detach()
         self._device = head.device
-        self._head = head if vocab_ids is None else head[torch.from_numpy(vocab_ids).to(head.device)]
+        self._head, self._num_columns = decoder.lm_head, self.config.vocab_size
+        if vocab_ids is not None:
+            reduced = head[torch.from_numpy(vocab_ids).to(head.device)]
+            self._head, self._num_columns = partial(linear, weight=reduced), len(vocab_ids)
         cache = (num_sequences, self.config.num_kv_heads, capacity, self.config.head_dim)
         self._caches = [
             (
@@ -61,7 +65,7 @@ class TorchRunner:
     @property
     def vocab_size(self) -> int:
         """Columns of the logits."""
-        return len(self._head)
+        return self._num_columns
 
     @torch.inference_mode()
     def forward(self, rows: Rows, *, logit_rows: np.ndarray | None = None) -> np.ndarray:
@@ -106,7 +110,7 @@ class TorchRunner:
         hidden_ME = hidden_CRE[cell_M]
         if logit_rows is not None:
             hidden_ME = hidden_ME[self._tensor(logit_rows)]
-        return linear(hidden_ME, self._head).float().cpu().numpy()
+        return self._head(hidden_ME).float().cpu().numpy()
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._device)

@@ -51,7 +51,16 @@ DEFAULT_PROMPTS: Final = (
         text="Tell me a short story about a clockmaker whose clocks run a little ahead of time.",
     ),
 )
-"""What the race runs without a file of prompts. None of them is in the default draft's training data."""
+"""What the race asks without a file of prompts. None of them is in the default draft's training data."""
+
+DEFAULT_OPENINGS: Final = (
+    Prompt(kind="code", text="def read_lines(path, encoding=None):\n    "),
+    Prompt(kind="class", text="class Queue:\n    "),
+    Prompt(kind="test", text="import unittest\n\n"),
+    Prompt(kind="prose", text="The first thing that "),
+    Prompt(kind="list", text="1. "),
+)
+"""The same for models without a chat template, which continue a text; short, for such models may see little."""
 
 
 def read_prompts(path: Path) -> tuple[Prompt, ...]:

@@ -38,7 +38,7 @@ class RaceConfig:
     Attributes:
         engine: Models and resources; its ``method`` is set by the race.
         sampling: Of every request. A seed is needed where it samples, so that the methods can be compared.
-        prompts: What is asked, each through the model's chat template.
+        prompts: What is asked, each through the model's chat template; one that has none continues them as they are.
         racers: Which methods take part.
         warmup_tokens: Most tokens of the untimed run; ``None``: as many as a timed run.
 
@@ -134,9 +134,7 @@ def _kept_warnings() -> Iterator[list[warnings.WarningMessage]]:
 
 
 def _run_method(engine: TextEngine, racer: Racer, config: RaceConfig, observer: RaceObserver) -> tuple[RaceRun, ...]:
-    prompts = [
-        engine.tokenizer.apply_chat_template([{"role": "user", "content": prompt.text}]) for prompt in config.prompts
-    ]
+    prompts = [_engine_prompt(engine.tokenizer, prompt) for prompt in config.prompts]
     observer.warming_up(racer)
     limits = [limit for limit in (config.warmup_tokens, config.sampling.max_tokens) if limit is not None]
     warmup = replace(config.sampling, min_tokens=0, max_tokens=min(limits, default=None))
@@ -157,8 +155,14 @@ def _run_method(engine: TextEngine, racer: Racer, config: RaceConfig, observer: 
     return tuple(runs)
 
 
+def _engine_prompt(tokenizer: TextTokenizer, prompt: Prompt) -> str | Sequence[int]:
+    if tokenizer.chat_template is None:
+        return prompt.text
+    return tokenizer.apply_chat_template([{"role": "user", "content": prompt.text}])
+
+
 def _timed_run(
-    engine: TextEngine, racer: Racer, prompt_index: int, prompt: Sequence[int], sampling: SamplingParams
+    engine: TextEngine, racer: Racer, prompt_index: int, prompt: str | Sequence[int], sampling: SamplingParams
 ) -> RaceRun:
     start_s = time.perf_counter()
     arrivals = [(time.perf_counter() - start_s, chunk) for chunk in engine.stream([prompt], sampling)]
