@@ -10,8 +10,9 @@ from typing import Self
 import torch
 
 from forerun.core.dtype_choice import choose_dtype
-from forerun.core.env import available_cores, cpu_info, pin_process, release_free_memory
+from forerun.core.env import available_cores, cpu_info, pin_process
 from forerun.core.errors import ConfigError, RequestError
+from forerun.core.memory import release_free_memory
 from forerun.core.rows import Rows
 from forerun.engine.config import EngineConfig
 from forerun.engine.core import EngineCore
