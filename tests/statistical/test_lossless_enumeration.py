@@ -1,4 +1,4 @@
-"""Rung 2 of losslessness: the exact law of the output over rounds, on Markov models small enough to enumerate.
+"""Rung 2 of losslessness: the exact law of the output over rounds, on models small enough to enumerate.
 
 No chance is involved: every draft, decision and recovered token is summed over, so the output law must equal the
 target's to rounding, through hits, misses and fallbacks. The negative controls run wrong rules through the same
@@ -12,7 +12,9 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 
+from forerun.core.rows import Rows
 from forerun.engine.law import ProcessedLaw
 from forerun.engine.logits import LogitsProcessor
 from forerun.engine.sampling import SamplingParams
@@ -22,6 +24,11 @@ from forerun.engine.speculative.rejection import (
     saguaro_rescale,
     verify_rejection,
 )
+from forerun.models.config import DecoderConfig
+from forerun.models.decoder import Decoder
+from forerun.models.ensemble_runner import EnsemblePart, EnsembleRunner
+from forerun.models.stacked_decoder import stack_decoders
+from forerun.models.torch_runner import TorchRunner
 
 TOLERANCE = 1e-12
 VOCAB_SIZE = 4
@@ -37,12 +44,13 @@ TARGET, DRAFT = markov_laws(1), markov_laws(2)
 
 
 def law_after(laws, prefix):
-    return laws[prefix[-1] if prefix else -1]
+    """Return the law after a prefix: of a Markov model, or of a function of the whole prefix."""
+    return laws(prefix) if callable(laws) else laws[prefix[-1] if prefix else -1]
 
 
 def target_output_law(laws, length):
     """The law of autoregressive decoding."""
-    vocab_size = laws[0].vocab_size
+    vocab_size = law_after(laws, ()).vocab_size
     expected = {}
     for sequence in itertools.product(range(vocab_size), repeat=length):
         expected[sequence] = np.prod([dense_probs(law_after(laws, sequence[:i]))[t] for i, t in enumerate(sequence)])
@@ -194,6 +202,89 @@ def test_output_law_is_the_processed_targets():
     law = enumerated_output_law(sampled_draft(DRAFT, 2), 3, target=processed)
     # Processed laws are float32 weights: exact with respect to themselves.
     assert largest_error(law, target_output_law(processed, 3)) < TOLERANCE
+
+
+# An ensemble of real decoders as the target, one of them as the draft.
+
+MEMBERS = DecoderConfig(
+    vocab_size=VOCAB_SIZE,
+    hidden_size=8,
+    intermediate_size=12,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=4,
+    max_len=16,
+)
+NUM_MEMBERS = 3
+
+
+def member_decoders():
+    decoders = []
+    for seed in range(NUM_MEMBERS):
+        generator = torch.Generator().manual_seed(seed)
+        decoder = Decoder(MEMBERS)
+        for parameter in decoder.parameters():
+            parameter.data.normal_(generator=generator)
+        decoders.append(decoder.eval())
+    return decoders
+
+
+def law_of_rows(runner):
+    """The law after a prompt of one token, each prefix read afresh; the same object for the same prefix."""
+    processor = LogitsProcessor(SamplingParams(temperature=1.0), [], (), VOCAB_SIZE)
+
+    @cache
+    def law(prefix):
+        return processor.process(runner.forward(Rows.chains([(0, 0, [1, *prefix])]))[-1], [])
+
+    return law
+
+
+def ensemble_law(average):
+    stacked = TorchRunner(stack_decoders(member_decoders()), num_sequences=NUM_MEMBERS, capacity=16)
+    part = EnsemblePart(runner=stacked, num_members=NUM_MEMBERS, num_layers=MEMBERS.num_layers)
+    return law_of_rows(EnsembleRunner([part], average=average, num_sequences=1))
+
+
+def member_law():
+    return law_of_rows(TorchRunner(member_decoders()[0], capacity=16))
+
+
+def output_law_by_hand(average, length):
+    """Average what the members say, in float64, one sequence at a time."""
+    decoders, expected = [decoder.double() for decoder in member_decoders()], {}
+    for sequence in itertools.product(range(VOCAB_SIZE), repeat=length):
+        with torch.inference_mode():
+            logits = torch.stack([decoder(torch.tensor([[1, *sequence]]))[0] for decoder in decoders])
+        mean = logits.softmax(-1).mean(0) if average == "probability" else logits.mean(0).softmax(-1)
+        expected[sequence] = np.prod([float(mean[i, token]) for i, token in enumerate(sequence)])
+    return expected
+
+
+ENSEMBLE_DRAFTERS = {
+    "a member, K=2": lambda draft: sampled_draft(draft, 2),
+    "a member, greedy": lambda draft: greedy_draft(draft, 2),
+    "a member's hits, and misses without a draft": lambda draft: cached_draft(
+        sampled_draft(draft, 2, transform=saguaro(0.3)), no_draft, HALF_PREPARED
+    ),
+}
+
+
+@pytest.mark.parametrize("average", ["probability", "logit"])
+@pytest.mark.parametrize("name", ENSEMBLE_DRAFTERS)
+def test_output_law_is_the_ensembles(name, average):
+    target = ensemble_law(average)
+    law = enumerated_output_law(ENSEMBLE_DRAFTERS[name](member_law()), 3, target=target)
+    assert largest_error(law, target_output_law(target, 3)) < TOLERANCE
+    assert largest_error(law, output_law_by_hand(average, 3)) < 1e-6  # the members compute in float32
+
+
+def test_the_law_of_a_member_or_of_the_other_average_is_not_the_ensembles():
+    """The control: what the test above tells apart."""
+    expected = output_law_by_hand("probability", 3)
+    for wrong in (member_law(), ensemble_law("logit")):
+        assert largest_error(enumerated_output_law(no_draft, 3, target=wrong), expected) > 1e-3
 
 
 # Negative controls.
