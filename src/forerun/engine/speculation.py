@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 
 from forerun.core.dtype_choice import DtypeName
 from forerun.core.env import cpu_info
@@ -166,6 +167,7 @@ class SpeculatorFactory:
             states=self._states(target),
         )
 
+    @cached_property
     def _draft(self) -> Draft:
         assert self._draft_name is not None
         return load_draft(self._draft_name, self._checkpoint)
@@ -176,7 +178,7 @@ class SpeculatorFactory:
         return "int8" if is_free and (window is None or window >= self._capacity) else self._dtype
 
     def _states(self, target: LanguageModel) -> TargetStates | None:
-        layer_ids = self._draft().state_layer_ids
+        layer_ids = self._draft.state_layer_ids
         return TargetStates(target, layer_ids=layer_ids) if layer_ids else None
 
     def _branch_budget(self) -> BranchBudget:
@@ -198,7 +200,7 @@ class SpeculatorFactory:
         return "default"
 
     def _sequential(self, target: LanguageModel) -> SequentialSpeculator:
-        draft = self._draft()
+        draft = self._draft
         self._draft_model = model = build_runner(
             draft.config,
             draft.tensor,
@@ -226,7 +228,7 @@ class SpeculatorFactory:
     def _worker_config(self, cores: Sequence[int]) -> WorkerConfig:
         speculative, config, model = self._config.speculative, self._config, self._checkpoint.config
         assert self._draft_name is not None
-        draft = self._draft()
+        draft = self._draft
         sends_laws = speculative.verification == "rejection"
         is_pinnable = len(cores) > config.num_threads
         return WorkerConfig(

@@ -136,6 +136,25 @@ class _Cursor:
                 f"{self.path}: a string before byte {self.offset} is not UTF-8: the file is corrupt; download it again"
             ) from error
 
+    def strings(self, count: int) -> list[str]:
+        """Read what ``count`` calls of :meth:`string` would: a vocabulary has a hundred thousand of them."""
+        data, offset, size = self.data, self.offset, len(self.data)
+        texts: list[str] = []
+        for _ in range(count):
+            start = offset + 8
+            end = start + int.from_bytes(data[offset:start], "little")
+            if end > size:
+                break
+            try:
+                texts.append(data[start:end].decode())
+            except UnicodeDecodeError:
+                break
+            offset = end
+        self.offset = offset
+        while len(texts) < count:
+            texts.append(self.string())  # says what is wrong with the first string that can't be read
+        return texts
+
     def value(self, kind: int) -> GgufValue:
         if kind in _SCALARS:
             return self.scalar(_SCALARS[kind])
@@ -146,7 +165,7 @@ class _Cursor:
             if item_kind in _SCALARS:
                 return list(self.unpack(_SCALARS[item_kind], count))
             if item_kind == _STRING:
-                return [self.string() for _ in range(count)]
+                return self.strings(count)
             kind = item_kind
         raise ModelLoadError(
             f"{self.path}: metadata of unknown kind {kind} before byte {self.offset}: the file is corrupt or newer "

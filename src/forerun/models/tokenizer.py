@@ -93,6 +93,10 @@ class Tokenizer:
 
         Padding at the tail (unused ids, ``[PAD…]`` rows) does not count, nor does which file format it came from.
         """
+        return self._vocab_digest
+
+    @cached_property
+    def _vocab_digest(self) -> str:
         by_id = {index: token for token, index in self.vocab.items() if not _PADDING.fullmatch(token)}
         return hashlib.sha256(json.dumps(sorted(by_id.items())).encode()).hexdigest()
 
