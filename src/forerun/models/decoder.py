@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import dropout, scaled_dot_product_attention, silu
 
 from forerun.models.config import DecoderConfig
 from forerun.nn.rope import apply_rope, rope_frequencies
@@ -71,7 +71,7 @@ class DecoderMlp(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm attention and MLP, each added to the residual stream."""
+    """Pre-norm attention and MLP, each added to the residual stream; ``dropout`` is the share left out in training."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -79,13 +79,19 @@ class DecoderLayer(nn.Module):
         self.self_attn = DecoderAttention(config)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.mlp = DecoderMlp(config)
+        self.dropout = 0.0
 
     def forward(
         self, x_BTE: Tensor, cos_BTD: Tensor, sin_BTD: Tensor, *, mask: Tensor | None, cache: "KeyValueCache | None"
     ) -> Tensor:
         """Return the residual stream after this layer."""
-        x_BTE = x_BTE + self.self_attn(self.input_layernorm(x_BTE), cos_BTD, sin_BTD, mask=mask, cache=cache)
-        return x_BTE + self.mlp(self.post_attention_layernorm(x_BTE))
+        x_BTE = x_BTE + self._drop(
+            self.self_attn(self.input_layernorm(x_BTE), cos_BTD, sin_BTD, mask=mask, cache=cache)
+        )
+        return x_BTE + self._drop(self.mlp(self.post_attention_layernorm(x_BTE)))
+
+    def _drop(self, update_BTE: Tensor) -> Tensor:
+        return dropout(update_BTE, self.dropout) if self.training and self.dropout > 0 else update_BTE
 
 
 class KeyValueCache(Protocol):

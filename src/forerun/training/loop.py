@@ -1,8 +1,9 @@
-"""The training loop: batches in order, one optimiser, checkpoints that resume exactly."""
+"""The training loop: batches in order, checkpoints that resume exactly."""
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -12,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from forerun.core.errors import CheckpointError, DivergenceError
+from forerun.training.optimizers import STATE_KEYS, OptimizerName, build_optimizers, optimizer_of
 from forerun.training.schedule import warmup_cosine
+from forerun.training.weight_average import WeightAverage
 
 Batch = TypeVar("Batch")
 
@@ -28,6 +31,9 @@ class LoopConfig:
         weight_decay: Decoupled, on matrices only.
         clip_norm: Largest norm of the gradient.
         checkpoint_every: Steps between checkpoints.
+        optimizer: AdamW, or Muon for the matrices inside the layers.
+        average_decay: Share of an exponential average of the weights that stays at each step; 0 keeps none.
+        noise_seed: Root of the chance in the loss (dropout), drawn anew for each step; ``None`` where it has none.
     """
 
     num_steps: int
@@ -36,6 +42,9 @@ class LoopConfig:
     weight_decay: float = 0.1
     clip_norm: float = 1.0
     checkpoint_every: int = 50
+    optimizer: OptimizerName = "adamw"
+    average_decay: float = 0.0
+    noise_seed: int | None = None
 
 
 class TrainingLoop(Generic[Batch]):
@@ -67,44 +76,71 @@ class TrainingLoop(Generic[Batch]):
         self._fraction = learning_rate_fraction or self._warmup_cosine
         self._batch_at, self._loss, self._directory, self._on_step = batch_at, loss, directory, on_step
         self._named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-        matrices = [parameter for _, parameter in self._named if parameter.ndim > 1]
-        vectors = [parameter for _, parameter in self._named if parameter.ndim <= 1]
-        self._optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-            lr=config.learning_rate,
-            betas=(0.9, 0.95),
+        self._optimizers = build_optimizers(
+            self._named,
+            name=config.optimizer,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
         )
+        decay = config.average_decay
+        self._average = WeightAverage(dict(self._named), decay=decay) if decay > 0 else None
 
     def run(self) -> list[float]:
         """Train to the end, from the last checkpoint if there is one.
+
+        With ``average_decay`` the model holds the average of its weights at the end.
 
         Returns:
             The loss of every step, earlier runs' included.
 
         Raises:
             CheckpointError: The checkpoint is of a run with other settings.
-            DivergenceError: A loss or gradient is infinite or not a number; weights and checkpoint are those before that
-                step.
+            DivergenceError: A loss or gradient is infinite or not a number; weights and checkpoint are those before
+                that step.
         """
         losses = self._resume()
         for step in range(len(losses), self.config.num_steps):
             fraction = self._fraction(step)
-            for group in self._optimizer.param_groups:
-                group["lr"] = self.config.learning_rate * fraction
-            loss = self._loss(self._batch_at(step))
+            for optimizer in self._optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = self.config.learning_rate * fraction
+            with self._noise(step):
+                loss = self._loss(self._batch_at(step))
             self._check_finite("loss", step, float(loss.detach()))
             loss.backward()
             parameters = [parameter for _, parameter in self._named]
             self._check_finite(
                 "norm of the gradient", step, float(torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm))
             )
-            self._optimizer.step()
-            self._optimizer.zero_grad(set_to_none=True)
+            for optimizer in self._optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            if self._average is not None:
+                self._average.update(step + 1)
             losses.append(float(loss.detach()))
             self._on_step(step, losses[-1], self.config.learning_rate * fraction)
             if (step + 1) % self.config.checkpoint_every == 0 or step + 1 == self.config.num_steps:
                 self._save(losses)
+        if self._average is not None:
+            self._average.copy_to_parameters()
         return losses
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Put the averaged weights into the model for a while, where an average is kept."""
+        with nullcontext() if self._average is None else self._average.in_place():
+            yield
+
+    @contextmanager
+    def _noise(self, step: int) -> Iterator[None]:
+        """Make the global generator a function of the step, and put it back."""
+        seed = self.config.noise_seed
+        if seed is None:
+            yield
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(((seed << 32) + step) % 2**63)
+            yield
 
     def _check_finite(self, name: str, step: int, value: float) -> None:
         if not math.isfinite(value):
@@ -123,8 +159,10 @@ class TrainingLoop(Generic[Batch]):
         tensors: dict[str, Tensor] = {}
         for name, parameter in self._named:
             tensors[f"weight.{name}"] = parameter.detach()
-            for key, value in self._optimizer.state[parameter].items():
+            for key, value in optimizer_of(parameter, self._optimizers).state[parameter].items():
                 tensors[f"{key}.{name}"] = torch.as_tensor(value)
+            if self._average is not None:
+                tensors[f"average.{name}"] = self._average.tensors[name]
         self._directory.mkdir(parents=True, exist_ok=True)
         partial = self._directory / "checkpoint.partial"
         record = {"config": json.dumps(asdict(self.config)), "losses": json.dumps(list(losses))}
@@ -136,7 +174,8 @@ class TrainingLoop(Generic[Batch]):
         if path is None or not path.exists():
             return []
         record = read_metadata(path)
-        if json.loads(record["config"]) != asdict(self.config):
+        defaults = asdict(LoopConfig(num_steps=0))  # an option that is newer than the checkpoint had its default
+        if defaults | json.loads(record["config"]) != asdict(self.config):
             raise CheckpointError(
                 f"{path}: was made with {record['config']}, this run has {json.dumps(asdict(self.config))}; "
                 "use the same settings to resume, or another directory to start afresh"
@@ -144,9 +183,11 @@ class TrainingLoop(Generic[Batch]):
         tensors = load_file(path)
         for name, parameter in self._named:
             parameter.data.copy_(tensors[f"weight.{name}"])
-            self._optimizer.state[parameter] = {
-                key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors
+            optimizer_of(parameter, self._optimizers).state[parameter] = {
+                key: tensors[f"{key}.{name}"] for key in STATE_KEYS if f"{key}.{name}" in tensors
             }
+        if self._average is not None:
+            self._average.load({name: tensors[f"average.{name}"] for name, _ in self._named})
         losses: list[float] = json.loads(record["losses"])
         return losses
 
