@@ -80,6 +80,31 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="epochs between measurements; there is one at the end (default: %(default)s)",
     )
     parser.add_argument(
+        "--optimizer",
+        choices=("adamw", "muon"),
+        default="adamw",
+        help="AdamW, or Muon for the matrices inside the layers (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--schedule",
+        choices=("cosine", "wsd"),
+        default="cosine",
+        help="of the learning rate: a cosine, or the peak until a linear fall (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--decay-fraction", type=float, default=0.2, metavar="X", help="share of a wsd's fall (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--dropout", type=float, default=0.0, metavar="X", help="share left out of each update (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--average-decay",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="keep an exponential average of the weights, and measure and write it (default: %(default)s, none)",
+    )
+    parser.add_argument(
         "--seed", type=int, default=0, metavar="S", help="root of weights and order (default: %(default)s)"
     )
 
@@ -105,6 +130,11 @@ def run_config(args: argparse.Namespace) -> "PretrainConfig":
         weight_decay=WEIGHT_DECAY[args.recipe] if args.weight_decay is None else args.weight_decay,
         tune_tokens=args.tune_tokens,
         tune_every_epochs=args.tune_every,
+        optimizer=args.optimizer,
+        schedule=args.schedule,
+        decay_fraction=args.decay_fraction,
+        dropout=args.dropout,
+        average_decay=args.average_decay,
         seed=args.seed,
     )
 

@@ -146,6 +146,11 @@ class Decoder(nn.Module):
         )
         self.register_buffer("rope_freqs", frequencies, persistent=False)
 
+    def set_dropout(self, share: float) -> None:
+        """Leave out a share of what every attention and MLP adds, in training."""
+        for layer in self.layers:
+            layer.dropout = share
+
     def hidden_states(
         self,
         token_ids_BT: Tensor,

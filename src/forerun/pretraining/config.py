@@ -1,12 +1,14 @@
 """Options of one pre-training run, and the sizes and recipes that have a name."""
 
-from dataclasses import dataclass, field
-from typing import Final, Literal
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Final, Literal, get_args
 
 from forerun.core.errors import ConfigError
 
 Size = Literal["25k", "75k", "150k", "440k", "800k"]
 Recipe = Literal["standard", "regularised"]
+Optimizer = Literal["adamw", "muon"]
+Schedule = Literal["cosine", "wsd"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +60,7 @@ class PretrainConfig:
         num_epochs: Passes over them.
         sequence_tokens: Tokens predicted in one sequence.
         batch_sequences: Sequences of an optimiser step.
-        learning_rate: Peak; a cosine falls from there to 0.
+        learning_rate: Peak, from which the schedule falls to 0.
         weight_decay: Decoupled, on matrices only, embeddings among them.
         warmup_fraction: Share of the steps in which the learning rate rises.
         clip_norm: Largest norm of the gradient.
@@ -66,6 +68,12 @@ class PretrainConfig:
         tune_every_epochs: Epochs between measurements; the last epoch always has one.
         seed: Root of initial weights and of the order of the data.
         checkpoint_every: Steps between checkpoints.
+        optimizer: AdamW, or Muon for the matrices inside the layers.
+        schedule: ``cosine``, or ``wsd``: the peak is held until a linear fall at the end.
+        decay_fraction: Share of the steps in which ``wsd`` falls.
+        dropout: Share of what each attention and MLP adds that is left out in training.
+        average_decay: Share of an exponential average of the weights that stays at each step; it is what is measured
+            and written. 0 keeps none.
     """
 
     shape: ShapeConfig = field(default_factory=lambda: SHAPES["150k"])
@@ -81,6 +89,11 @@ class PretrainConfig:
     tune_every_epochs: int = 1
     seed: int = 0
     checkpoint_every: int = 200
+    optimizer: Optimizer = "adamw"
+    schedule: Schedule = "cosine"
+    decay_fraction: float = 0.2
+    dropout: float = 0.0
+    average_decay: float = 0.0
 
     def __post_init__(self) -> None:
         for name in (
@@ -108,6 +121,25 @@ class PretrainConfig:
             raise ConfigError(f"warmup_fraction={self.warmup_fraction}: must be in [0, 1)")
         if not self.clip_norm > 0:
             raise ConfigError(f"clip_norm={self.clip_norm}: must be above 0; 1 is usual")
+        for name, allowed in (("optimizer", get_args(Optimizer)), ("schedule", get_args(Schedule))):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(allowed)}")
+        if not 0 < self.decay_fraction <= 1:
+            raise ConfigError(f"decay_fraction={self.decay_fraction}: must be in (0, 1]; 0.2 is usual")
+        for name, usual in (("dropout", "0.1"), ("average_decay", "0.99")):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: must be in [0, 1); {usual} is usual, 0 is off")
+
+    def identity(self) -> dict[str, Any]:
+        """Return what names a run: every option, but for the later ones that are at their defaults.
+
+        So an option that comes with a new version leaves the runs of older ones their names.
+        """
+        defaults = {option.name: option.default for option in fields(self) if option.name in _LATER_OPTIONS}
+        return {name: value for name, value in asdict(self).items() if name not in defaults or value != defaults[name]}
+
+
+_LATER_OPTIONS: Final = frozenset({"optimizer", "schedule", "decay_fraction", "dropout", "average_decay"})
 
 
 WEIGHT_DECAY: Final[dict[Recipe, float]] = {"standard": 0.1, "regularised": 1.6}

@@ -1,7 +1,7 @@
 """Distillation: a student learns the law of an ensemble, token by token, mixed with the text itself."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def distill_identity(data_sha256: str, teacher: EnsembleCheckpoint, config: Dist
     """Return what names the run of a student: the folders' names are the hashes of the members."""
     return {
         "kind": "distill",
-        "config": asdict(config.student),
+        "config": config.student.identity(),
         "teacher": {
             "average": teacher.average,
             "members": [member.resolve().name for member in teacher.members],

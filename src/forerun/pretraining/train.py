@@ -26,7 +26,7 @@ from forerun.pretraining.initialisation import fresh_decoder, num_params
 from forerun.pretraining.prepared_corpus import PreparedCorpus
 from forerun.pretraining.run_store import Run, open_run
 from forerun.training.loop import LoopConfig, TrainingLoop
-from forerun.training.schedule import warmup_cosine
+from forerun.training.schedule import warmup_cosine, warmup_stable_decay
 
 MODEL_FOLDER: Final = "model"
 """The trained model, as the engine and ``transformers`` load it."""
@@ -76,7 +76,7 @@ def pretrain(
 
 def pretrain_identity(data_sha256: str, config: PretrainConfig) -> dict[str, Any]:
     """Return what names the run of a config on a corpus."""
-    return {"kind": "pretrain", "config": asdict(config), "data_sha256": data_sha256}
+    return {"kind": "pretrain", "config": config.identity(), "data_sha256": data_sha256}
 
 
 def train_run(
@@ -150,6 +150,7 @@ def _train(
     decoder = fresh_decoder(
         config.shape, vocab_size=corpus.manifest.vocab_size, max_len=config.sequence_tokens, seed=config.seed
     )
+    decoder.set_dropout(config.dropout)
     num_steps = config.num_epochs * batches.steps_per_epoch
     num_warmup = math.ceil(config.warmup_fraction * num_steps)
     tune_losses = _TuneLosses(run.folder / _TUNE_FILE)
@@ -157,11 +158,19 @@ def _train(
     def on_step(step: int, step_loss: float, learning_rate: float) -> None:
         epoch, rest = divmod(step + 1, batches.steps_per_epoch)
         if rest == 0 and (epoch % config.tune_every_epochs == 0 or epoch == config.num_epochs):
-            tune_losses.add(epoch, tune_loss(decoder, corpus, config))
+            with loop.averaged():
+                tune_losses.add(epoch, tune_loss(decoder, corpus, config))
         detail = f"loss {step_loss:.3f}  tune {tune_losses.latest()}  lr {learning_rate:.1e}"
         report(step + 1, num_steps, detail)
 
-    losses = TrainingLoop(
+    def learning_rate_fraction(step: int) -> float:
+        if config.schedule == "wsd":
+            return warmup_stable_decay(
+                step, num_steps=num_steps, num_warmup=num_warmup, decay_fraction=config.decay_fraction
+            )
+        return warmup_cosine(step, num_steps=num_steps, num_warmup=num_warmup, final_fraction=0.0)
+
+    loop = TrainingLoop(
         decoder,
         LoopConfig(
             num_steps=num_steps,
@@ -170,15 +179,17 @@ def _train(
             weight_decay=config.weight_decay,
             clip_norm=config.clip_norm,
             checkpoint_every=config.checkpoint_every,
+            optimizer=config.optimizer,
+            average_decay=config.average_decay,
+            noise_seed=config.seed if config.dropout > 0 else None,
         ),
         batch_at=batches.at,
         loss=lambda ids_BT: objective(decoder, ids_BT),
         directory=run.folder,
         on_step=on_step,
-        learning_rate_fraction=lambda step: warmup_cosine(
-            step, num_steps=num_steps, num_warmup=num_warmup, final_fraction=0.0
-        ),
-    ).run()
+        learning_rate_fraction=learning_rate_fraction,
+    )
+    losses = loop.run()
     _write_model(decoder, corpus, run.folder / MODEL_FOLDER)
     write_json_file(run.folder / _CURVE_FILE, losses)
     run.finish(
@@ -201,14 +212,17 @@ def _train(
 
 
 def tune_loss(decoder: Decoder, corpus: PreparedCorpus, config: PretrainConfig) -> HeldOutLoss:
-    """Return a decoder's loss on the part of the tune split that ``config`` names."""
+    """Return a decoder's loss on the part of the tune split that ``config`` names, without dropout."""
     stream, num_bytes = corpus.tune_part(config.tune_tokens)
+    was_training = decoder.training
+    decoder.eval()
     [loss] = held_out_losses(
         lambda ids_BT: [log_softmax(decoder(ids_BT), dim=-1)],
         stream,
         num_bytes=num_bytes,
         sequence_tokens=config.sequence_tokens,
     )
+    decoder.train(was_training)
     return loss
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from forerun.pretraining.run_store import identity_hash, open_run, read_run
 from forerun.pretraining.train import pretrain, tune_loss
 
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -32,8 +33,10 @@ def die(done, total, detail):
     if done == 11:
         os.kill(os.getpid(), signal.SIGKILL)
 
-pretrain(open_corpus(Path(sys.argv[1])), Path(sys.argv[2]), tiny_config(), report=die)
+pretrain(open_corpus(Path(sys.argv[1])), Path(sys.argv[2]), tiny_config(**json.loads(sys.argv[4])), report=die)
 """
+
+EVERY_OPTION = {"optimizer": "muon", "schedule": "wsd", "dropout": 0.2, "average_decay": 0.9}
 
 
 @pytest.fixture(scope="module")
@@ -55,21 +58,44 @@ def test_it_learns_and_the_result_says_what_was_measured(whole, corpus, tiny):
     assert not (whole.folder / "checkpoint.safetensors").exists()
 
 
-def test_a_run_killed_by_the_system_goes_on_to_the_same_curve_and_weights(whole, prepared, corpus, tmp_path, tiny):
+@pytest.mark.parametrize("options", [{}, EVERY_OPTION], ids=["plain", "every option"])
+def test_a_run_killed_by_the_system_goes_on_to_the_same_curve_and_weights(
+    options, whole, prepared, corpus, tmp_path, tmp_path_factory, tiny
+):
+    if options:
+        whole = pretrain(corpus, tmp_path_factory.mktemp("options"), tiny(**options))
     here = os.path.dirname(__file__)  # noqa: PTH120
-    command = [sys.executable, "-c", KILLED, prepared, tmp_path, here]
+    command = [sys.executable, "-c", KILLED, prepared, tmp_path, here, json.dumps(options)]
     killed = subprocess.run(command, capture_output=True, check=False, timeout=120)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     cut = tmp_path / whole.folder.name
     assert (cut / "checkpoint.safetensors").exists()
     assert not (cut / "result.json").exists()
     steps = []
-    resumed = pretrain(corpus, tmp_path, tiny(), report=lambda done, total, detail: steps.append(done))
+    torch.manual_seed(99)  # what the global generator held counts for nothing
+    resumed = pretrain(corpus, tmp_path, tiny(**options), report=lambda done, total, detail: steps.append(done))
     assert steps[0] == 9, "the last checkpoint is of step 8"
     assert curve(resumed) == curve(whole)
     assert resumed.result()["tune_loss_nats_by_epoch"] == whole.result()["tune_loss_nats_by_epoch"]
     weights = [(run.folder / "model" / "model.safetensors").read_bytes() for run in (resumed, whole)]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("option", EVERY_OPTION)
+def test_every_option_changes_the_run_and_what_is_measured_is_what_is_written(option, whole, corpus, tmp_path, tiny):
+    config = tiny(num_epochs=1, **{option: EVERY_OPTION[option]})
+    run = pretrain(corpus, tmp_path, config)
+    assert run.identity["config"][option] == EVERY_OPTION[option]
+    assert curve(run)[-1] != curve(whole)[len(curve(run)) - 1] or option == "average_decay"
+    assert run.result()["tune"]["loss_nats"] < curve(run)[0] - 0.5
+    decoder = build_decoder(load_checkpoint(run.folder))
+    assert tune_loss(decoder, corpus, config).loss_nats == pytest.approx(run.result()["tune"]["loss_nats"], abs=1e-6)
+
+
+def test_later_options_leave_earlier_runs_their_names(tiny):
+    assert not EVERY_OPTION.keys() & tiny().identity().keys()
+    assert tiny().identity()["shape"] == asdict(tiny().shape)
+    assert tiny(dropout=0.1).identity() == tiny().identity() | {"dropout": 0.1}
 
 
 def test_a_finished_run_is_not_made_again_and_another_seed_is_another_run(whole, corpus, tiny, monkeypatch):
@@ -147,6 +173,11 @@ def test_batches_that_the_corpus_does_not_fill_are_refused(corpus, tmp_path, tin
         {"weight_decay": -1},
         {"learning_rate": 1.0},
         {"clip_norm": 0},
+        {"optimizer": "sgd"},
+        {"schedule": "linear"},
+        {"decay_fraction": 0},
+        {"dropout": 1.0},
+        {"average_decay": -0.1},
     ],
 )
 def test_settings_out_of_range_are_refused(options):
