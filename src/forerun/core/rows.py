@@ -64,7 +64,12 @@ class Rows:
         if len(parts) == 1:
             return parts[0]
         widest = max(part.ancestors.shape[1] for part in parts)
-        padded = [np.pad(part.ancestors, ((0, 0), (0, widest - part.ancestors.shape[1]))) for part in parts]
+        padded = [
+            part.ancestors  # the usual case; padding by nothing takes longer than the rest of this
+            if part.ancestors.shape[1] == widest
+            else np.pad(part.ancestors, ((0, 0), (0, widest - part.ancestors.shape[1])))
+            for part in parts
+        ]
         return cls(
             sequences=np.concatenate([part.sequences for part in parts]),
             token_ids=np.concatenate([part.token_ids for part in parts]),
