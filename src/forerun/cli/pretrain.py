@@ -1,4 +1,4 @@
-"""``forerun pretrain``: prepare a corpus, train models on it, average them."""
+"""``forerun pretrain``: prepare a corpus, train models on it, average them; and where its other actions are."""
 
 import argparse
 from pathlib import Path
@@ -14,6 +14,7 @@ from forerun.cli.pretrain_options import (
     run_config,
     write_run,
 )
+from forerun.cli.pretrain_study import add_report, add_reproduce
 from forerun.cli.pretrain_tune import add_tune
 from forerun.cli.progress import progress_bars
 
@@ -29,6 +30,7 @@ examples:
   forerun pretrain ensemble runs/* --data data --out pair
   forerun pretrain distill --ensemble pair --data data --out runs --size 75k
   forerun pretrain tune --data data --out runs --size 25k --unique-tokens 50000
+  forerun pretrain reproduce --scale smoke --out study    all of it, in minutes, and a page about it
 """
 
 
@@ -47,6 +49,8 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     _add_ensemble(actions)
     add_distill(actions)
     add_tune(actions)
+    add_reproduce(actions)
+    add_report(actions)
     return parser
 
 
@@ -73,6 +77,9 @@ def _add_prepare(actions: Commands) -> None:
     prepare.add_argument("--test-fraction", type=float, default=0.1, metavar="X", help="share (default: %(default)s)")
     prepare.add_argument(
         "--similarity", type=float, default=0.8, metavar="X", help="drop documents this alike (default: %(default)s)"
+    )
+    prepare.add_argument(
+        "--max-bytes", type=int, metavar="N", help="use only a random sample of about so much text (default: all)"
     )
     prepare.add_argument("--text-field", default="text", metavar="NAME", help="field of records (default: %(default)s)")
     prepare.add_argument("--license", metavar="NAME", help="licence of documents that do not say their own")
@@ -123,6 +130,7 @@ def _prepare(args: argparse.Namespace) -> int:
         vocab_size=args.vocab_size,
         tokenizer=args.tokenizer,
         text_field=args.text_field,
+        most_bytes=args.max_bytes,
         license_name=args.license,
     )
     with progress_bars() as show:

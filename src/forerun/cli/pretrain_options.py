@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forerun.cli.console import write_json, write_line
+from forerun.pretraining.config import SHAPES, WEIGHT_DECAY, PretrainConfig
 
 if TYPE_CHECKING:
-    from forerun.pretraining.config import PretrainConfig
     from forerun.pretraining.run_store import Run
-
-SIZES = ("25k", "75k", "150k", "440k", "800k")
 
 
 def add_data_option(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +48,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size",
         "--shape",
-        choices=SIZES,
+        choices=tuple(SHAPES),
         default="150k",
         help="parameters without embeddings (default: %(default)s)",
     )
@@ -109,7 +107,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_config(args: argparse.Namespace) -> "PretrainConfig":
+def run_config(args: argparse.Namespace) -> PretrainConfig:
     """Return the run that the options describe.
 
     Args:
@@ -118,8 +116,6 @@ def run_config(args: argparse.Namespace) -> "PretrainConfig":
     Raises:
         ConfigError: An option is out of range.
     """
-    from forerun.pretraining.config import SHAPES, WEIGHT_DECAY, PretrainConfig
-
     return PretrainConfig(
         shape=SHAPES[args.size],
         unique_tokens=args.unique_tokens,

@@ -5,7 +5,7 @@ from typing import Any, Final, Literal, get_args
 
 from forerun.core.errors import ConfigError
 
-Size = Literal["25k", "75k", "150k", "440k", "800k"]
+Size = Literal["6k", "25k", "75k", "150k", "440k", "800k"]
 Recipe = Literal["standard", "regularised"]
 Optimizer = Literal["adamw", "muon"]
 Schedule = Literal["cosine", "wsd"]
@@ -41,6 +41,7 @@ class ShapeConfig:
 
 
 SHAPES: Final[dict[Size, ShapeConfig]] = {
+    "6k": ShapeConfig(hidden_size=16, intermediate_size=40, num_layers=2, num_heads=1),
     "25k": ShapeConfig(hidden_size=32, intermediate_size=88, num_layers=2, num_heads=2),
     "75k": ShapeConfig(hidden_size=56, intermediate_size=152, num_layers=2, num_heads=4),
     "150k": ShapeConfig(hidden_size=64, intermediate_size=168, num_layers=3, num_heads=4),

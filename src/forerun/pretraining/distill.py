@@ -12,8 +12,10 @@ from torch.nn.functional import cross_entropy, log_softmax
 
 from forerun.core.errors import ConfigError
 from forerun.models.decoder import Decoder
+from forerun.models.ensemble_file import EnsembleFile
+from forerun.nn.law_average import Average
 from forerun.pretraining.config import PretrainConfig
-from forerun.pretraining.ensemble import Average, EnsembleCheckpoint, average_law, load_member, open_members
+from forerun.pretraining.ensemble import average_law, load_member, open_members
 from forerun.pretraining.prepared_corpus import PreparedCorpus
 from forerun.pretraining.run_store import Run
 from forerun.pretraining.train import Objective, Report, train_run
@@ -42,7 +44,7 @@ class DistillConfig:
 def distill(
     corpus: PreparedCorpus,
     store: Path,
-    teacher: EnsembleCheckpoint,
+    teacher: EnsembleFile,
     config: DistillConfig,
     *,
     report: Report = lambda done, total, detail: None,
@@ -82,7 +84,7 @@ def distill(
     return train_run(corpus, store, config.student, identity=identity, objective=objective, report=report)
 
 
-def distill_identity(data_sha256: str, teacher: EnsembleCheckpoint, config: DistillConfig) -> dict[str, Any]:
+def distill_identity(data_sha256: str, teacher: EnsembleFile, config: DistillConfig) -> dict[str, Any]:
     """Return what names the run of a student: the folders' names are the hashes of the members."""
     return {
         "kind": "distill",

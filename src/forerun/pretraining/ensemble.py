@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,17 +13,14 @@ from torch.nn.functional import log_softmax
 
 from forerun.core.errors import CheckpointError, ConfigError
 from forerun.models.decoder import Decoder
+from forerun.models.ensemble_file import ENSEMBLE_FILE, EnsembleFile, read_ensemble_file
 from forerun.models.load import build_decoder, load_checkpoint
+from forerun.nn.law_average import AVERAGES, Average
 from forerun.pretraining.atomic_files import write_json_file
 from forerun.pretraining.evaluation import HeldOutLoss, held_out_losses
 from forerun.pretraining.prepared_corpus import PreparedCorpus
 from forerun.pretraining.run_store import Run, read_run
 from forerun.pretraining.train import MODEL_FOLDER
-
-Average = Literal["probability", "logit"]
-AVERAGES: Final[tuple[Average, ...]] = get_args(Average)
-
-ENSEMBLE_FILE: Final = "ensemble.json"
 
 
 def average_law(logits: Sequence[Float[Tensor, "*batch vocab"]], *, average: Average) -> Float[Tensor, "*batch vocab"]:
@@ -139,37 +136,15 @@ def ensemble_json(result: EnsembleResult) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(result)))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EnsembleCheckpoint:
-    """Which law an ensemble is.
-
-    Attributes:
-        members: Folder of each run, in order.
-        average: How their laws are averaged.
-    """
-
-    members: tuple[Path, ...]
-    average: Average
-
-
-def read_ensemble(folder: Path) -> EnsembleCheckpoint:
+def read_ensemble(folder: Path) -> EnsembleFile:
     """Read an ensemble checkpoint, or take a run's folder for an ensemble of one.
 
     Raises:
         CheckpointError: The folder is neither, or its file is damaged.
     """
-    path = folder / ENSEMBLE_FILE
-    if not path.is_file():
-        return EnsembleCheckpoint(members=(read_run(folder).folder,), average="probability")
-    advice = "write it anew with 'forerun pretrain ensemble ... --out'"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        members, average = tuple(Path(member) for member in content["members"]), content["average"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: is damaged ({error!r}); {advice}") from error
-    if average not in AVERAGES:
-        raise CheckpointError(f"{path}: average={average!r}: must be one of {', '.join(AVERAGES)}; {advice}")
-    return EnsembleCheckpoint(members=members, average=average)
+    if (folder / ENSEMBLE_FILE).is_file():
+        return read_ensemble_file(folder)
+    return EnsembleFile(members=(read_run(folder).folder,), average="probability")
 
 
 def load_member(run: Run) -> Decoder:

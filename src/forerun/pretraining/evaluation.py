@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from forerun.data.tokens import TokenStream
@@ -47,15 +47,37 @@ def held_out_losses(
         One loss for each law.
     """
     totals: list[float] = []
-    with torch.no_grad():
-        for ids_BT in _sequences(stream, width=sequence_tokens, batch=batch_sequences):
-            sums = [float(token_nats(law_BTV, ids_BT[:, 1:]).double().sum()) for law_BTV in laws(ids_BT[:, :-1])]
-            totals = [before + more for before, more in zip(totals or [0.0] * len(sums), sums, strict=True)]
+    for parts in _nats_by_pass(laws, stream, sequence_tokens=sequence_tokens, batch_sequences=batch_sequences):
+        sums = [float(nats_BT.double().sum()) for nats_BT in parts]
+        totals = [before + more for before, more in zip(totals or [0.0] * len(sums), sums, strict=True)]
     num_tokens = len(stream.ids) - 1
     return [
         HeldOutLoss(loss_nats=total / num_tokens, bits_per_byte=total / math.log(2) / num_bytes, num_tokens=num_tokens)
         for total in totals
     ]
+
+
+def held_out_token_nats(
+    laws: Laws, stream: TokenStream, *, sequence_tokens: int, batch_sequences: int = 32
+) -> Float32[np.ndarray, "laws tokens"]:
+    """Return the loss of every predicted token under each law, as :func:`held_out_losses` sums them.
+
+    Args:
+        laws: The laws, the same number at every call; called without gradient.
+        stream: Held-out tokens.
+        sequence_tokens: Tokens predicted in one sequence.
+        batch_sequences: Sequences of a pass.
+    """
+    passes = _nats_by_pass(laws, stream, sequence_tokens=sequence_tokens, batch_sequences=batch_sequences)
+    return np.concatenate([torch.stack(parts).flatten(1).numpy() for parts in passes], axis=1).astype(np.float32)
+
+
+def _nats_by_pass(
+    laws: Laws, stream: TokenStream, *, sequence_tokens: int, batch_sequences: int
+) -> Iterator[list[Tensor]]:
+    for ids_BT in _sequences(stream, width=sequence_tokens, batch=batch_sequences):
+        with torch.no_grad():
+            yield [token_nats(law_BTV, ids_BT[:, 1:]) for law_BTV in laws(ids_BT[:, :-1])]
 
 
 def token_nats(

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from forerun.core.errors import CheckpointError
+from forerun.models.ensemble_file import EnsembleFile
 from forerun.pretraining.config import PretrainConfig
 from forerun.pretraining.distill import DistillConfig, distill, distill_identity
-from forerun.pretraining.ensemble import EnsembleCheckpoint
 from forerun.pretraining.prepared_corpus import PreparedCorpus, open_corpus
 from forerun.pretraining.run_store import Run
 from forerun.pretraining.train import pretrain, pretrain_identity
@@ -33,7 +33,7 @@ class Job:
     data: Path
     store: Path
     config: PretrainConfig
-    teacher: EnsembleCheckpoint | None = None
+    teacher: EnsembleFile | None = None
     teacher_weight: float = 0.8
 
     def identity(self, data_sha256: str) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class PrepareConfig:
         tokenizer: A ``tokenizer.json``, or a folder with one, instead of a tokenizer of its own.
         text_field: Field of a record that holds the text.
         license_name: Licence of documents that do not say their own.
+        most_bytes: Use only a sample of about so much text, drawn by a hash of the documents; ``None`` for all.
         min_split_tokens: Fewest tokens that each split must have.
     """
 
@@ -43,9 +44,12 @@ class PrepareConfig:
     tokenizer: Path | None = None
     text_field: str = "text"
     license_name: str | None = None
+    most_bytes: int | None = None
     min_split_tokens: int = 1024
 
     def __post_init__(self) -> None:
+        if self.most_bytes is not None and self.most_bytes < 1:
+            raise ConfigError(f"most_bytes={self.most_bytes}: must be at least 1; leave it out for all the text")
         if self.min_split_tokens < 2:
             raise ConfigError(f"min_split_tokens={self.min_split_tokens}: must be at least 2, to predict one from one")
         if self.vocab_size < SMALLEST_VOCAB:
@@ -80,9 +84,8 @@ def prepare_corpus(
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"--out {folder}: is not empty; name a new folder, for a prepared corpus never changes")
-    documents = list(
-        _counted(read_corpus(source, text_field=config.text_field, license_name=config.license_name), report)
-    )
+    found = _counted(read_corpus(source, text_field=config.text_field, license_name=config.license_name), report)
+    documents = _sample(list(found), config.most_bytes)
     kept, duplicates = remove_near_duplicates(
         documents, config.deduplication, report=lambda done: report("deduplicate", done, len(documents))
     )
@@ -115,6 +118,19 @@ def prepare_corpus(
             f"--out {folder}: cannot be written ({error.strerror}); make room, or name a folder you can write to"
         ) from error
     return manifest
+
+
+def _sample(documents: list[Document], most_bytes: int | None) -> list[Document]:
+    """Return documents by the order of their hashes until they have the bytes, in the order they came in."""
+    if most_bytes is None:
+        return documents
+    num_bytes, kept = 0, set[str]()
+    for document in sorted(documents, key=lambda document: document.sha256):
+        if kept and num_bytes + document.num_bytes > most_bytes:
+            break
+        kept.add(document.sha256)
+        num_bytes += document.num_bytes
+    return [document for document in documents if document.sha256 in kept]
 
 
 def _counted(documents: Iterator[Document], report: Report) -> Iterator[Document]:

@@ -9,7 +9,7 @@ from forerun.core.errors import CorpusError
 from forerun.data.split import Split
 from forerun.data.tokens import TokenStream, open_tokens
 from forerun.models.tokenizer import Tokenizer, load_tokenizer_json
-from forerun.pretraining.manifest import TOKENIZER_FILE, Manifest, read_manifest
+from forerun.pretraining.manifest import TOKENIZER_FILE, Manifest, SplitRecord, read_manifest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,12 +33,30 @@ class PreparedCorpus:
 
         The order of documents is that of a hash, so this is a random sample.
         """
-        num_documents = max(1, int(np.searchsorted(self.tune.starts, num_tokens, side="right")) - 1)
-        records = self.manifest.splits["tune"].documents[:num_documents]
-        stream = TokenStream(
-            ids=self.tune.ids[: int(self.tune.starts[num_documents])], starts=self.tune.starts[: num_documents + 1]
-        )
-        return stream, sum(record.num_bytes for record in records)
+        return _first_documents(self.tune, self.manifest.splits["tune"], num_tokens)
+
+
+def open_test(folder: Path, num_tokens: int) -> tuple[TokenStream, int]:
+    """Open the test split of a prepared corpus; for a report on finished runs, and for nothing that chooses.
+
+    Args:
+        folder: The corpus.
+        num_tokens: As many whole documents are returned as fit, at least one; their order is that of a hash.
+
+    Returns:
+        Their tokens, and the bytes of their text.
+
+    Raises:
+        CorpusError: A file is missing or changed.
+    """
+    record = read_manifest(folder).splits["test"]
+    return _first_documents(open_tokens(folder, record.tokens), record, num_tokens)
+
+
+def _first_documents(stream: TokenStream, record: SplitRecord, num_tokens: int) -> tuple[TokenStream, int]:
+    num_documents = max(1, int(np.searchsorted(stream.starts, num_tokens, side="right")) - 1)
+    part = TokenStream(ids=stream.ids[: int(stream.starts[num_documents])], starts=stream.starts[: num_documents + 1])
+    return part, sum(document.num_bytes for document in record.documents[:num_documents])
 
 
 def open_corpus(folder: Path) -> PreparedCorpus:

@@ -5,9 +5,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from forerun.core.errors import CheckpointError, ConfigError
+from forerun.models.ensemble_file import EnsembleFile
 from forerun.pretraining.distill import DistillConfig, distill, distillation_loss, teacher_law
 from forerun.pretraining.ensemble import (
-    EnsembleCheckpoint,
     evaluate_ensemble,
     load_member,
     read_ensemble,
@@ -38,7 +38,7 @@ def test_the_loss_is_the_mean_of_divergence_and_cross_entropy_by_weight():
 
 
 def test_a_student_comes_closer_to_its_teacher_than_a_model_of_the_text(members, corpus, tiny, tmp_path):
-    teacher = EnsembleCheckpoint(members=tuple(members), average="probability")
+    teacher = EnsembleFile(members=tuple(members), average="probability")
     student = distill(corpus, tmp_path, teacher, DistillConfig(student=tiny(seed=7), teacher_weight=1.0))
     twin = pretrain(corpus, tmp_path, tiny(seed=7))
     decoders = [load_member(run) for run in map(read_run, members)]
@@ -65,7 +65,7 @@ def test_a_finished_student_is_not_made_again_and_can_be_averaged(members, corpu
     steps.clear()
     again = distill(corpus, tmp_path, teacher, config, report=lambda done, total, detail: steps.append(done))
     assert (again.folder, steps) == (student.folder, [])
-    other = distill(corpus, tmp_path, EnsembleCheckpoint(members=(members[1],), average="probability"), config)
+    other = distill(corpus, tmp_path, EnsembleFile(members=(members[1],), average="probability"), config)
     assert other.folder != student.folder
     result = evaluate_ensemble([student.folder, members[0]], corpus)
     assert result.member_losses[0].loss_nats == pytest.approx(student.result()["tune"]["loss_nats"], abs=1e-6)
@@ -74,7 +74,7 @@ def test_a_finished_student_is_not_made_again_and_can_be_averaged(members, corpu
 def test_an_ensemble_checkpoint_is_read_back(members, corpus, tmp_path):
     result = evaluate_ensemble(members, corpus)
     write_ensemble(tmp_path, result, average="logit", data_sha256=corpus.manifest.data_sha256)
-    assert read_ensemble(tmp_path) == EnsembleCheckpoint(members=tuple(members), average="logit")
+    assert read_ensemble(tmp_path) == EnsembleFile(members=tuple(members), average="logit")
 
 
 @pytest.mark.parametrize("content", ["{", '{"members": []}', '{"members": [], "average": "mean"}'])
