@@ -14,6 +14,7 @@ from forerun.engine.request import Request
 from forerun.engine.sampling import SamplingParams
 from forerun.engine.speculative.choice import DraftChoice
 from forerun.engine.speculative.controller import BranchBudget, FixedController
+from forerun.engine.speculative.fallback_length import OneLess
 from forerun.engine.speculative.plain import NoSpeculator
 from forerun.engine.speculative.sequential import NgramSpeculator, SequentialSpeculator
 from forerun.engine.speculative.speculator import Speculator
@@ -144,8 +145,20 @@ class Way:
             self.speculative,
             num_speculative_tokens=self.num_speculative_tokens,
             branch_budget=BranchBudget(self.branch_budget, least=self.branch_budget, most=self.branch_budget),
+            fallback_length=EveryLength(),
             states=states,
         )
+
+
+class EveryLength(OneLess):
+    """Lengths of fallbacks in turn, none at all among them."""
+
+    def __init__(self) -> None:
+        self._num_choices = 0
+
+    def choose(self, limit: int) -> int:
+        self._num_choices += 1
+        return (limit - self._num_choices) % (limit + 1)
 
 
 AUTOREGRESSIVE = Way(method="none")

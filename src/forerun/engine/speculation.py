@@ -19,6 +19,7 @@ from forerun.engine.speculative.controller import (
     FixedController,
 )
 from forerun.engine.speculative.drafter_process import DrafterProcess
+from forerun.engine.speculative.fallback_length import AdaptiveFallbackLength, OneLess
 from forerun.engine.speculative.plain import NoSpeculator
 from forerun.engine.speculative.sequential import NgramSpeculator, SequentialSpeculator
 from forerun.engine.speculative.speculator import Speculator
@@ -164,6 +165,9 @@ class SpeculatorFactory:
             speculative,
             num_speculative_tokens=speculative.num_speculative_tokens or DEFAULT_NUM_SPECULATIVE_TOKENS,
             branch_budget=self._branch_budget(),
+            fallback_length=AdaptiveFallbackLength(MAX_ADAPTIVE_TOKENS)
+            if speculative.num_speculative_tokens is None
+            else OneLess(),
             states=self._states(target),
         )
 

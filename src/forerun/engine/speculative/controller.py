@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from forerun.engine.speculative.time_line import TimeLine
+
 _DECAY = 0.98
 """Weight that a round keeps after each further round: the last 50 rounds count most."""
 _PRIOR_ACCEPTANCE = 0.6
@@ -106,7 +108,7 @@ class AdaptiveController:
     def __init__(self, acceptance: Acceptance, *, least_tokens: int, max_tokens: int, initial: int) -> None:
         self._acceptance, self._least_tokens, self._max_tokens = acceptance, least_tokens, max_tokens
         self._current = initial
-        self._times: dict[int, _Line] = {}
+        self._times: dict[int, TimeLine] = {}
         self._num_rounds = 0
 
     def num_speculative_tokens(self, num_requests: int) -> int:
@@ -124,7 +126,7 @@ class AdaptiveController:
     def observe(self, *, proposed: Sequence[int], accepted: Sequence[int], round_s: float) -> None:
         """Update acceptance at each place that was looked at, and the line of times."""
         self._acceptance.observe(proposed=proposed, accepted=accepted)
-        line = self._times.setdefault(len(proposed), _Line())
+        line = self._times.setdefault(len(proposed), TimeLine())
         line.add(sum(proposed) / len(proposed), round_s)
 
     def rate(self, num_requests: int) -> float | None:
@@ -179,32 +181,3 @@ class BranchBudget:
             self._value = max(self._least, self._value * 0.95)
         if is_hit:
             self._was_deep = is_deep
-
-
-class _Line:
-    """A weighted least-squares line y = a + b x with b >= 0, old points fading."""
-
-    def __init__(self) -> None:
-        self._weight = self._x = self._y = self._xx = self._xy = 0.0
-
-    def add(self, x: float, y: float) -> None:
-        self._weight, self._x, self._y = _DECAY * self._weight + 1, _DECAY * self._x + x, _DECAY * self._y + y
-        self._xx, self._xy = _DECAY * self._xx + x * x, _DECAY * self._xy + x * y
-
-    def fade(self) -> None:
-        """Scale the points so that they weigh one together."""
-        scale = 1 / max(1.0, self._weight)
-        self._weight, self._x, self._y = scale * self._weight, scale * self._x, scale * self._y
-        self._xx, self._xy = scale * self._xx, scale * self._xy
-
-    def at(self, x: float) -> float:
-        """Return the line at x; with points at one x only, a slope of a twentieth of the level is assumed."""
-        mean_x, mean_y = self._x / self._weight, self._y / self._weight
-        spread = self._xx / self._weight - mean_x * mean_x
-        assumed = 0.05 * mean_y
-        slope = assumed
-        if spread > 1e-9:
-            measured = (self._xy / self._weight - mean_x * mean_y) / spread
-            trust = min(1.0, spread)
-            slope = max(0.0, trust * measured + (1 - trust) * assumed)
-        return max(mean_y + slope * (x - mean_x), 0.2 * mean_y)

@@ -10,6 +10,7 @@ from forerun.engine.law import ProcessedLaw
 from forerun.engine.request import Request
 from forerun.engine.speculative.controller import BranchBudget
 from forerun.engine.speculative.drafter_link import DrafterLink
+from forerun.engine.speculative.fallback_length import FallbackLength
 from forerun.engine.speculative.messages import FinishMessage, Message, OutcomeMessage, StartMessage
 from forerun.engine.speculative.ngram import ngram_continuation
 from forerun.engine.speculative.speculator import Speculation
@@ -31,6 +32,7 @@ class SsdSpeculator:
         config: How drafts are made.
         num_speculative_tokens: K of the first round; later rounds prepare one token more than the last limit.
         branch_budget: Sets B, the outcomes to prepare.
+        fallback_length: Sets how many tokens the target waits for on a miss.
         states: Of the target, where the draft reads them; ``None``: it has only its own.
 
     Reference:
@@ -44,11 +46,14 @@ class SsdSpeculator:
         *,
         num_speculative_tokens: int,
         branch_budget: BranchBudget,
+        fallback_length: FallbackLength,
         states: TargetStates | None = None,
     ) -> None:
         self._drafter, self._config, self._states = drafter, config, states
         self.num_speculative_tokens = num_speculative_tokens
         self.branch_budget = branch_budget
+        self._fallback_length = fallback_length
+        self._fallbacks: dict[int, int] = {}
         self.is_alive = True
         self._last_accepted: dict[int, int] = {}
 
@@ -69,14 +74,13 @@ class SsdSpeculator:
 
     def speculate(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Speculation]:
         """Return what is prepared; requests that missed wait for their fallback together, the others don't."""
+        self._fallback_length.begin_round()
         found = [self._take(request, limit) for request, limit in zip(requests, limits, strict=True)]
-        waiting = [
-            index
-            for index, speculation in enumerate(found)
-            if self.is_alive and speculation.is_hit is False and self._config.fallback == "neural" and limits[index] > 0
-        ]
-        for index in waiting:
-            found[index] = self._wait(requests[index], _num_fallback(limits[index]))
+        for index, request in enumerate(requests):
+            num_tokens = self._fallbacks.get(request.index, 0)
+            if num_tokens > 0:
+                found[index] = self._wait(request, num_tokens)
+        self._fallback_length.begin_verification(sum(len(speculation.token_ids) for speculation in found))
         return found
 
     def laws(self, request: Request, speculation: Speculation) -> Sequence[ProcessedLaw | None]:
@@ -105,10 +109,12 @@ class SsdSpeculator:
     def observe(self, request: Request, num_accepted: int) -> None:
         """Keep the outcome for the next look-up."""
         self._last_accepted[request.index] = num_accepted
+        self._fallback_length.learn_outcome(num_accepted, fallback=self._fallbacks.pop(request.index, 0))
 
     def finish(self, request: Request) -> None:
         """Let the drafter forget a request."""
         self._last_accepted.pop(request.index, None)
+        self._fallbacks.pop(request.index, None)
         if self._states is not None:
             self._states.forget(request)
         self._send(FinishMessage(request=request.sequence))
@@ -136,7 +142,7 @@ class SsdSpeculator:
                 context = [*request.prompt_ids, *request.output_ids]
                 proposed = ngram_continuation(context, num_tokens=limit)
             elif self._config.fallback == "neural":
-                num_draft = _num_fallback(limit)
+                num_draft = self._fallbacks[request.index] = self._fallback_length.choose(limit)
         if self._states is not None:
             self._drafter.states.put(request.sequence, *self._states.take(request))
         self._send(
@@ -159,12 +165,14 @@ class SsdSpeculator:
 
     def _wait(self, request: Request, num_tokens: int) -> Speculation:
         """Wait for the neural fallback of a request."""
+        started = time.perf_counter()
         tokens: list[int] = []
         while self.is_alive and len(tokens) < num_tokens:
             tokens = self._drafter.cache.draft(request.sequence, request.round_number)
             if len(tokens) < num_tokens:
                 self._check()
                 time.sleep(_POLL_S)
+        self._fallback_length.learn_wait(num_tokens, time.perf_counter() - started)
         return Speculation(token_ids=tuple(tokens[:num_tokens]), origin="fallback", is_hit=False)
 
     def _send(self, message: Message) -> None:
@@ -185,8 +193,3 @@ class SsdSpeculator:
         self.is_alive = False
         warnings.warn(f"{error}; decoding continues with the target alone", RuntimeWarning, stacklevel=2)
         self._drafter.close()
-
-
-def _num_fallback(limit: int) -> int:
-    """Return how many tokens to draft while the target waits: one less than a prepared draft, as each costs a pass."""
-    return max(1, limit - 1)

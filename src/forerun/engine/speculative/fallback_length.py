@@ -1,0 +1,124 @@
+"""How many tokens to draft on a miss, while the target waits."""
+
+import time
+from typing import Protocol
+
+from forerun.engine.speculative.controller import Acceptance
+from forerun.engine.speculative.time_line import TimeLine
+
+_EXPLORE_EVERY = 12
+_DECAY = 0.98
+
+
+class FallbackLength(Protocol):
+    """Sets the length of fallbacks, and learns from every round."""
+
+    def choose(self, limit: int) -> int:
+        """Return how many tokens to draft on a miss, at most ``limit`` (at least 1); 0 waits for nothing."""
+        ...
+
+    def begin_round(self) -> None:
+        """Take the time at which outcomes are looked up."""
+        ...
+
+    def learn_wait(self, num_tokens: int, wait_s: float) -> None:
+        """Learn how long the target waited for a fallback of this length."""
+        ...
+
+    def begin_verification(self, num_proposed: int) -> None:
+        """Take the time at which a verification of so many draft tokens begins."""
+        ...
+
+    def learn_outcome(self, num_accepted: int, *, fallback: int) -> None:
+        """Learn how much of a draft was accepted.
+
+        Args:
+            num_accepted: Draft tokens accepted.
+            fallback: Length of the draft if it was a fallback that the target waited for, else 0.
+        """
+        ...
+
+
+class OneLess:
+    """Always one token less than a prepared draft, for each costs a pass of the draft."""
+
+    def choose(self, limit: int) -> int:
+        """Return the limit less one, but at least 1."""
+        return max(1, limit - 1)
+
+    def begin_round(self) -> None:
+        """Nothing to learn."""
+
+    def learn_wait(self, num_tokens: int, wait_s: float) -> None:
+        """Nothing to learn."""
+
+    def begin_verification(self, num_proposed: int) -> None:
+        """Nothing to learn."""
+
+    def learn_outcome(self, num_accepted: int, *, fallback: int) -> None:
+        """Nothing to learn."""
+
+
+class AdaptiveFallbackLength:
+    r"""Picks the length that gains more tokens than the target would emit in the time it costs.
+
+    A prepared draft is free; a fallback is not, for the target waits for every token of it. Its length is
+
+    .. math:: n^* = \arg\max_n \sum_{1 \le i \le n} \prod_{j \le i} a_j - R \, (w(n) + v n)
+
+    :math:`a_j` is the share of fallback tokens accepted at place j, w the time the target waits (0 for n = 0), v the
+    time that a token adds to a verification, and R the tokens per second of late. Now and then a neighbouring length is
+    tried, so that the estimates stay fresh.
+
+    Args:
+        most: Longest fallback.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._acceptance = Acceptance(most)
+        self._waits, self._verifications = TimeLine(), TimeLine()
+        self._num_tokens = self._seconds = 0.0
+        self._num_choices = 0
+        self._round_began = self._verification_began = 0.0
+        self._num_proposed = 0
+
+    def choose(self, limit: int) -> int:
+        """Return the best length known, or sometimes a neighbour of it; at first one less than the limit."""
+        self._num_choices += 1
+        if not (self._waits.has_points and self._verifications.has_points):
+            return max(1, limit - 1)
+        best = max(range(limit + 1), key=self._gain)
+        if self._num_choices % _EXPLORE_EVERY == 0:
+            step = 1 if best == 0 or self._num_choices % (2 * _EXPLORE_EVERY) else -1
+            return min(limit, best + step)
+        return best
+
+    def begin_round(self) -> None:
+        """Take the time at which outcomes are looked up."""
+        self._round_began = time.perf_counter()
+
+    def learn_wait(self, num_tokens: int, wait_s: float) -> None:
+        """Learn how long the target waited for a fallback of this length."""
+        self._waits.add(num_tokens, wait_s)
+
+    def begin_verification(self, num_proposed: int) -> None:
+        """Take the time at which a verification of so many draft tokens begins."""
+        self._verification_began, self._num_proposed = time.perf_counter(), num_proposed
+
+    def learn_outcome(self, num_accepted: int, *, fallback: int) -> None:
+        """Learn acceptance, and the times of the round; requests of one round share its time."""
+        now = time.perf_counter()
+        self._verifications.add(self._num_proposed, now - self._verification_began)
+        self._num_tokens = _DECAY * self._num_tokens + num_accepted + 1
+        self._seconds = _DECAY * self._seconds + now - self._round_began
+        self._round_began = now
+        if fallback > 0:
+            self._acceptance.observe(proposed=[fallback], accepted=[num_accepted])
+
+    def _gain(self, length: int) -> float:
+        """Return the tokens gained over no fallback at all, less those that its time would have given."""
+        if length == 0:
+            return 0.0
+        added_s = self._verifications.at(length) - self._verifications.at(0)
+        cost = self._num_tokens / self._seconds * (self._waits.at(length) + added_s)
+        return self._acceptance.expected_tokens(length) - 1 - cost
