@@ -14,13 +14,12 @@ from torch.nn.functional import log_softmax
 from forerun.core.errors import CheckpointError, ConfigError
 from forerun.models.decoder import Decoder
 from forerun.models.ensemble_file import ENSEMBLE_FILE, EnsembleFile, read_ensemble_file
-from forerun.models.load import build_decoder, load_checkpoint
+from forerun.models.load import MODEL_FOLDER, build_decoder, load_checkpoint
 from forerun.nn.law_average import AVERAGES, Average
 from forerun.pretraining.atomic_files import write_json_file
 from forerun.pretraining.evaluation import HeldOutLoss, held_out_losses
 from forerun.pretraining.prepared_corpus import PreparedCorpus
 from forerun.pretraining.run_store import Run, read_run
-from forerun.pretraining.train import MODEL_FOLDER
 
 
 def average_law(logits: Sequence[Float[Tensor, "*batch vocab"]], *, average: Average) -> Float[Tensor, "*batch vocab"]:

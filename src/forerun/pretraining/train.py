@@ -18,6 +18,7 @@ from forerun.core.env import package_versions
 from forerun.core.errors import ConfigError, DivergenceError, TrainingError
 from forerun.models.decoder import Decoder
 from forerun.models.export import save_huggingface
+from forerun.models.load import MODEL_FOLDER
 from forerun.pretraining.atomic_files import folder_in_the_making, write_json_file
 from forerun.pretraining.batches import EpochBatches
 from forerun.pretraining.config import PretrainConfig
@@ -27,9 +28,6 @@ from forerun.pretraining.prepared_corpus import PreparedCorpus
 from forerun.pretraining.run_store import Run, open_run
 from forerun.training.loop import LoopConfig, TrainingLoop
 from forerun.training.schedule import warmup_cosine, warmup_stable_decay
-
-MODEL_FOLDER: Final = "model"
-"""The trained model, as the engine and ``transformers`` load it."""
 
 _TUNE_FILE: Final = "tune_losses.json"
 _CURVE_FILE: Final = "train_losses.json"
