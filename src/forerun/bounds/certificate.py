@@ -26,7 +26,7 @@ def new_manifest(*, task: str, grid: PriorGrid, train: LabelledData, delta: floa
     """Return a manifest without claims."""
     return {
         "format": "forerun-certificate",
-        "version": 1,
+        "version": 2,
         "task": task,
         "grid": grid.as_json(),
         "grid_sha256": grid.sha256,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 _WHY: Final = {
-    "architecture": "one of the grid's hidden layer widths",
+    "architecture": "one of the grid's architectures",
     "dimension": "one of the grid's subspace dimensions",
     "levels": "one of the grid's numbers of levels",
     "seed": "one of the grid's seeds of start and projection",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from forerun.bounds.coding import ArithmeticDecoder, ArithmeticEncoder
-from forerun.bounds.prior import PriorGrid
+from forerun.bounds.prior import Architecture, PriorGrid
 from forerun.bounds.verifier import MAGNITUDE_BITS
 
 
@@ -18,14 +18,14 @@ class Message:
     """All that distinguishes one classifier from the others of its grid.
 
     Attributes:
-        hidden_widths: Of the hidden layers.
+        architecture: Layers.
         levels: Quantisation levels, 2 m + 1.
         seed: Of start and projection.
         magnitude_steps: m steps of the logarithmic scale, 0 to 127.
         symbols: One for each dimension: 0, or +-j for the j-th magnitude.
     """
 
-    hidden_widths: tuple[int, ...]
+    architecture: Architecture
     levels: int
     seed: int
     magnitude_steps: tuple[int, ...]
@@ -50,7 +50,7 @@ def encode_message(message: Message, grid: PriorGrid) -> bytes:
     """
     encoder = ArithmeticEncoder()
     for value, options in (
-        (message.hidden_widths, grid.hidden_widths),
+        (message.architecture, grid.architectures),
         (len(message.symbols), grid.subspace_dims),
         (message.levels, grid.levels),
         (message.seed, grid.seeds),
@@ -81,7 +81,7 @@ def decode_message(code: bytes, grid: PriorGrid) -> Message:
         decoder.consume(position, 1, count)
         return position
 
-    hidden_widths = grid.hidden_widths[uniform(len(grid.hidden_widths))]
+    architecture = grid.architectures[uniform(len(grid.architectures))]
     dim = grid.subspace_dims[uniform(len(grid.subspace_dims))]
     levels = grid.levels[uniform(len(grid.levels))]
     seed = grid.seeds[uniform(len(grid.seeds))]
@@ -96,7 +96,7 @@ def decode_message(code: bytes, grid: PriorGrid) -> Message:
         decoder.consume(*_interval(counts, magnitude))
         counts[magnitude] += 1
         symbols.append(magnitude if not magnitude or uniform(2) else -magnitude)
-    return Message(hidden_widths=hidden_widths, levels=levels, seed=seed, magnitude_steps=steps, symbols=tuple(symbols))
+    return Message(architecture=architecture, levels=levels, seed=seed, magnitude_steps=steps, symbols=tuple(symbols))
 
 
 def _interval(counts: Sequence[int], symbol: int) -> tuple[int, int, int]:

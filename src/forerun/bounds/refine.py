@@ -13,29 +13,29 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from forerun.bounds.message import Message, num_magnitude_steps, step_to_magnitude
+from forerun.bounds.codebook import count_magnitudes, signed_levels, symbol_nats
+from forerun.bounds.message import Message, num_magnitude_steps
 from forerun.bounds.pac_bayes import kl_bound
-from forerun.nn.subspace import SubspaceMlp
+from forerun.nn.subspace import SubspaceNetwork
 
 CROSS_ENTROPY_WEIGHTS: Final = (0.3, 0.1, 0.02)
 """Of a nat of cross-entropy beside the bound, stage by stage: first a guide, at last what decides between equals."""
-
-
-def symbol_nats(magnitude_counts: list[int]) -> float:
-    """Return the information of the symbols, signs included, under the adaptive code: it depends on the counts only."""
-    num_classes, total = len(magnitude_counts), sum(magnitude_counts)
-    nats = math.lgamma(total + num_classes / 2) - math.lgamma(num_classes / 2)
-    nats -= sum(math.lgamma(count + 0.5) - math.lgamma(0.5) for count in magnitude_counts)
-    return nats + sum(magnitude_counts[1:]) * math.log(2)
 
 
 class _Descent:
     """The present message, its network's values, and its objective."""
 
     def __init__(
-        self, network: SubspaceMlp, inputs: Tensor, labels: Tensor, message: Message, other_nats: float
+        self,
+        network: SubspaceNetwork,
+        inputs: Tensor,
+        labels: Tensor,
+        message: Message,
+        num_samples: int,
+        other_nats: float,
     ) -> None:
-        self.network, self.inputs, self.labels, self.other_nats = network, inputs, labels, other_nats
+        self.network, self.inputs, self.labels = network, inputs, labels
+        self.num_samples, self.other_nats = num_samples, other_nats
         self.columns = network.get_buffer("projection").T.contiguous()
         self.symbols, self.steps = list(message.symbols), list(message.magnitude_steps)
         self.values = self._unfold(self.symbols, self.steps)
@@ -51,11 +51,11 @@ class _Descent:
         before = self.best
         top = len(self.steps)
         for index in range(len(self.symbols)):
+            levels = signed_levels(self.steps).tolist()
             for symbol in range(-top, top + 1):
-                old = self.symbols[index]
-                if symbol == old:
+                if symbol == self.symbols[index]:
                     continue
-                change = self._value(symbol) - self._value(old)
+                change = levels[symbol + top] - levels[self.symbols[index] + top]
                 symbols = [*self.symbols[:index], symbol, *self.symbols[index + 1 :]]
                 self._keep_if_better(self.values + change * self.columns[index], symbols, self.steps)
         for index in range(top):
@@ -66,21 +66,17 @@ class _Descent:
         self.values = self._unfold(self.symbols, self.steps)
         return self.best < before
 
-    def _value(self, symbol: int) -> float:
-        return math.copysign(step_to_magnitude(self.steps[abs(symbol) - 1]), symbol) if symbol else 0.0
-
     def _unfold(self, symbols: list[int], steps: list[int]) -> Tensor:
-        book = [0.0, *map(step_to_magnitude, steps)]
-        coefficients = torch.tensor([math.copysign(book[abs(symbol)], symbol) for symbol in symbols])
+        levels = signed_levels(steps)
+        coefficients = levels[torch.tensor(symbols) + len(steps)]
         return self.network.get_buffer("start") + coefficients @ self.columns
 
     def _objective(self, values: Tensor, symbols: list[int]) -> float:
         scores = self.network.scores(self.inputs, values)
         num_errors = int((scores.argmax(dim=1) != self.labels).sum())
-        counts = [0] * (len(self.steps) + 1)
-        for symbol in symbols:
-            counts[abs(symbol)] += 1
-        bound = kl_bound(num_errors, len(self.labels), symbol_nats(counts) + self.other_nats)
+        nats = symbol_nats(count_magnitudes(symbols, len(self.steps))) + self.other_nats
+        estimate = round(num_errors * self.num_samples / len(self.labels))
+        bound = kl_bound(estimate, self.num_samples, nats)
         return bound + self.cross_entropy_weight * float(cross_entropy(scores, self.labels))
 
     def _keep_if_better(self, values: Tensor, symbols: list[int], steps: list[int]) -> None:
@@ -91,11 +87,12 @@ class _Descent:
 
 @torch.no_grad()
 def refine(
-    network: SubspaceMlp,
-    inputs: Float[Tensor, "n features"],
-    labels: Int[Tensor, " n"],
+    network: SubspaceNetwork,
+    inputs: Float[Tensor, "m channels height width"],
+    labels: Int[Tensor, " m"],
     message: Message,
     *,
+    num_samples: int,
     other_nats: float,
     max_sweeps: int,
 ) -> Message:
@@ -103,9 +100,10 @@ def refine(
 
     Args:
         network: The message's subspace.
-        inputs: Scaled training examples.
+        inputs: Prepared training examples, or some of them: then the number of errors is estimated from these.
         labels: Their classes.
         message: Where to start.
+        num_samples: n, of all training examples.
         other_nats: What the bound pays beside the symbols: choices, codebook, ln(1/delta).
         max_sweeps: Sweeps over all coefficients at most, in each stage; a stage ends when one changes nothing.
 
@@ -113,7 +111,7 @@ def refine(
         A message of the same kind, where no single change lowers the bound and a little cross-entropy any more, or
         the sweeps were used up.
     """
-    descent = _Descent(network, inputs, labels, message, other_nats)
+    descent = _Descent(network, inputs, labels, message, num_samples, other_nats)
     for weight in CROSS_ENTROPY_WEIGHTS:
         descent.begin_stage(weight)
         for _ in range(max_sweeps):

@@ -8,16 +8,18 @@ its bound are written independently of those that made the certificate; tests ho
 DATA.npz holds ``inputs`` [n, num_inputs] and ``labels`` [n], the training data. Exit status: 0 yes, 1 no, 2 unusable
 arguments. With ``--measure`` it prints what it measures as JSON, claims ignored.
 
-The prior (format 1). The manifest's grid lists hidden layer widths, subspace dimensions, numbers of levels and seeds;
-each choice is uniform. Then come m = (levels - 1) / 2 magnitudes of 7 bits, and d symbols: a magnitude class under the
+The prior (format 2). The manifest's grid lists architectures, subspace dimensions, numbers of levels and seeds; each
+choice is uniform. Then come m = (levels - 1) / 2 magnitudes of 7 bits, and d symbols: a magnitude class under the
 Krichevsky-Trofimov estimator (class j of m + 1 has frequency 2 * count_j + 1) and, unless it is 0, a fair sign bit (1
-is plus). Weights of a layer with fan-in f: (uniform(-1, 1) + signs @ coefficients / sqrt(d)) / sqrt(f); biases alike.
-Signs and uniforms are bits of SplitMix64 at counters. The network has ReLUs between its layers. An
-example counts as an error unless the true class leads every other by more than MARGIN.
+is plus). An architecture lists [kind, width, kernel, stride, pool]: convolutions without padding, kernels cut to the
+input's size, a ReLU, averages over windows that do not overlap; "dense" has a kernel as large as its input, and a dense
+layer of the scores comes last. Weights of a layer with fan-in f: sqrt(2 / f) * (sqrt(3) * uniform(-1, 1) + signs @
+coefficients / sqrt(d)); biases alike, without the uniform. "bank" layers are fixed: first derivatives of a Gaussian in
+`width` directions, and the Gaussian. Signs and uniforms are bits of SplitMix64 at counters. An example counts as an
+error unless the true class leads every other by more than MARGIN.
 """
 
 import hashlib
-import itertools
 import json
 import math
 import sys
@@ -27,7 +29,9 @@ from pathlib import Path
 import numpy as np
 
 STANDARD_GRID_SHA256 = {
-    "digits": "8f01a9e97e96bc97d21e32a575aad37ad2d652787716bfe4139cef23849aca6a",
+    "digits": "4ab35dbc26268ce77ae22082824cd5fa050d02b5b30cb4709775493756884571",
+    "fashion-mnist": "9d89867ec53884483dbb5cba0eaf99d4a0cdd2fea435836acf3f4be362b36d25",
+    "mnist1d": "aea5b4997293439c10885724899701664fe6c62f8bc412cb6d4010742940ab42",
 }
 MARGIN = 1e-6
 MAX_MESSAGE_BYTES = 1 << 24
@@ -94,7 +98,7 @@ def decode(message, grid):
     """Return (choices, coefficients, ledger in bits) of a message under a grid."""
     decoder, ledger, choices = Decoder(message), {}, {}
     for name, line in (
-        ("hidden_widths", "architecture"), ("subspace_dims", "dimension"), ("levels", "levels"), ("seeds", "seed")
+        ("architectures", "architecture"), ("subspace_dims", "dimension"), ("levels", "levels"), ("seeds", "seed")
     ):  # fmt: skip
         before = decoder.num_bits
         choices[name] = grid[name][decoder.read_uniform(len(grid[name]))]
@@ -136,27 +140,86 @@ def layer_start_and_signs(seed, stream, num_values, dim):
     return start, 2.0 * bits - 1.0
 
 
-def build_layers(choices, coefficients, num_inputs, num_classes):
-    """Return [(weight, bias), ...] of the classifier that a message stands for."""
-    sizes = [num_inputs, *choices["hidden_widths"], num_classes]
-    layers = []
-    for index, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
-        start, signs = layer_start_and_signs(choices["seeds"], index, fan_out * (fan_in + 1), len(coefficients))
-        values = (start + signs @ coefficients / math.sqrt(len(coefficients))) / math.sqrt(fan_in)
-        layers.append((values[: fan_out * fan_in].reshape(fan_out, fan_in), values[fan_out * fan_in :]))
+def plan_layers(architecture, input_shape, num_classes):
+    """Return the geometry of each layer: (kind, channels in and out, kernel, stride, pool), pairs for height, width."""
+    height, width, channels = input_shape
+    plan = []
+    for kind, count, size, stride, pool in [*architecture, ["dense", num_classes, 0, 1, 1]]:
+        kernel = (height, width) if kind == "dense" else (min(size, height), min(size, width))
+        height, width = (height - kernel[0]) // stride + 1, (width - kernel[1]) // stride + 1
+        window = (min(pool, height), min(pool, width))
+        height, width = height // window[0], width // window[1]
+        plan.append((kind, channels, count + (kind == "bank"), kernel, stride, window))
+        channels = plan[-1][2]
+    return plan
+
+
+def bank_filters(num_angles, kernel):
+    """Return the fixed filters [num_angles + 1, height, width]: a Gaussian's derivatives by direction, and itself."""
+    ys, xs = (np.arange(size) - (size - 1) / 2 for size in kernel)
+    gaussian = np.exp(-(ys[:, None] ** 2 + xs[None, :] ** 2) / (2 * (max(kernel) / 4.5) ** 2))
+    angles = [2 * math.pi * index / num_angles for index in range(num_angles)]
+    filters = [gaussian * (math.cos(a) * xs[None, :] + math.sin(a) * ys[:, None]) for a in angles]
+    scaled = [2 * item / max(np.abs(item).sum(), 1e-12) for item in filters]
+    return np.array([*scaled, gaussian / gaussian.sum()])
+
+
+def build_layers(choices, coefficients, input_shape, num_classes):
+    """Return [(weight, bias, kernel, stride, pool), ...] of the classifier that a message stands for."""
+    layers, dim = [], len(coefficients)
+    plan = plan_layers(choices["architectures"], input_shape, num_classes)
+    for index, (kind, channels, count, kernel, stride, pool) in enumerate(plan):
+        fan_in = channels * kernel[0] * kernel[1]
+        if kind == "bank":
+            weight, bias = bank_filters(count - 1, kernel)[:, None] / channels, np.zeros(count)
+            weight = np.repeat(weight, channels, axis=1)
+        else:
+            start, signs = layer_start_and_signs(choices["seeds"], index, count * (fan_in + 1), dim)
+            start[count * fan_in :] = 0.0
+            values = math.sqrt(2 / fan_in) * (math.sqrt(3) * start + signs @ coefficients / math.sqrt(dim))
+            weight, bias = values[: count * fan_in], values[count * fan_in :]
+        layers.append((weight.reshape(count, fan_in), bias, kernel, stride, pool))
     return layers
 
 
-def find_errors(layers, inputs, labels):
+def class_scores(layers, maps):
+    """Return scores [n, classes] of inputs [n, channels, height, width]."""
+    for index, (weight, bias, kernel, stride, pool) in enumerate(layers):
+        patches = np.lib.stride_tricks.sliding_window_view(maps, kernel, axis=(2, 3))[:, :, ::stride, ::stride]
+        num, _, height, width = patches.shape[:4]
+        rows = patches.transpose(0, 2, 3, 1, 4, 5).reshape(num * height * width, -1)
+        maps = (rows @ weight.T + bias).reshape(num, height, width, -1).transpose(0, 3, 1, 2)
+        if index < len(layers) - 1:
+            height, width = height // pool[0], width // pool[1]
+            maps = np.maximum(maps, 0.0)[:, :, : height * pool[0], : width * pool[1]]
+            maps = maps.reshape(num, -1, height, pool[0], width, pool[1]).mean(axis=(3, 5))
+    return maps.reshape(len(maps), -1)
+
+
+def find_errors(layers, inputs, labels, input_shape):
     """Return which examples are errors; without a clear lead the true class has not won."""
-    hidden = inputs
-    for index, (weight, bias) in enumerate(layers):
-        hidden = hidden @ weight.T + bias
-        hidden = np.maximum(hidden, 0.0) if index < len(layers) - 1 else hidden
+    height, width, channels = input_shape
+    scores = class_scores(layers, inputs.reshape(len(inputs), height, width, channels).transpose(0, 3, 1, 2))
     rows = np.arange(len(labels))
-    true_score = hidden[rows, labels]
-    hidden[rows, labels] = -np.inf
-    return ~(true_score - hidden.max(axis=1) > MARGIN)
+    true_score = scores[rows, labels]
+    scores[rows, labels] = -np.inf
+    return ~(true_score - scores.max(axis=1) > MARGIN)
+
+
+def count_errors(layers, inputs, labels, grid):
+    """Return which examples are errors, in parts that fit in memory; twice, with other batch-mates."""
+
+    def errors_of(order, part_size):
+        found = np.empty(len(order), dtype=bool)
+        for part in np.array_split(order, -(-len(order) // part_size)):
+            scaled = inputs[part].astype(np.float64) * grid["input_scale"]
+            found[part] = find_errors(layers, scaled, labels[part], grid["input_shape"])
+        return found
+
+    errors = errors_of(np.arange(len(labels)), 512)
+    again = errors_of(np.argsort(random_words(1, 99, len(labels))), 301)
+    require((again == errors).all(), "predictions depend on the other examples of the batch")
+    return errors
 
 
 # --- the data --------------------------------------------------------------------------------------------------------
@@ -178,7 +241,8 @@ def check_data(inputs, labels, num_inputs, num_classes):
     require(labels.dtype.kind in "iu" and labels.min() >= 0 and labels.max() < num_classes, "labels out of range")
     counts = np.bincount(labels, minlength=num_classes)
     require(counts.min() > 0, f"class {int(counts.argmin())} has no example")
-    require(len(np.unique(inputs, axis=0)) == len(inputs), "inputs are repeated: these are not independent draws")
+    rows = np.ascontiguousarray(inputs + np.zeros(1, inputs.dtype))  # Adding zero makes one of -0.0 and 0.0.
+    require(len({row.tobytes() for row in rows}) == len(rows), "inputs are repeated: these are not independent draws")
     stratified = len(inputs) >= 20 * num_classes and counts.min() == counts.max()
     require(not stratified, "every class has the same count: a stratified sample is no independent draw")
 
@@ -234,17 +298,12 @@ def measure(manifest, message, inputs, labels):
     grid = manifest["grid"]
     require(len(message) > 0, "the message is empty: a model of zero bits certifies nothing")
     require(min(grid["subspace_dims"]) >= MIN_SYMBOLS, f"the grid has fewer than {MIN_SYMBOLS} dimensions")
-    require(grid["magnitude_bits"] == MAGNITUDE_BITS, "the grid has another codebook than format 1")
-    num_inputs, num_classes = grid["num_inputs"], grid["num_classes"]
-    check_data(inputs, labels, num_inputs, num_classes)
+    require(grid["magnitude_bits"] == MAGNITUDE_BITS, "the grid has another codebook than format 2")
+    num_classes = grid["num_classes"]
+    check_data(inputs, labels, math.prod(grid["input_shape"]), num_classes)
     choices, coefficients, ledger = decode(message, grid)
     require(sum(ledger.values()) > 0, "the message costs nothing: a model of zero bits certifies nothing")
-    layers = build_layers(choices, coefficients, num_inputs, num_classes)
-    scaled = inputs.astype(np.float64) * grid["input_scale"]
-    errors = find_errors(layers, scaled, labels)
-    order = np.argsort(random_words(1, 99, len(labels)))
-    parts = [find_errors(layers, scaled[part], labels[part]) for part in np.array_split(order, 7)]
-    require((np.concatenate(parts) == errors[order]).all(), "predictions depend on the other examples of the batch")
+    errors = count_errors(build_layers(choices, coefficients, grid["input_shape"], num_classes), inputs, labels, grid)
     return {
         "choices": choices,
         "coefficients": [float(value) for value in coefficients],
@@ -263,7 +322,7 @@ def verify(path, inputs, labels, expected_grid_sha256=None):
     """
     manifest, message = read_certificate(path)
     try:
-        require(manifest["format"] == "forerun-certificate" and manifest["version"] == 1, "unknown format or version")
+        require(manifest["format"] == "forerun-certificate" and manifest["version"] == 2, "unknown format or version")
         claims, delta = manifest["claims"], manifest["delta"]
         require(isinstance(delta, float) and 0 < delta < 1, f"delta={delta} is not strictly between 0 and 1")
         grid_digest = grid_sha256(manifest["grid"])

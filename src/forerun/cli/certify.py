@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forerun.cli.console import write_json, write_line
-from forerun.cli.options import Commands, add_json_option, input_file, output_file
+from forerun.cli.options import Commands, add_command, add_json_option, output_file
 
 if TYPE_CHECKING:
     from forerun.bounds.certify import CertifyResult
+    from forerun.bounds.task import Task
 
 _DESCRIPTION = """\
 Train a classifier in a random subspace, quantise and code it, decode the bytes in a fresh process, count its errors on
@@ -20,6 +21,8 @@ The examples must be independent draws: one row per unit, none twice, not strati
 _EPILOG = """\
 examples:
   forerun certify --task digits
+  forerun certify --task mnist1d
+  forerun certify --task fashion-mnist --data DIR --report certificate.html
   forerun certify --data mine.npz --input-scale 0.00392156862745098 --out mine.zip
   forerun verify CERTIFICATE.zip --data digits
 """
@@ -27,17 +30,23 @@ examples:
 
 def add_parser(commands: Commands) -> argparse.ArgumentParser:
     """Add the command's options."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "certify",
-        help="train a classifier with a checkable bound on its error",
+        summary="train a classifier with a checkable bound on its error",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--task", choices=("digits",), help="a task that comes with Forerun")
-    source.add_argument(
-        "--data", type=input_file, metavar="FILE", help=".npz with inputs [n, ...] and labels [n] from 0 on"
+    parser.add_argument(
+        "--task",
+        choices=("digits", "mnist1d", "fashion-mnist"),
+        help="a task that Forerun knows; fashion-mnist needs --data DIR with its four IDX files",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help=".npz with inputs [n, ...] and labels [n] from 0 on, .csv with a column label, or a folder of IDX files",
     )
     parser.add_argument(
         "--out",
@@ -50,7 +59,10 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         "--delta", type=float, default=0.05, metavar="X", help="probability that the bound fails (default: %(default)s)"
     )
     parser.add_argument(
-        "--num-train", type=int, metavar="N", help="examples to train on; the rest is held out (digits: 1500)"
+        "--num-train",
+        type=int,
+        metavar="N",
+        help="examples to train on; the rest is held out (default: 5/6, or the task's number)",
     )
     parser.add_argument(
         "--input-scale",
@@ -60,6 +72,9 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         help="with --data: fixed factor of the inputs, chosen without looking at the data (default: %(default)s)",
     )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: %(default)s)")
+    parser.add_argument(
+        "--report", type=output_file, metavar="FILE", help="also write a page with the ledger's picture"
+    )
     add_json_option(parser)
     return parser
 
@@ -68,21 +83,40 @@ def run(args: argparse.Namespace) -> int:
     """Certify and print."""
     import torch
 
-    from forerun.bounds.certify import certify
-    from forerun.bounds.task import arrays_task, digits_task
+    from forerun.bounds.certify import certify, default_candidates
+    from forerun.bounds.report import write_report
 
     torch.set_num_threads(args.threads)
-    if args.data is None:
-        task = digits_task(args.num_train)
-    else:
-        task = arrays_task(args.data, input_scale=args.input_scale, num_train=args.num_train)
-    result = certify(task, args.out, delta=args.delta, report=write_line)
+    task = _open_task(args)
+    result = certify(task, args.out, delta=args.delta, candidates=default_candidates(task.name), report=write_line)
     for line in report_lines(result):
         write_line(line)
-    write_line(f"wrote {args.out}; check it with: forerun verify {args.out} --data {args.data or 'digits'}")
+    write_line(f"wrote {args.out}; check it with: forerun verify {args.out} --data {args.data or args.task}")
+    if args.report is not None:
+        write_report(args.report, task.name, result)
     if args.json is not None:
         write_json(args.json, result.as_json())
     return 0
+
+
+def _open_task(args: argparse.Namespace) -> "Task":
+    from forerun.bounds.task import arrays_task, digits_task, fashion_task, mnist1d_task
+    from forerun.core.errors import ConfigError
+
+    if (args.data is None) == (args.task in {None, "fashion-mnist"}):
+        raise ConfigError(
+            f"--task {args.task}, --data {args.data}: give --task digits or mnist1d alone, --task fashion-mnist with "
+            "--data DIR, or --data PATH alone for data of your own"
+        )
+    if args.task == "digits":
+        return digits_task(args.num_train)
+    if args.task == "mnist1d":
+        return mnist1d_task(args.num_train)
+    if not args.data.exists():
+        raise ConfigError(f"--data {args.data}: no such file or folder")
+    if args.task == "fashion-mnist":
+        return fashion_task(args.data, args.num_train)
+    return arrays_task(args.data, input_scale=args.input_scale, num_train=args.num_train)
 
 
 def report_lines(result: "CertifyResult") -> list[str]:

@@ -23,6 +23,7 @@ COMMANDS: Final = (
     "bench",
     "certify",
     "verify",
+    "bounds",
     "doctor",
     "config",
     "cite",

@@ -9,6 +9,27 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """What a command's ``add_parser`` gets: the object whose ``add_parser(name, help=...)`` adds a command."""
 
 
+def add_command(
+    commands: Commands, name: str, *, summary: str, description: str, epilog: str
+) -> argparse.ArgumentParser:
+    """Add a command whose help keeps the line breaks of its texts.
+
+    Args:
+        commands: What ``add_parser`` gets.
+        name: Of the command.
+        summary: Its line in the list of commands.
+        description: What ``--help`` says first.
+        epilog: What it says last, such as examples.
+    """
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
 def add_json_option(parser: argparse.ArgumentParser) -> None:
     """Add ``--json FILE``; a command that prints numbers writes all of them there (``args.json``, or ``None``)."""
     parser.add_argument("--json", type=output_file, metavar="FILE", help="also write every number to FILE as JSON")

@@ -17,7 +17,10 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     parser = commands.add_parser("verify", help="check a certificate", description=_DESCRIPTION)
     parser.add_argument("certificate", type=input_file, metavar="CERTIFICATE", help="what forerun certify wrote")
     parser.add_argument(
-        "--data", required=True, metavar="FILE", help="digits, or the .npz file that was given to forerun certify"
+        "--data",
+        required=True,
+        metavar="PATH",
+        help="digits, mnist1d, or the file or folder that was given to forerun certify",
     )
     parser.add_argument(
         "--grid-sha256", metavar="HEX", help="digest of the grid fixed beforehand; needed for grids of your own"
@@ -29,11 +32,11 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Verify and print."""
     from forerun.bounds.certificate import read_manifest, run_verifier
-    from forerun.bounds.task import training_data
+    from forerun.bounds.task import SOURCES, training_data
     from forerun.core.errors import ConfigError
 
-    if args.data != "digits" and not Path(args.data).is_file():
-        raise ConfigError(f"--data {args.data}: no such file; give digits or an .npz file")
+    if args.data not in SOURCES and not Path(args.data).exists():
+        raise ConfigError(f"--data {args.data}: no such file; give {', '.join(SOURCES)}, or a file or folder of data")
     train = training_data(args.data, read_manifest(args.certificate))
     options = [] if args.grid_sha256 is None else [f"--grid-sha256={args.grid_sha256}"]
     answer = run_verifier(args.certificate, train, options)

@@ -1,34 +1,78 @@
 """Networks whose weights lie in a random subspace: a few coefficients move all of them."""
 
-import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import linear, relu
+from torch.nn.functional import avg_pool2d, conv2d, relu
 
 
-class SubspaceMlp(nn.Module):
-    r"""A network with ReLUs between its linear layers, weights :math:`\theta = \theta_0 + P w`.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConvGeometry:
+    """One convolution without padding, and the average pooling after it; a dense layer is one as large as its input.
+
+    Attributes:
+        channels_in: Of its input.
+        channels_out: Of its output.
+        kernel: Height and width.
+        stride: Of the kernel.
+        pool: Height and width of the windows that are averaged after the ReLU; they do not overlap.
+    """
+
+    channels_in: int
+    channels_out: int
+    kernel: tuple[int, int]
+    stride: int
+    pool: tuple[int, int]
+
+    @property
+    def num_values(self) -> int:
+        """Weights and biases."""
+        return self.channels_out * (self.channels_in * self.kernel[0] * self.kernel[1] + 1)
+
+
+def apply_layer(
+    maps: Float[Tensor, "batch channels_in height width"], values: Float[Tensor, " values"], geometry: ConvGeometry
+) -> Float[Tensor, "batch channels_out height_out width_out"]:
+    """Return the sums of a layer, before any ReLU or pooling.
 
     Args:
-        sizes: Features in, of each hidden layer, and out.
-        starts: :math:`\theta_0` of each layer, ``[fan_out * (fan_in + 1)]``: the weight row by row, then the bias.
-        projections: P of each layer, ``[fan_out * (fan_in + 1), dim]``.
+        maps: Input.
+        values: Weights ``[channels_out, channels_in, height, width]`` row by row, then biases.
+        geometry: Their shape.
+    """
+    weight, bias = values.split([geometry.num_values - geometry.channels_out, geometry.channels_out])
+    weight = weight.view(geometry.channels_out, geometry.channels_in, *geometry.kernel)
+    return conv2d(maps, weight, bias, stride=geometry.stride)
+
+
+def pool_rectified(maps: Tensor, geometry: ConvGeometry) -> Tensor:
+    """Return the averages over windows of the ReLU of a layer's sums."""
+    return relu(maps) if geometry.pool == (1, 1) else avg_pool2d(relu(maps), geometry.pool)
+
+
+class SubspaceNetwork(nn.Module):
+    r"""Convolutions with ReLUs between them, weights :math:`\theta = \theta_0 + P w`.
+
+    Args:
+        layers: In order; the last one's output has one place, whose channels are the scores.
+        starts: :math:`\theta_0` of each layer, as :func:`apply_layer` takes it.
+        projections: P of each layer, ``[values, dim]``.
 
     Raises:
         ValueError: Shapes do not fit together.
     """
 
-    def __init__(self, sizes: tuple[int, ...], starts: list[Tensor], projections: list[Tensor]) -> None:
+    def __init__(self, layers: Sequence[ConvGeometry], starts: list[Tensor], projections: list[Tensor]) -> None:
         super().__init__()
-        expected = [fan_out * (fan_in + 1) for fan_in, fan_out in itertools.pairwise(sizes)]
-        if [len(start) for start in starts] != expected or [len(matrix) for matrix in projections] != expected:
-            raise ValueError(f"layers {sizes} have {expected} values; starts or projections have other numbers")
-        self.sizes = sizes
+        self.layers = tuple(layers)
+        self._lengths = [layer.num_values for layer in layers]
+        if [len(start) for start in starts] != self._lengths or [len(p) for p in projections] != self._lengths:
+            raise ValueError(f"the layers have {self._lengths} values; starts or projections have other numbers")
         self.register_buffer("start", torch.cat(starts))
         self.register_buffer("projection", torch.cat(projections))
-        self._lengths = expected
 
     @property
     def dim(self) -> int:
@@ -36,19 +80,17 @@ class SubspaceMlp(nn.Module):
         return self.get_buffer("projection").shape[1]
 
     def forward(
-        self, inputs: Float[Tensor, "batch features"], coefficients: Float[Tensor, " dim"]
+        self, inputs: Float[Tensor, "batch channels height width"], coefficients: Float[Tensor, " dim"]
     ) -> Float[Tensor, "batch classes"]:
         """Return the scores of the network at a point of the subspace."""
         return self.scores(inputs, self.get_buffer("start") + self.get_buffer("projection") @ coefficients)
 
     def scores(
-        self, inputs: Float[Tensor, "batch features"], values: Float[Tensor, " values"]
+        self, inputs: Float[Tensor, "batch channels height width"], values: Float[Tensor, " values"]
     ) -> Float[Tensor, "batch classes"]:
         """Return the scores of the network whose weights are given, in the order of ``starts``."""
-        hidden = inputs
-        for index, layer in enumerate(values.split(self._lengths)):
-            fan_in, fan_out = self.sizes[index], self.sizes[index + 1]
-            weight, bias = layer.split([fan_out * fan_in, fan_out])
-            hidden = linear(hidden, weight.view(fan_out, fan_in), bias)
-            hidden = relu(hidden) if index < len(self._lengths) - 1 else hidden
-        return hidden
+        maps = inputs
+        for index, (layer, part) in enumerate(zip(self.layers, values.split(self._lengths), strict=True)):
+            maps = apply_layer(maps, part, layer)
+            maps = pool_rectified(maps, layer) if index < len(self.layers) - 1 else maps
+        return maps.flatten(1)

@@ -11,13 +11,11 @@ import pytest
 import torch
 
 from forerun.bounds.certify import Candidate, CertifyResult, certify
-from forerun.bounds.quantize import SearchConfig
+from forerun.bounds.search import SearchConfig
 from forerun.bounds.task import Task, arrays_task
 from forerun.data.labelled import LabelledData
 
-CANDIDATE = Candidate(
-    dim=40, levels=3, search=SearchConfig(num_float_steps=60, num_quantized_steps=60, learning_rate=0.1, num_sweeps=1)
-)
+CANDIDATE = Candidate(dim=40, levels=3, search=SearchConfig(num_steps=60, nat_weights=(2.0,), num_sweeps=1))
 
 
 def clouds(num_samples: int) -> LabelledData:

@@ -10,20 +10,27 @@ from hypothesis import strategies as st
 
 from forerun.bounds import verifier
 from forerun.bounds.certify import certify, check_affordable, default_candidates
+from forerun.bounds.codebook import fit_codebook, signed_levels, symbol_nats, symbol_values
 from forerun.bounds.message import Message, decode_message, encode_message, step_to_magnitude
 from forerun.bounds.pac_bayes import kl_bound
-from forerun.bounds.prior import PriorGrid, build_network
-from forerun.bounds.quantize import QuantizedSubspace
-from forerun.bounds.refine import refine, symbol_nats
-from forerun.bounds.task import DIGITS_GRID, arrays_task, digits_task
+from forerun.bounds.prior import Layer, PriorGrid, build_network, prepare_inputs
+from forerun.bounds.refine import refine
+from forerun.bounds.task import DIGITS_GRID, FASHION_GRID, MNIST1D_GRID, arrays_task, digits_task
 from forerun.cli.main import main
 from forerun.core.errors import ConfigError
 from forerun.data.labelled import LabelledData
 
 from .conftest import CANDIDATE, clouds
 
+DENSE = (Layer(kind="dense", width=5),)
+PICTURES = (Layer(kind="bank", width=4, kernel=3, pool=2), Layer(kind="conv", width=3, kernel=2, stride=2))
 GRID = PriorGrid(
-    num_inputs=4, num_classes=3, input_scale=1.0, hidden_widths=((5,), (), (3, 2)), subspace_dims=(8, 30), seeds=(0, 4)
+    input_shape=(7, 9, 2),
+    num_classes=3,
+    input_scale=0.5,
+    architectures=(DENSE, (), PICTURES, (Layer(kind="conv", width=2, kernel=3, pool=3), *DENSE)),
+    subspace_dims=(8, 30),
+    seeds=(0, 4),
 )
 
 
@@ -32,7 +39,7 @@ def messages(draw: st.DrawFn) -> Message:
     levels = draw(st.sampled_from(GRID.levels))
     top, dim = (levels - 1) // 2, draw(st.sampled_from(GRID.subspace_dims))
     return Message(
-        hidden_widths=draw(st.sampled_from(GRID.hidden_widths)),
+        architecture=draw(st.sampled_from(GRID.architectures)),
         levels=levels,
         seed=draw(st.sampled_from(GRID.seeds)),
         magnitude_steps=tuple(draw(st.lists(st.integers(0, 127), min_size=top, max_size=top))),
@@ -49,7 +56,7 @@ def test_package_and_verifier_read_the_same_message(message):
     book = [0.0, *map(step_to_magnitude, message.magnitude_steps)]
     assert coefficients.tolist() == [np.sign(s) * book[abs(s)] for s in message.symbols]
     assert choices == {
-        "hidden_widths": list(message.hidden_widths), "subspace_dims": len(message.symbols),
+        "architectures": [layer.as_json() for layer in message.architecture], "subspace_dims": len(message.symbols),
         "levels": message.levels, "seeds": message.seed,
     }  # fmt: skip
     bits = sum(ledger.values())
@@ -59,65 +66,65 @@ def test_package_and_verifier_read_the_same_message(message):
 
 def test_message_probabilities_sum_to_one():
     """All symbol strings of a tiny message: 2**-bits adds up, so the code is no more generous than a prior may be."""
-    grid = PriorGrid(num_inputs=1, num_classes=2, input_scale=1.0, subspace_dims=(8,), levels=(3,))
+    grid = PriorGrid(input_shape=(1, 1, 1), num_classes=2, input_scale=1.0, subspace_dims=(8,), levels=(3,))
     total = 0.0
     for pattern in range(3**8):
         symbols = tuple(pattern // 3**place % 3 - 1 for place in range(8))
-        message = Message(hidden_widths=(128,), levels=3, seed=0, magnitude_steps=(0,), symbols=symbols)
+        message = Message(architecture=grid.architectures[0], levels=3, seed=0, magnitude_steps=(0,), symbols=symbols)
         ledger = verifier.decode(encode_message(message, grid), grid.as_json())[2]
         total += 2.0 ** -ledger["symbols"]
     assert total == pytest.approx(1.0, abs=1e-9)
 
 
-def test_trained_network_is_the_decoded_one():
+@pytest.mark.parametrize("architecture", GRID.architectures)
+def test_trained_network_is_the_decoded_one(architecture):
     coefficients = np.random.default_rng(0).normal(size=30)
-    network = build_network(GRID, hidden_widths=(3, 2), dim=30, seed=4)
-    choices = {"hidden_widths": [3, 2], "seeds": 4}
-    layers = verifier.build_layers(choices, coefficients, GRID.num_inputs, GRID.num_classes)
-    hidden = np.random.default_rng(1).normal(size=(20, 4))
-    scores = network(torch.from_numpy(hidden).float(), torch.from_numpy(coefficients).float()).numpy()
-    for index, (weight, bias) in enumerate(layers):
-        hidden = hidden @ weight.T + bias
-        hidden = np.maximum(hidden, 0) if index < 2 else hidden
-    assert np.allclose(scores, hidden, atol=1e-4)
+    network = build_network(GRID, architecture=architecture, dim=30, seed=4)
+    inputs = np.random.default_rng(1).normal(size=(20, 7 * 9 * 2))
+    prepared = prepare_inputs(GRID, architecture, inputs)
+    scores = network(prepared, torch.from_numpy(coefficients).float()).numpy()
+    choices = {"architectures": [layer.as_json() for layer in architecture], "seeds": 4}
+    layers = verifier.build_layers(choices, coefficients, GRID.input_shape, GRID.num_classes)
+    expected = verifier.class_scores(layers, (inputs * 0.5).reshape(20, 7, 9, 2).transpose(0, 3, 1, 2))
+    assert np.allclose(scores, expected, atol=1e-4)
+    assert expected.std() > 0.1
 
 
-def test_quantised_coefficients_are_what_the_message_decodes_to():
-    grid = DIGITS_GRID
-    model = QuantizedSubspace(build_network(grid, hidden_widths=(128,), dim=40, seed=0), levels=5)
-    with torch.no_grad():
-        model.coefficients.copy_(torch.linspace(-2, 2, 40))
-    model.fit_codebook()
+def test_codebook_and_symbols_are_what_the_message_decodes_to():
+    coefficients = torch.linspace(-2, 2, 40)
+    steps = fit_codebook(coefficients, 5)
+    symbols = (coefficients[:, None] - signed_levels(steps)).abs().argmin(dim=1) - 2
     message = Message(
-        hidden_widths=(128,), levels=5, seed=0,
-        magnitude_steps=tuple(model.magnitude_steps()), symbols=tuple(model.symbols().tolist()),
+        architecture=DIGITS_GRID.architectures[0], levels=5, seed=0,
+        magnitude_steps=tuple(steps), symbols=tuple(symbols.tolist()),
     )  # fmt: skip
-    decoded = verifier.decode(encode_message(message, grid), grid.as_json())[1]
-    assert np.allclose(decoded, model.quantized().detach().numpy(), atol=1e-6)
-    model.quantized().sum().backward()
-    assert model.coefficients.grad is not None
-    assert (model.coefficients.grad == 1).all()
+    decoded = verifier.decode(encode_message(message, DIGITS_GRID), DIGITS_GRID.as_json())[1]
+    assert np.allclose(decoded, symbol_values(symbols, steps).numpy(), atol=1e-6)
+    assert float((coefficients - torch.from_numpy(decoded)).abs().max()) < 0.7
 
 
 def test_information_by_counts_is_that_of_the_code():
     symbols = (0, 1, -2, 2, 2, 0, -1, 2)
-    message = Message(hidden_widths=(5,), levels=5, seed=0, magnitude_steps=(60, 70), symbols=symbols)
+    message = Message(architecture=DENSE, levels=5, seed=0, magnitude_steps=(60, 70), symbols=symbols)
     ledger = verifier.decode(encode_message(message, GRID), GRID.as_json())[2]
     assert symbol_nats([2, 2, 4]) == pytest.approx(ledger["symbols"] * np.log(2))
 
 
 def test_descent_lowers_the_bound():
     data = clouds(300)
-    grid = PriorGrid(num_inputs=8, num_classes=3, input_scale=0.25, subspace_dims=(8,), hidden_widths=((6,),))
-    network = build_network(grid, hidden_widths=(6,), dim=8, seed=0)
-    start = Message(hidden_widths=(6,), levels=3, seed=0, magnitude_steps=(80,), symbols=(1, -1, 0, 1, 1, 0, -1, 1))
-    inputs, labels = torch.from_numpy(data.inputs * 0.25).float(), torch.from_numpy(data.labels)
-    refined = refine(network, inputs, labels, start, other_nats=20.0, max_sweeps=3)
+    layers = (Layer(kind="dense", width=6),)
+    grid = PriorGrid(
+        input_shape=(1, 8, 1), num_classes=3, input_scale=0.25, subspace_dims=(8,), architectures=(layers,)
+    )
+    network = build_network(grid, architecture=layers, dim=8, seed=0)
+    start = Message(architecture=layers, levels=3, seed=0, magnitude_steps=(80,), symbols=(1, -1, 0, 1, 1, 0, -1, 1))
+    inputs, labels = prepare_inputs(grid, layers, data.inputs), torch.from_numpy(data.labels)
+    refined = refine(network, inputs, labels, start, num_samples=300, other_nats=20.0, max_sweeps=3)
 
     def bound(message):
         choices, coefficients, ledger = verifier.decode(encode_message(message, grid), grid.as_json())
-        layers = verifier.build_layers(choices, coefficients, 8, 3)
-        num_errors = int(verifier.find_errors(layers, data.inputs * 0.25, data.labels).sum())
+        decoded = verifier.build_layers(choices, coefficients, grid.input_shape, 3)
+        num_errors = int(verifier.count_errors(decoded, data.inputs, data.labels, grid.as_json()).sum())
         return kl_bound(num_errors, 300, ledger["symbols"] * np.log(2) + 20.0)
 
     assert bound(refined) < bound(start) - 0.05
@@ -142,8 +149,9 @@ def test_same_task_gives_the_same_certificate(made, tmp_path):
     assert (tmp_path / "again.zip").read_bytes() == path.read_bytes()
 
 
-def test_verifier_knows_the_grid_of_digits():
-    assert {"digits": DIGITS_GRID.sha256} == verifier.STANDARD_GRID_SHA256
+def test_verifier_knows_the_standard_grids():
+    grids = {"digits": DIGITS_GRID, "fashion-mnist": FASHION_GRID, "mnist1d": MNIST1D_GRID}
+    assert {name: grid.sha256 for name, grid in grids.items()} == verifier.STANDARD_GRID_SHA256
 
 
 def test_digits_are_split_without_overlap():
@@ -155,8 +163,10 @@ def test_digits_are_split_without_overlap():
 
 def test_too_little_data_is_an_error_before_training_with_the_affordable_bits():
     with pytest.raises(ConfigError, match=r"num_train=30: too few .* may take 95 bits"):
-        check_affordable(DIGITS_GRID, default_candidates(), num_samples=30, delta=0.05)
-    without_errors, with_errors = check_affordable(DIGITS_GRID, default_candidates(), num_samples=1500, delta=0.05)
+        check_affordable(DIGITS_GRID, default_candidates("digits"), num_samples=30, delta=0.05)
+    without_errors, with_errors = check_affordable(
+        DIGITS_GRID, default_candidates("digits"), num_samples=1500, delta=0.05
+    )
     assert without_errors == pytest.approx(1500 * np.log2(10) - np.log2(20))
     assert with_errors < without_errors
 
@@ -182,11 +192,18 @@ def test_unusable_data_are_one_clear_error(tmp_path, change, expected):
 
 @pytest.mark.parametrize(
     "options",
-    [{"levels": (4,)}, {"subspace_dims": (2,)}, {"seeds": ()}, {"levels": (3, 3)}, {"num_classes": 1}],
+    [
+        {"levels": (4,)},
+        {"subspace_dims": (2,)},
+        {"seeds": ()},
+        {"levels": (3, 3)},
+        {"num_classes": 1},
+        {"architectures": (PICTURES + PICTURES,)},
+    ],
 )
 def test_grid_out_of_range_is_refused(options):
     with pytest.raises(ConfigError, match=next(iter(options))):
-        PriorGrid(**({"num_inputs": 4, "num_classes": 3, "input_scale": 1.0} | options))
+        PriorGrid(**({"input_shape": (1, 4, 1), "num_classes": 3, "input_scale": 1.0} | options))
 
 
 @pytest.mark.parametrize("delta", ["0", "1", "-1", "nan"])

@@ -58,7 +58,7 @@ MANIFEST_CHANGES = {
     "grid of one dimension": (lambda m: m["grid"].__setitem__("subspace_dims", [40]), "grid is not the one"),
     "grid with other scale": (lambda m: m["grid"].__setitem__("input_scale", 0.5), "grid is not the one"),
     "other data": (set_top("data_sha256", "0" * 64), "not the data"),
-    "other version": (set_top("version", 2), "unknown format"),
+    "other version": (set_top("version", 1), "unknown format"),
     "claims left out": (lambda m: m.pop("claims"), "malformed"),
     "claims of the wrong kind": (set_top("claims", "fine"), "malformed"),
     "text for a number": (set_claim("num_errors", "0"), "malformed"),
@@ -142,7 +142,7 @@ def test_relabelled_data_change_the_count(made, tampered):
 
 
 def test_predictions_that_depend_on_the_batch_are_refused(made, monkeypatch):
-    def coupled(layers, inputs, labels):
+    def coupled(layers, inputs, labels, input_shape):
         return inputs[:, 0] > inputs[:, 0].mean()
 
     monkeypatch.setattr(verifier, "find_errors", coupled)
@@ -150,10 +150,12 @@ def test_predictions_that_depend_on_the_batch_are_refused(made, monkeypatch):
 
 
 def test_ties_count_as_errors():
-    layers = [(np.array([[1.0], [1.0], [0.0]]), np.zeros(3))]
-    assert verifier.find_errors(layers, np.array([[2.0], [2.0]]), np.array([0, 1])).all()
-    layers = [(np.array([[1.0], [0.5], [0.0]]), np.zeros(3))]
-    assert verifier.find_errors(layers, np.array([[2.0], [2.0]]), np.array([0, 1])).tolist() == [False, True]
+    def errors(weight):
+        layers = [(np.array(weight)[:, None], np.zeros(3), (1, 1), 1, (1, 1))]
+        return verifier.find_errors(layers, np.array([[2.0], [2.0]]), np.array([0, 1]), (1, 1, 1)).tolist()
+
+    assert errors([1.0, 1.0, 0.0]) == [True, True]
+    assert errors([1.0, 0.5, 0.0]) == [False, True]
 
 
 def test_words_are_those_of_splitmix64():
