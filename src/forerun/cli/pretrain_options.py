@@ -68,7 +68,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=65_536,
         metavar="N",
-        help="held-out tokens to measure on, in whole documents (default: %(default)s)",
+        help="held-out tokens to measure on, the openings of documents (default: %(default)s)",
     )
     parser.add_argument(
         "--tune-every",

@@ -65,7 +65,7 @@ class PretrainConfig:
         weight_decay: Decoupled, on matrices only, embeddings among them.
         warmup_fraction: Share of the steps in which the learning rate rises.
         clip_norm: Largest norm of the gradient.
-        tune_tokens: Held-out tokens to measure on: as many whole documents as fit, at least one.
+        tune_tokens: Held-out tokens to measure on: the openings of all documents, or of as many as fit.
         tune_every_epochs: Epochs between measurements; the last epoch always has one.
         seed: Root of initial weights and of the order of the data.
         checkpoint_every: Steps between checkpoints.

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -9,7 +10,9 @@ from forerun.core.errors import CorpusError
 from forerun.data.split import Split
 from forerun.data.tokens import TokenStream, open_tokens
 from forerun.models.tokenizer import Tokenizer, load_tokenizer_json
-from forerun.pretraining.manifest import TOKENIZER_FILE, Manifest, SplitRecord, read_manifest
+from forerun.pretraining.manifest import TOKENIZER_FILE, Manifest, read_manifest
+
+_LEAST_OPENING: Final = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,11 +32,9 @@ class PreparedCorpus:
     tune: TokenStream
 
     def tune_part(self, num_tokens: int) -> tuple[TokenStream, int]:
-        """Return the first whole tune documents with at most ``num_tokens`` tokens, or the first one, and their bytes.
-
-        The order of documents is that of a hash, so this is a random sample.
-        """
-        return _first_documents(self.tune, self.manifest.splits["tune"], num_tokens)
+        """Return about ``num_tokens`` tokens of the tune split, as :func:`openings` takes them, and their bytes."""
+        part = openings(self.tune, num_tokens)
+        return part, _num_bytes(part, self.tokenizer)
 
 
 def open_test(folder: Path, num_tokens: int) -> tuple[TokenStream, int]:
@@ -41,7 +42,7 @@ def open_test(folder: Path, num_tokens: int) -> tuple[TokenStream, int]:
 
     Args:
         folder: The corpus.
-        num_tokens: As many whole documents are returned as fit, at least one; their order is that of a hash.
+        num_tokens: About so many are returned, as :func:`openings` takes them.
 
     Returns:
         Their tokens, and the bytes of their text.
@@ -49,14 +50,41 @@ def open_test(folder: Path, num_tokens: int) -> tuple[TokenStream, int]:
     Raises:
         CorpusError: A file is missing or changed.
     """
-    record = read_manifest(folder).splits["test"]
-    return _first_documents(open_tokens(folder, record.tokens), record, num_tokens)
+    manifest = read_manifest(folder)
+    part = openings(open_tokens(folder, manifest.splits["test"].tokens), num_tokens)
+    return part, _num_bytes(part, _open_tokenizer(folder, manifest))
 
 
-def _first_documents(stream: TokenStream, record: SplitRecord, num_tokens: int) -> tuple[TokenStream, int]:
-    num_documents = max(1, int(np.searchsorted(stream.starts, num_tokens, side="right")) - 1)
-    part = TokenStream(ids=stream.ids[: int(stream.starts[num_documents])], starts=stream.starts[: num_documents + 1])
-    return part, sum(document.num_bytes for document in record.documents[:num_documents])
+def openings(stream: TokenStream, num_tokens: int) -> TokenStream:
+    """Return the openings of a stream's documents, all cut to the same length: many documents tell more than few.
+
+    Args:
+        stream: Held-out tokens; their order of documents is that of a hash, so the first ones are a random sample.
+        num_tokens: Most tokens in all, unless that is less than one opening. Documents are cut to the largest length
+            with which all of them fit, but to no less than 256 tokens; then only the first ones are taken.
+    """
+    lengths = np.diff(stream.starts)
+    cap = _LEAST_OPENING
+    if np.minimum(lengths, cap).sum() <= num_tokens:
+        low, high = cap, int(lengths.max()) + 1  # all openings fit at low; find the last length at which they do
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if np.minimum(lengths, middle).sum() <= num_tokens else (low, middle)
+        cap = low
+    taken = np.minimum(lengths, cap)
+    count = max(1, int(np.searchsorted(np.cumsum(taken), num_tokens, side="right")))
+    pieces = [
+        stream.ids[int(start) : int(start) + int(length)]
+        for start, length in zip(stream.starts[:count], taken[:count], strict=True)
+    ]
+    return TokenStream(
+        ids=np.concatenate(pieces), starts=np.concatenate(([0], np.cumsum(taken[:count]))).astype(np.int64)
+    )
+
+
+def _num_bytes(stream: TokenStream, tokenizer: Tokenizer) -> int:
+    """Return the bytes of a stream's text in UTF-8; a character that a cut goes through counts as three."""
+    return len(tokenizer.decode(stream.ids.tolist()).encode())
 
 
 def open_corpus(folder: Path) -> PreparedCorpus:
@@ -66,6 +94,15 @@ def open_corpus(folder: Path) -> PreparedCorpus:
         CorpusError: A file is missing or changed, or the tokenizer is not the one that encoded the text.
     """
     manifest = read_manifest(folder)
+    tokenizer = _open_tokenizer(folder, manifest)
+
+    def opened(split: Split) -> TokenStream:
+        return open_tokens(folder, manifest.splits[split].tokens)
+
+    return PreparedCorpus(manifest=manifest, tokenizer=tokenizer, train=opened("train"), tune=opened("tune"))
+
+
+def _open_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
     path = folder / TOKENIZER_FILE
     if not path.is_file():
         raise CorpusError(f"{path}: is missing; run 'forerun pretrain prepare' again")
@@ -73,8 +110,4 @@ def open_corpus(folder: Path) -> PreparedCorpus:
     tokenizer = Tokenizer(backend, eos_ids=(manifest.end_of_text_id,))
     if tokenizer.vocab_digest() != manifest.vocab_digest:
         raise CorpusError(f"{path}: is not the tokenizer that encoded the text; run 'forerun pretrain prepare' again")
-
-    def opened(split: Split) -> TokenStream:
-        return open_tokens(folder, manifest.splits[split].tokens)
-
-    return PreparedCorpus(manifest=manifest, tokenizer=tokenizer, train=opened("train"), tune=opened("tune"))
+    return tokenizer

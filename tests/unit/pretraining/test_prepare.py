@@ -4,13 +4,15 @@ import hashlib
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from forerun.core.errors import ConfigError, CorpusError
 from forerun.data.byte_pair import train_byte_pair
+from forerun.data.tokens import TokenStream
 from forerun.pretraining.manifest import read_manifest
 from forerun.pretraining.prepare import PrepareConfig, prepare_corpus
-from forerun.pretraining.prepared_corpus import open_corpus
+from forerun.pretraining.prepared_corpus import open_corpus, openings
 
 SMALL = {"vocab_size": 300, "min_split_tokens": 64}
 
@@ -143,3 +145,22 @@ def test_a_tokenizer_exchanged_later_is_noticed(prepared, tmp_path):
     (tmp_path / "data" / "tokenizer.json").write_text(train_byte_pair(["other"], vocab_size=260).to_str())
     with pytest.raises(CorpusError, match="is not the tokenizer"):
         open_corpus(tmp_path / "data")
+
+
+def test_held_out_openings_are_of_one_length_and_as_many_as_fit():
+    lengths = [300, 20, 900, 500]
+    ids = np.arange(sum(lengths), dtype=np.uint16)
+    stream = TokenStream(ids=ids, starts=np.concatenate(([0], np.cumsum(lengths))))
+    whole = openings(stream, 5000)
+    assert np.array_equal(whole.ids, ids)
+    cut = openings(stream, 1000)
+    assert np.diff(cut.starts).tolist() == [300, 20, 340, 340]
+    assert cut.ids[320:324].tolist() == [320, 321, 322, 323]
+    assert cut.ids[-1] == 1220 + 339
+    assert np.diff(openings(stream, 600).starts).tolist() == [256, 20, 256], "no opening is shorter than 256 tokens"
+    assert np.diff(openings(stream, 10).starts).tolist() == [256]
+
+
+def test_bytes_of_held_out_text_are_those_of_the_text(prepared, texts, corpus):
+    _, num_bytes = corpus.tune_part(10**6)
+    assert num_bytes == sum((texts / item.name).stat().st_size for item in corpus.manifest.splits["tune"].documents)

@@ -18,7 +18,7 @@ def page_html(found: dict[str, Any]) -> str:
     Args:
         found: From :func:`forerun.recipes.pretrain_study.findings.find`.
     """
-    style = resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
+    style = resources.files("forerun.recipes.pretrain_study").joinpath("page.css").read_text(encoding="utf-8")
     study, test = found["study"], found["test"]
     title = f"Pre-training when data is the limit: {study['scale']['name']}"
     times = len(test["opened_at"])
