@@ -149,6 +149,7 @@ class Decoder(nn.Module):
     def set_dropout(self, share: float) -> None:
         """Leave out a share of what every attention and MLP adds, in training."""
         for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
             layer.dropout = share
 
     def hidden_states(
