@@ -16,7 +16,7 @@ gives the standard recipe more text, distils students; then writes the report. E
 command goes on where it was cut. Settings are chosen on the tune split; only the report opens the test split.
 
   smoke  two sizes on 8,192 tokens, minutes: shows that everything works, not that the claims hold
-  cpu    four sizes on 49,152 tokens, meant for about an hour on two idle cores
+  cpu    four sizes on 32,768 tokens, meant for about an hour on two idle cores
 """
 _REPRODUCE_EXAMPLES = """\
 examples:

@@ -83,10 +83,16 @@ def test_every_part_is_there_and_refers_to_runs_that_are(study_folder, found):
         )
 
 
-def test_a_study_that_is_done_is_not_made_again(study_folder, prepared, monkeypatch):
+def test_a_study_that_is_done_is_not_made_again(study_folder, prepared, monkeypatch, capsys):
     monkeypatch.setattr("forerun.pretraining.train.TrainingLoop", None)
+    monkeypatch.setitem(scales.SCALES, "smoke", TINY)
     before = read_study(study_folder)
-    again = reproduce(study_folder, TINY, data=prepared, num_workers=1)
+    command = ["pretrain", "reproduce", "--scale", "smoke", "--out", str(study_folder), "--data", str(prepared)]
+    assert main([*command, "--workers", "1"]) == 0
+    written = capsys.readouterr().out
+    assert f"{before.num_runs} runs in" in written
+    assert "The joint limit is worth at least 4 times the text: not identified (paper: 5.17x)" in written
+    again = read_study(study_folder)
     assert (again.standard, again.ensembles, again.students) == (before.standard, before.ensembles, before.students)
 
 
@@ -213,7 +219,7 @@ def test_bad_input_is_refused(prepared, tmp_path, study_folder):
     (tmp_path / "study.json").write_text('{"format": 1}')
     with pytest.raises(CheckpointError, match="is damaged"):
         read_study(tmp_path)
-    with pytest.raises(ConfigError, match=r"training tokens, the scale 'cpu' is of 49,152"):
+    with pytest.raises(ConfigError, match=r"training tokens, the scale 'cpu' is of 32,768"):
         reproduce(tmp_path / "large", scales.SCALES["cpu"], data=prepared, num_workers=1)
     with pytest.raises(ConfigError, match="begin with 1"):
         StudyScale(**{name: getattr(TINY, name) for name in TINY.__slots__} | {"multiples": (2, 1)})

@@ -30,7 +30,7 @@ class StudyScale:
         standard_epochs: Ladder of the standard recipe.
         regularised_epochs: Ladder of the regularised recipe.
         start: Learning rate, regularised weight decay, standard and regularised epochs where the search begins.
-        num_seeds: Seeds of every tuned winner.
+        num_seeds: Seeds of every tuned winner on the limited text; on more text, which takes longer, there is one.
         num_members: Members of every ensemble.
         student_sizes: Students of the best ensemble.
         teacher_weight: Share of a student's loss that is the teacher's.
@@ -98,7 +98,7 @@ class StudyScale:
             learning_rates=self.learning_rates,
             weight_decays=self.weight_decays,
             epochs=self.standard_epochs if recipe == "standard" else self.regularised_epochs,
-            num_seeds=self.num_seeds,
+            num_seeds=self.num_seeds if base.unique_tokens == self.unique_tokens else 1,
         )
 
 
@@ -127,7 +127,7 @@ SCALES: Final[dict[ScaleName, StudyScale]] = {
         name="cpu",
         most_bytes=None,
         vocab_size=1024,
-        unique_tokens=49_152,
+        unique_tokens=32_768,
         multiples=(1, 2, 4, 8),
         sizes=("25k", "75k", "150k", "440k"),
         sequence_tokens=128,
