@@ -98,7 +98,7 @@ def test_a_study_that_is_done_is_not_made_again(study_folder, prepared, monkeypa
 
 def test_the_test_split_is_opened_once_and_the_report_says_so(study_folder, found, monkeypatch):
     assert len(found["test"]["opened_at"]) == 1
-    monkeypatch.setattr("forerun.recipes.pretrain_study.measure.held_out_token_nats", None)
+    monkeypatch.setattr("forerun.recipes.pretrain_study.measure.open_test", None)
     assert main(["pretrain", "report", str(study_folder)]) == 0
     again = json.loads((study_folder / "report.json").read_text())
     assert {**again, "study": found["study"]} == found, "but for the time the study took"

@@ -1,15 +1,15 @@
 """From losses on the test split to what a report says: points, laws, multipliers and claims, each with its interval."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 import numpy as np
 
 from forerun.pretraining.efficiency import Multiplier, data_multiplier
 from forerun.pretraining.laws import (
-    Interval,
+    PowerLaw,
     fit_power_law,
     fit_replicates,
     interval_of,
@@ -17,6 +17,15 @@ from forerun.pretraining.laws import (
     reciprocal_limit,
 )
 from forerun.pretraining.resampling import Resampling
+from forerun.recipes.pretrain_study.claims import (
+    Claim,
+    above,
+    below,
+    claim_of,
+    interval_json,
+    more_than,
+    verdict_of,
+)
 from forerun.recipes.pretrain_study.measure import Measurements
 from forerun.recipes.pretrain_study.study_file import EnsembleOfSize, Student, Study, TunedSize
 
@@ -25,27 +34,6 @@ _FEWEST_FOR_LAW: Final = 3
 
 Replicates = np.ndarray
 """An estimate and its replicates."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Claim:
-    """A statement of the paper, and what this study found.
-
-    Attributes:
-        statement: In words, true if the number is on the right side.
-        paper: The paper's number.
-        found: Ours; ``None`` if there is none.
-        unit: Of the number.
-        verdict: ``holds`` or ``does not hold`` where the whole interval says so, else ``open``.
-        note: What the number leaves out.
-    """
-
-    statement: str
-    paper: str
-    found: dict[str, Any] | None
-    unit: str
-    verdict: str
-    note: str = ""
 
 
 def find(study: Study, measured: Measurements) -> dict[str, Any]:
@@ -121,7 +109,7 @@ class _Finder:
             "size": item.size,
             "num_params": self._num_params(item.runs[0]),
             "unique_tokens": item.unique_tokens,
-            "loss": _json(interval_of(losses)),
+            "loss": interval_json(interval_of(losses)),
             "settings": {name: best[name] for name in ("learning_rate", "weight_decay", "num_epochs")},
             "tune_loss_nats": item.tuning["tune_loss_nats"],
             "standing": item.tuning["standing"],
@@ -138,16 +126,19 @@ class _Finder:
             "num_params": self._num_params(item.members[0]),
             "members": list(item.members),
             "candidates": list(item.candidates),
-            "curve": [_json(interval_of(column)) for column in curve.T],
-            "limit": _json(interval_of(self._limits[item.size])),
-            "logit_average": _json(interval_of(logit)),
-            "probability_minus_logit": _json(interval_of(curve[:, -1] - logit)),
+            "curve": [interval_json(interval_of(column)) for column in curve.T],
+            "limit": interval_json(interval_of(self._limits[item.size])),
+            "logit_average": interval_json(interval_of(logit)),
+            "probability_minus_logit": interval_json(interval_of(curve[:, -1] - logit)),
             "held_out_count": None,
         }
         if curve.shape[1] > 2:  # the largest ensemble, predicted from the smaller ones
             limit, spread = reciprocal_limit(curve[:, :-1]).T
             error = limit + spread / curve.shape[1] - curve[:, -1]
-            point["held_out_count"] = {"count": curve.shape[1], "predicted_minus_seen": _json(interval_of(error))}
+            point["held_out_count"] = {
+                "count": curve.shape[1],
+                "predicted_minus_seen": interval_json(interval_of(error)),
+            }
         return point
 
     def _student_point(self, item: Student) -> dict[str, Any]:
@@ -161,15 +152,15 @@ class _Finder:
             "share_of_teacher": {
                 count: student[count] / (len(item.teacher) * teacher[count]) for count in PARAMETER_COUNTS
             },
-            "loss": _json(interval_of(loss)),
+            "loss": interval_json(interval_of(loss)),
             "candidates": list(item.candidates),
             "teacher": list(item.teacher),
             "kept": None,
         }
         if item.kind == "ensemble":
-            point["kept"] = _json(interval_of(self._kept(item)))
+            point["kept"] = interval_json(interval_of(self._kept(item)))
         else:
-            point["minus_teacher"] = _json(interval_of(loss - self._run_loss(item.teacher[0])))
+            point["minus_teacher"] = interval_json(interval_of(loss - self._run_loss(item.teacher[0])))
         return point
 
     def _kept(self, item: Student) -> Replicates:
@@ -187,9 +178,7 @@ class _Finder:
         if len(sizes) < _FEWEST_FOR_LAW:
             return {"is_identified": False, "problems": [f"{len(sizes)} sizes for 3 parameters"], "fit": None}
         rows = np.stack(list(losses.values()), axis=1)
-        law = fit_power_law(sizes, rows[0])
-        replicates = fit_replicates(sizes, rows)[:, 0]
-        replicates[0] = law.asymptote
+        law, replicates = _fit(sizes, rows)
         interval = interval_of(replicates)
         problems = list(law.problems)
         if interval.low <= 0:
@@ -198,7 +187,7 @@ class _Finder:
             "is_identified": not problems,
             "problems": problems,
             "fit": {name: getattr(law, name) for name in ("asymptote", "coefficient", "exponent", "residual_nats")},
-            "asymptote": _json(interval),
+            "asymptote": interval_json(interval),
             "leave_one_out": [],
             "held_out_largest": None,
         }
@@ -206,7 +195,7 @@ class _Finder:
             found["leave_one_out"] = [item.asymptote for item in leave_one_out(sizes, rows[0].tolist())]
             smaller = fit_replicates(sizes[:-1], rows[:, :-1])
             predicted = smaller[:, 0] + smaller[:, 1] * sizes[-1] ** -smaller[:, 2]
-            found["held_out_largest"] = {"predicted_minus_seen": _json(interval_of(predicted - rows[:, -1]))}
+            found["held_out_largest"] = {"predicted_minus_seen": interval_json(interval_of(predicted - rows[:, -1]))}
         return found
 
     def _joint_limit(self) -> Replicates | None:
@@ -214,10 +203,7 @@ class _Finder:
         if not self._joint["without_embeddings"]["is_identified"]:
             return None
         sizes = [float(self._size_params(size, "without_embeddings")) for size in self._limits]
-        rows = np.stack(list(self._limits.values()), axis=1)
-        replicates = fit_replicates(sizes, rows)[:, 0]
-        replicates[0] = fit_power_law(sizes, rows[0]).asymptote
-        return replicates
+        return _fit(sizes, np.stack(list(self._limits.values()), axis=1))[1]
 
     def _multipliers(self) -> dict[str, Multiplier]:
         tokens = [int(self._study.scale["unique_tokens"]), *(item.unique_tokens for item in self._study.more_text)]
@@ -250,31 +236,33 @@ class _Finder:
         if len(standard) > 1:
             rise = standard[-1] - np.min(standard[:-1], axis=0)
             claims.append(
-                _claim("Standard: the largest model is no better than a smaller one", "+0.015", rise, "nats", _above(0))
+                claim_of(
+                    "Standard: the largest model is no better than a smaller one", "+0.015", rise, "nats", above(0)
+                )
             )
             steps = np.max(np.diff(np.stack(regularised), axis=0), axis=0)
             claims.append(
-                _claim(
-                    "Regularised: the loss falls with every step up in size", "falls at each", steps, "nats", _below(0)
+                claim_of(
+                    "Regularised: the loss falls with every step up in size", "falls at each", steps, "nats", below(0)
                 )
             )
         gain = self._regularised[self._best_single.size] - self._standard[self._best_standard.size]
         claims.append(
-            _claim(
+            claim_of(
                 "Regularised beats standard, the best size of each",
                 "3.43 (limit) against 3.75",
                 gain,
                 "nats",
-                _below(0),
+                below(0),
             )
         )
         claims.append(
-            _claim(
+            claim_of(
                 f"An ensemble of {ensemble.shape[1]} beats the best single model of any size",
                 "3.27 against 3.43 (limits)",
                 ensemble[:, -1] - single,
                 "nats",
-                _below(0),
+                below(0),
             )
         )
         claims.extend(self._efficiency_claims())
@@ -283,24 +271,24 @@ class _Finder:
             if item.kind == "ensemble":
                 share = point["share_of_teacher"]
                 claims.append(
-                    _claim(
+                    claim_of(
                         f"A student of size {item.size} keeps at least 80 % of the ensemble's gain",
                         "83 % at 1/8",
                         100 * self._kept(item),
                         "%",
-                        _above(80),
+                        above(80),
                         note=f"{share['total']:.2f} of the ensemble's parameters, {share['without_embeddings']:.2f} "
                         "without embeddings; one run, its seed is not in the interval",
                     )
                 )
             else:
                 claims.append(
-                    _claim(
+                    claim_of(
                         "The self-distilled student beats its teacher",
                         "3.43 against 3.71",
                         self._run_loss(item.run) - self._run_loss(item.teacher[0]),
                         "nats",
-                        _below(0),
+                        below(0),
                         note="one run of each, their seeds are not in the interval",
                     )
                 )
@@ -308,9 +296,9 @@ class _Finder:
 
     def _efficiency_claims(self) -> list[Claim]:
         aims = {
-            "regularised": ("Regularised is worth more text", "2.29x", _more_than(1)),
-            "ensemble": ("The ensemble is worth at least 2.5 times the text", "3.75x seen", _above(2.5)),
-            "joint limit": ("The joint limit is worth at least 4 times the text", "5.17x", _above(4)),
+            "regularised": ("Regularised is worth more text", "2.29x", more_than(1)),
+            "ensemble": ("The ensemble is worth at least 2.5 times the text", "3.75x seen", above(2.5)),
+            "joint limit": ("The joint limit is worth at least 4 times the text", "5.17x", above(4)),
         }
         multipliers = self._multipliers()
         claims: list[Claim] = []
@@ -353,9 +341,9 @@ class _Finder:
                 Claim(
                     statement=statement,
                     paper=paper,
-                    found=_json(interval),
+                    found=interval_json(interval),
                     unit="x",
-                    verdict=_verdict(interval, aim),
+                    verdict=verdict_of(interval, aim),
                     note=note,
                 )
             )
@@ -376,36 +364,12 @@ class _Finder:
         }
 
 
-Side = Callable[[float], bool]
-
-
-def _above(least: float) -> Side:
-    return lambda value: value >= least
-
-
-def _more_than(bound: float) -> Side:
-    return lambda value: value > bound
-
-
-def _below(most: float) -> Side:
-    return lambda value: value < most
-
-
-def _claim(statement: str, paper: str, values: Replicates, unit: str, side: Side, *, note: str = "") -> Claim:
-    interval = interval_of(values)
-    return Claim(
-        statement=statement,
-        paper=paper,
-        found=_json(interval),
-        unit=unit,
-        verdict=_verdict(interval, side),
-        note=note,
-    )
-
-
-def _verdict(interval: Interval, side: Side) -> str:
-    ends: Sequence[bool] = (side(interval.low), side(interval.high))
-    return "open" if ends[0] != ends[1] else "holds" if ends[0] else "does not hold"
+def _fit(sizes: Sequence[float], rows: np.ndarray) -> tuple[PowerLaw, Replicates]:
+    """Return the law of the estimates, and its asymptote with replicates."""
+    law = fit_power_law(sizes, rows[0])
+    asymptotes = fit_replicates(sizes, rows)[:, 0]
+    asymptotes[0] = law.asymptote
+    return law, asymptotes
 
 
 def _tune_loss(item: TunedSize) -> float:
@@ -414,13 +378,8 @@ def _tune_loss(item: TunedSize) -> float:
 
 def _multiplier_json(item: Multiplier) -> dict[str, Any]:
     return {
-        "observed": None if item.observed is None else _json(item.observed),
-        "extrapolated": None if item.extrapolated is None else _json(item.extrapolated),
+        "observed": None if item.observed is None else interval_json(item.observed),
+        "extrapolated": None if item.extrapolated is None else interval_json(item.extrapolated),
         "most_seen": item.most_seen,
         "problems": list(item.problems),
     }
-
-
-def _json(interval: Interval) -> dict[str, float | None]:
-    """Return an interval as JSON types; an infinite end is ``None``."""
-    return {name: value if math.isfinite(value) else None for name, value in asdict(interval).items()}

@@ -1,7 +1,7 @@
 """Opens the test split, once, and keeps what every run of a study loses at every token of it."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,10 +10,10 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
-from torch.nn.functional import log_softmax
 
 from forerun.core.errors import CheckpointError, CorpusError
 from forerun.models.decoder import Decoder
+from forerun.nn.law_average import Average
 from forerun.pretraining.atomic_files import write_json_file
 from forerun.pretraining.ensemble import average_law, load_member
 from forerun.pretraining.evaluation import held_out_token_nats
@@ -80,47 +80,59 @@ def measure(
     names = study.all_runs()
     runs = {name: run_of(folder, name) for name in names}
     results = {name: _result(run) for name, run in runs.items()}
-    data = folder / study.data
-    stream, num_bytes = open_test(data, int(study.scale["test_tokens"]))
-    starts = np.maximum(stream.starts[:-1] - 1, 0)  # the first token of all is not predicted
-    if len(starts) < 2:
-        raise CorpusError(f"{data}: its test split has {len(starts)} documents, at least 2 are needed for an interval")
+    identity = {"runs": names, "data_sha256": study.data_sha256, "test_tokens": study.scale["test_tokens"]}
     record = _record(folder)
-    identity = {"runs": names, "data_sha256": study.data_sha256, "test_tokens": len(stream.ids)}
     if record.get("identity") == identity and (folder / _LOSSES_FILE).is_file():
         with np.load(folder / _LOSSES_FILE, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
     else:
-        width = int(study.scale["sequence_tokens"])
-        arrays = {}
-        for number, (name, run) in enumerate(runs.items(), start=1):
-            decoder = load_member(run)
-            [arrays[f"run-{name}"]] = held_out_token_nats(
-                lambda ids_BT, decoder=decoder: [log_softmax(decoder(ids_BT), dim=-1)], stream, sequence_tokens=width
-            )
-            report(number, len(runs) + len(study.ensembles))
-        for number, ensemble in enumerate(study.ensembles, start=len(runs) + 1):
-            laws = _logit_average([load_member(runs[name]) for name in ensemble.members])
-            [arrays[f"logit-{ensemble.size}"]] = held_out_token_nats(laws, stream, sequence_tokens=width)
-            report(number, len(runs) + len(study.ensembles))
+        arrays, num_bytes = _open_and_measure(folder, study, runs, report=report)
         np.savez_compressed(folder / _LOSSES_FILE, allow_pickle=False, **arrays)
         opened = [*record.get("opened_at", []), datetime.now(UTC).isoformat(timespec="seconds")]
-        record = {"identity": identity, "opened_at": opened}
+        record = {"identity": identity, "num_bytes": num_bytes, "opened_at": opened}
         write_json_file(folder / RECORD_FILE, record)
     return Measurements(
         token_nats={name: arrays[f"run-{name}"] for name in names},
         logit_nats={ensemble.size: arrays[f"logit-{ensemble.size}"] for ensemble in study.ensembles},
-        document_starts=starts,
+        document_starts=arrays["document_starts"],
         results=results,
         settings={name: run.identity["config"] for name, run in runs.items()},
-        num_bytes=num_bytes,
+        num_bytes=record["num_bytes"],
         opened_at=tuple(record["opened_at"]),
     )
 
 
-def _logit_average(decoders: Sequence[Decoder]) -> Callable[[Tensor], Iterator[Tensor]]:
+def _open_and_measure(
+    folder: Path, study: Study, runs: Mapping[str, Run], *, report: Callable[[int, int], None]
+) -> tuple[dict[str, np.ndarray], int]:
+    data = folder / study.data
+    stream, num_bytes = open_test(data, int(study.scale["test_tokens"]))
+    starts = np.maximum(stream.starts[:-1] - 1, 0)  # the first token of all is not predicted
+    if len(starts) < 2:
+        raise CorpusError(
+            f"{data}: its test split has {len(starts)} document, at least 2 are needed for an interval; prepare a "
+            "corpus of more documents"
+        )
+    arrays: dict[str, np.ndarray] = {"document_starts": starts}
+    laws: dict[str, Callable[[Tensor], Iterable[Tensor]]] = {}
+    for name, run in runs.items():
+        laws[f"run-{name}"] = _average([run], average="probability")
+    for ensemble in study.ensembles:
+        laws[f"logit-{ensemble.size}"] = _average([runs[name] for name in ensemble.members], average="logit")
+    for number, (name, law) in enumerate(laws.items(), start=1):
+        [arrays[name]] = held_out_token_nats(law, stream, sequence_tokens=int(study.scale["sequence_tokens"]))
+        report(number, len(laws))
+    return arrays, num_bytes
+
+
+def _average(runs: Sequence[Run], *, average: Average) -> Callable[[Tensor], Iterator[Tensor]]:
+    """Return the law of an average, of one run its own; models are loaded when it is first asked for."""
+    decoders: list[Decoder] = []
+
     def laws(ids_BT: Tensor) -> Iterator[Tensor]:
-        yield average_law([decoder(ids_BT) for decoder in decoders], average="logit")
+        if not decoders:
+            decoders.extend(load_member(run) for run in runs)
+        yield average_law([decoder(ids_BT) for decoder in decoders], average=average)
 
     return laws
 
