@@ -177,7 +177,10 @@ def test_the_page_needs_nothing_else_and_every_point_leads_to_its_run(study_fold
     for claim in found["claims"]:
         assert claim["statement"].replace("'", "&#x27;") in text
         assert claim["paper"] in text
-    assert text.count("<svg") == 5
+    charts = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
+    assert len(charts) == 5
+    by_place = [set(re.findall(r'<circle cx="([\d.]+)" cy="[\d.]+" r="4.5" fill', chart)) for chart in charts]
+    assert [len(places) for places in by_place] == [2, 3, 2, 2, 4], "sizes, members, sizes, text, models and ensembles"
 
 
 def test_a_page_can_say_what_is_beyond_or_not_known(study_folder):

@@ -8,6 +8,9 @@ from typing import Any
 from forerun.recipes.pretrain_study.chart import Axes, Point, Series, chart_svg
 from forerun.recipes.pretrain_study.study_file import RUNS_FOLDER
 
+_PAPER_TOKENS = 209_715_200
+"""Unique tokens of the paper's main study."""
+
 _MINUS = "\N{MINUS SIGN}"
 _CLASSES = {"holds": "holds", "does not hold": "fails", "open": "open"}
 
@@ -30,7 +33,7 @@ def page_html(found: dict[str, Any]) -> str:
 <p>Settings were chosen on the tune split. Every number below, unless it says tune, is of the test split:
 {test["num_documents"]} documents, {test["num_tokens"]:,} tokens, opened {opened}. Brackets and bars are 95 % intervals
 over documents, and over seeds and members where there are several.</p>
-<h2>Claims</h2>{_claims(found["claims"])}
+<h2>Claims</h2>{_claims(found["claims"], study["scale"]["unique_tokens"])}
 <h2>Charts</h2><p class="soft">Hover for numbers, click for the run.</p>
 <div class="charts">{"".join(_charts(found))}</div>
 <h2>Laws</h2>{_laws(found["laws"])}
@@ -44,7 +47,7 @@ over documents, and over seeds and members where there are several.</p>
     )
 
 
-def _claims(claims: Sequence[dict[str, Any]]) -> str:
+def _claims(claims: Sequence[dict[str, Any]], unique_tokens: int) -> str:
     rows = [
         (
             escape(claim["statement"]),
@@ -55,9 +58,10 @@ def _claims(claims: Sequence[dict[str, Any]]) -> str:
         )
         for claim in claims
     ]
+    ratio = f"{round(_PAPER_TOKENS / unique_tokens):,}"
     note = (
         "<p class='soft'>A claim holds, or does not, where the whole interval says so; else it is open. Differences "
-        "are in nats a token, lower is better. The paper's models and text are about 5,000 times as large.</p>"
+        f"are in nats a token, lower is better. The paper's text is {ratio} times as long.</p>"
     )
     return _table(("claim", "paper", "here", "verdict", ""), rows) + note
 
@@ -66,12 +70,15 @@ def _charts(found: dict[str, Any]) -> list[str]:
     def tuned(name: str, label: str) -> Series:
         return Series(name=label, points=[_tuned_point(item) for item in found[name]])
 
-    counts = [Series(name=f"{item['size']} members", points=_curve(item)) for item in found["ensembles"]]
-    deepest = max(len(item["curve"]) for item in found["ensembles"])
+    counts = [
+        Series(name=f"{item['size']} members", points=[_mean_of(item, count, x=count) for count in _counts(item)])
+        for item in found["ensembles"]
+    ]
+    deepest = min(len(item["curve"]) for item in found["ensembles"])
     plane = [
         Series(
             name=f"{count} member{'s' if count > 1 else ''}",
-            points=[_curve(item)[count - 1] for item in found["ensembles"] if len(item["curve"]) >= count],
+            points=[_mean_of(item, count, x=_params(item)) for item in found["ensembles"]],
         )
         for count in sorted({1, 2, deepest})
     ]
@@ -175,11 +182,13 @@ def _tuned_point(item: dict[str, Any]) -> Point:
     return _point(_params(item), item["loss"], name, item["runs"][0])
 
 
-def _curve(item: dict[str, Any]) -> list[Point]:
-    return [
-        _point(count, interval, f"{item['size']}, {count} members", item["members"][count - 1])
-        for count, interval in enumerate(item["curve"], start=1)
-    ]
+def _counts(item: dict[str, Any]) -> range:
+    return range(1, len(item["curve"]) + 1)
+
+
+def _mean_of(item: dict[str, Any], count: int, *, x: float) -> Point:
+    """Return the point of ensembles of so many members."""
+    return _point(x, item["curve"][count - 1], f"{item['size']}, {count} of the members", item["members"][count - 1])
 
 
 def _laws(laws: dict[str, Any]) -> str:
@@ -225,6 +234,8 @@ def _efficiency(efficiency: dict[str, Any]) -> str:
             seen = f"{_DASH} (a limit)"
         elif observed["value"] is None:
             seen = f"more than {item['most_seen']:g}x, the most that was tried"
+        elif observed["high"] == 1:
+            seen = "no more than 1x: the standard recipe is as good on the same text"
         else:
             seen = _interval(observed, unit="x")
         problems = f"not identified: {'; '.join(item['problems'])}"
