@@ -23,7 +23,7 @@ from forerun.pretraining.train import pretrain
 pytestmark = pytest.mark.slow
 PROMPTS = ["def get_content", "class Parser:\n    ", "import ", "    return self._", "# "]
 PARAMS = [
-    SamplingParams(temperature=temperature, max_tokens=40, seed=5, ignore_eos=True)
+    SamplingParams(temperature=temperature, max_tokens=30, seed=5, ignore_eos=True)
     for temperature in (0.0, 0.9, 0.0, 0.9, 0.5)
 ]
 
@@ -40,8 +40,11 @@ def _threads_as_before():
 def runs(tmp_path_factory) -> Path:
     """Two members of one shape and one of another, trained on a package of the standard library; their ensembles."""
     folder = tmp_path_factory.mktemp("pretraining")
-    text = Path(sysconfig.get_path("stdlib")) / "email"
-    prepare_corpus(str(text), folder / "data", PrepareConfig(vocab_size=400, min_split_tokens=64))
+    text = folder / "text"
+    text.mkdir()
+    for file in (Path(sysconfig.get_path("stdlib")) / "email").rglob("*.py"):
+        (text / f"{file.stem}.txt").write_text(file.read_text(encoding="utf-8")[:4_000], encoding="utf-8")
+    prepare_corpus(str(text), folder / "data", PrepareConfig(vocab_size=300, min_split_tokens=64))
     corpus = open_corpus(folder / "data")
     members = [
         pretrain(
@@ -87,11 +90,11 @@ def test_every_method_emits_the_ensembles_tokens(runs, dtype, average):
 def test_the_commands_race_and_generate_with_it(runs, tmp_path, capsys):
     report = tmp_path / "race.json"
     target, draft = str(runs / "probability"), str(runs / "student")
-    race = f"race --target {target} --draft {draft} --num-prompts 1 --max-tokens 24 --ignore-eos --json {report}"
-    assert main([*race.split(), "--temperature", "0.8"]) == 0
+    race = f"race --methods ar,ssd --target {target} --draft {draft} --num-prompts 1 --max-tokens 24 --ignore-eos"
+    assert main([*race.split(), "--temperature", "0.8", "--json", str(report)]) == 0
     written = json.loads(report.read_text())
     assert written["identical"] is True
-    assert set(written["methods"]) == {"ar", "sd", "ssd"}
+    assert set(written["methods"]) == {"ar", "ssd"}
     assert written["prompts"][0]["text"].startswith("def "), "a model without a chat template continues texts"
     capsys.readouterr()
     assert main(["generate", "def parse", "--target", target, "--draft", draft, "--max-tokens", "8"]) == 0

@@ -271,8 +271,10 @@ ENSEMBLE_DRAFTERS = {
 }
 
 
-@pytest.mark.parametrize("average", ["probability", "logit"])
-@pytest.mark.parametrize("name", ENSEMBLE_DRAFTERS)
+AVERAGES_OF_DRAFTERS = ("probability", "logit", "logit")
+
+
+@pytest.mark.parametrize(("name", "average"), list(zip(ENSEMBLE_DRAFTERS, AVERAGES_OF_DRAFTERS, strict=True)))
 def test_output_law_is_the_ensembles(name, average):
     target = ensemble_law(average)
     law = enumerated_output_law(ENSEMBLE_DRAFTERS[name](member_law()), 3, target=target)
