@@ -11,6 +11,8 @@ from forerun.recipes.pretrain_study.study_file import RUNS_FOLDER
 _PAPER_TOKENS = 209_715_200
 """Unique tokens of the paper's main study."""
 
+_FEW_DOCUMENTS = 20
+
 _MINUS = "\N{MINUS SIGN}"
 _CLASSES = {"holds": "holds", "does not hold": "fails", "open": "open"}
 
@@ -26,13 +28,15 @@ def page_html(found: dict[str, Any]) -> str:
     title = f"Pre-training when data is the limit: {study['scale']['name']}"
     times = len(test["opened_at"])
     opened = f"once, at {test['opened_at'][0]}" if times == 1 else f"{times} times, last at {test['opened_at'][-1]}"
+    few = test["num_documents"] < _FEW_DOCUMENTS
+    caution = " So few documents make rough intervals: take a corpus of more." if few else ""
     body = f"""<h1>{escape(title)}</h1>
 <p class="soft">{study["scale"]["unique_tokens"]:,} tokens of <code>{escape(study["corpus"])}</code>
 (SHA-256 <code>{study["data_sha256"][:16]}</code>), {study["num_runs"]} runs on {escape(str(study["machine"]["cpu"]))},
 {study["machine"]["num_workers"]} at a time, {sum(study["elapsed_s"].values()) / 60:.1f} minutes in the last call.</p>
 <p>Settings were chosen on the tune split. Every number below, unless it says tune, is of the test split:
 {test["num_documents"]} documents, {test["num_tokens"]:,} tokens, opened {opened}. Brackets and bars are 95 % intervals
-over documents, and over seeds and members where there are several.</p>
+over documents, and over seeds and members where there are several.{caution}</p>
 <h2>Claims</h2>{_claims(found["claims"], study["scale"]["unique_tokens"])}
 <h2>Charts</h2><p class="soft">Hover for numbers, click for the run.</p>
 <div class="charts">{"".join(_charts(found))}</div>

@@ -105,7 +105,7 @@ class StudyScale:
 SCALES: Final[dict[ScaleName, StudyScale]] = {
     "smoke": StudyScale(
         name="smoke",
-        most_bytes=1_500_000,
+        most_bytes=4_000_000,
         vocab_size=512,
         unique_tokens=8_192,
         multiples=(1, 2, 4),
