@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import grad, jvp
 
 from forerun.core.errors import ConfigError
 
@@ -60,15 +59,55 @@ class EffectiveDimension:
     num_steps: int
 
 
-def effective_dimension(
-    product: MatrixVector, num_parameters: int, *, z: float, num_probes: int = 10, num_steps: int = 60, seed: int = 0
-) -> EffectiveDimension:
-    """Estimate the effective dimensionality of a symmetric matrix that is known by its products.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampledSpectrum:
+    """Gauss rules from several sign vectors: any scale z can be read off them.
+
+    Attributes:
+        nodes: Of each rule, in float64.
+        weights: Of each rule, with sum one.
+        num_parameters: P.
+        num_steps: Lanczos steps, each.
+    """
+
+    nodes: tuple[Float[np.ndarray, " steps"], ...]
+    weights: tuple[Float[np.ndarray, " steps"], ...]
+    num_parameters: int
+    num_steps: int
+
+    def effective_dimension(self, z: float) -> EffectiveDimension:
+        """Return the estimate at one scale.
+
+        Raises:
+            ConfigError: z is not above 0.
+        """
+        if not (z > 0 and math.isfinite(z)):
+            raise ConfigError(f"z={z}: need z > 0, such as 1")
+        positive = [np.maximum(nodes, 0.0) for nodes in self.nodes]
+        shares = [float((w * x / (x + z)).sum()) for x, w in zip(positive, self.weights, strict=True)]
+        estimates = self.num_parameters * np.array(shares)
+        mean, num_probes = float(estimates.mean()), len(estimates)
+        student = _STUDENT_975[min(num_probes - 1, len(_STUDENT_975)) - 1]
+        half = student * float(estimates.std(ddof=1)) / math.sqrt(num_probes)
+        return EffectiveDimension(
+            value=mean,
+            low=max(0.0, mean - half),
+            high=min(float(self.num_parameters), mean + half),
+            num_parameters=self.num_parameters,
+            z=z,
+            num_probes=num_probes,
+            num_steps=self.num_steps,
+        )
+
+
+def sample_spectrum(
+    product: MatrixVector, num_parameters: int, *, num_probes: int = 10, num_steps: int = 60, seed: int = 0
+) -> SampledSpectrum:
+    """Run Lanczos' iteration from random sign vectors.
 
     Args:
-        product: Multiplies a float64 vector.
-        num_parameters: Its length.
-        z: Scale, above 0.
+        product: Multiplies a float64 vector by a symmetric matrix.
+        num_parameters: The vector's length.
         num_probes: Random sign vectors, at least 2.
         num_steps: Lanczos steps, at least 1; cut to the number of parameters.
         seed: Of the vectors.
@@ -76,27 +115,20 @@ def effective_dimension(
     Raises:
         ConfigError: A number is out of range.
     """
-    if not (z > 0 and math.isfinite(z)) or num_probes < 2 or num_steps < 1 or num_parameters < 1:
+    if num_probes < 2 or num_steps < 1 or num_parameters < 1:
         raise ConfigError(
-            f"z={z}, num_probes={num_probes}, num_steps={num_steps}: need z > 0, 2 or more probes, 1 or more steps"
+            f"num_probes={num_probes}, num_steps={num_steps}, num_parameters={num_parameters}: need 2 or more probes, "
+            "1 or more steps and parameters"
         )
     source = torch.Generator().manual_seed(seed)
-    estimates = []
+    rules = []
     for _ in range(num_probes):
         start = torch.randint(0, 2, (num_parameters,), generator=source, dtype=torch.float64) * 2 - 1
-        values, weights = lanczos_quadrature(product, start / math.sqrt(num_parameters), num_steps)
-        positive = np.maximum(values, 0.0)
-        estimates.append(num_parameters * float((weights * positive / (positive + z)).sum()))
-    mean = float(np.mean(estimates))
-    student = _STUDENT_975[min(num_probes - 1, len(_STUDENT_975)) - 1]
-    half = student * float(np.std(estimates, ddof=1)) / math.sqrt(num_probes)
-    return EffectiveDimension(
-        value=mean,
-        low=max(0.0, mean - half),
-        high=min(float(num_parameters), mean + half),
+        rules.append(lanczos_quadrature(product, start / math.sqrt(num_parameters), num_steps))
+    return SampledSpectrum(
+        nodes=tuple(nodes for nodes, _ in rules),
+        weights=tuple(weights for _, weights in rules),
         num_parameters=num_parameters,
-        z=z,
-        num_probes=num_probes,
         num_steps=min(num_steps, num_parameters),
     )
 
@@ -126,15 +158,16 @@ def lanczos_quadrature(
 def hessian_product(
     loss: Callable[[Float[Tensor, " parameters"]], Tensor], parameters: Float[Tensor, " parameters"]
 ) -> MatrixVector:
-    """Return the product with the Hessian of a loss at a point, by forward over reverse differentiation.
+    """Return the product with the Hessian of a loss at a point, by differentiating the gradient's graph.
 
     Args:
         loss: A scalar of the flat float64 parameters.
         parameters: The point.
     """
-    slope = grad(loss)
+    point = parameters.detach().requires_grad_()
+    slope = torch.autograd.grad(loss(point), point, create_graph=True)[0]
 
     def product(vector: Tensor) -> Tensor:
-        return jvp(slope, (parameters,), (vector,))[1].detach()
+        return torch.autograd.grad(slope, point, grad_outputs=vector, retain_graph=True)[0]
 
     return product

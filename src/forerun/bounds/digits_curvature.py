@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
-from forerun.bounds.curvature import effective_dimension, hessian_product
+from forerun.bounds.curvature import hessian_product, sample_spectrum
 from forerun.core.errors import ConfigError
 from forerun.data.labelled import load_digits
 from forerun.training.loop import LoopConfig, TrainingLoop
@@ -47,6 +47,7 @@ def measure_digits_curvature(
     num_steps: int = 60,
     exact: bool = False,
     num_training_steps: int = 400,
+    num_samples: int | None = None,
 ) -> dict[str, Any]:
     """Train a network with one hidden layer of tanh units, and measure its effective dimensionality.
 
@@ -58,6 +59,7 @@ def measure_digits_curvature(
         num_steps: Lanczos steps for each.
         exact: Also compute it from all eigenvalues.
         num_training_steps: Optimiser steps.
+        num_samples: Use only the first so many digits.
 
     Returns:
         The estimate with its interval and circumstances, the same under the other convention, and the exact value with
@@ -70,7 +72,7 @@ def measure_digits_curvature(
     if width < 1:
         raise ConfigError(f"width={width}: must be at least 1")
     data = load_digits()
-    inputs, labels = torch.from_numpy(data.inputs / 16), torch.from_numpy(data.labels)
+    inputs, labels = torch.from_numpy(data.inputs[:num_samples] / 16), torch.from_numpy(data.labels[:num_samples])
     model = _TanhNetwork(width)
     num_parameters = len(model.values)
     if exact and num_parameters > _MOST_EXACT:
@@ -86,10 +88,8 @@ def measure_digits_curvature(
     product = hessian_product(lambda values: cross_entropy(model.scores(inputs, values), labels), point)
     scales = {"mean": z, "sum": z / len(labels)}
     # N_eff of n H at z is that of H at z / n: both conventions need only the mean loss.
-    estimates = {
-        name: effective_dimension(product, num_parameters, z=scale, num_probes=num_probes, num_steps=num_steps)
-        for name, scale in scales.items()
-    }
+    spectrum = sample_spectrum(product, num_parameters, num_probes=num_probes, num_steps=num_steps)
+    estimates = {name: spectrum.effective_dimension(scale) for name, scale in scales.items()}
     other = "sum" if convention == "mean" else "mean"
     found: dict[str, Any] = {
         **asdict(estimates[convention]), "z": z, "convention": convention, "num_samples": len(labels), "exact": None,

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from forerun.bounds.codebook import count_magnitudes, signed_levels, symbol_nats
+from forerun.bounds.codebook import count_magnitudes, signed_levels, symbol_nats, symbol_values
 from forerun.bounds.message import Message, num_magnitude_steps
 from forerun.bounds.pac_bayes import kl_bound
 from forerun.nn.subspace import SubspaceNetwork
@@ -67,9 +67,7 @@ class _Descent:
         return self.best < before
 
     def _unfold(self, symbols: list[int], steps: list[int]) -> Tensor:
-        levels = signed_levels(steps)
-        coefficients = levels[torch.tensor(symbols) + len(steps)]
-        return self.network.get_buffer("start") + coefficients @ self.columns
+        return self.network.get_buffer("start") + symbol_values(torch.tensor(symbols), steps) @ self.columns
 
     def _objective(self, values: Tensor, symbols: list[int]) -> float:
         scores = self.network.scores(self.inputs, values)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from simulated.idx_files import write_idx
 
 from forerun.bounds import verifier
 from forerun.bounds.certify import certify, check_affordable, default_candidates
@@ -15,7 +16,17 @@ from forerun.bounds.message import Message, decode_message, encode_message, step
 from forerun.bounds.pac_bayes import kl_bound
 from forerun.bounds.prior import Layer, PriorGrid, build_network, prepare_inputs
 from forerun.bounds.refine import refine
-from forerun.bounds.task import DIGITS_GRID, FASHION_GRID, MNIST1D_GRID, arrays_task, digits_task
+from forerun.bounds.report import write_report
+from forerun.bounds.task import (
+    DIGITS_GRID,
+    FASHION_GRID,
+    MNIST1D_GRID,
+    arrays_task,
+    digits_task,
+    fashion_task,
+    mnist1d_task,
+    training_data,
+)
 from forerun.cli.main import main
 from forerun.core.errors import ConfigError
 from forerun.data.labelled import LabelledData
@@ -204,6 +215,48 @@ def test_unusable_data_are_one_clear_error(tmp_path, change, expected):
 def test_grid_out_of_range_is_refused(options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         PriorGrid(**({"input_shape": (1, 4, 1), "num_classes": 3, "input_scale": 1.0} | options))
+
+
+@pytest.mark.parametrize(
+    "options", [[], ["--task", "fashion-mnist"], ["--task", "digits", "--data", "x.npz"], ["--data", "absent.npz"]]
+)
+def test_command_says_which_data_it_wants(tmp_path, capsys, options):
+    assert main(["certify", *options, "--out", str(tmp_path / "c.zip")]) == 2
+    assert "--data" in capsys.readouterr().err
+
+
+def test_fashion_folder_loses_its_repeats_and_is_split_alike_by_both_sides(tmp_path):
+    source = np.random.default_rng(3)
+    pictures = source.integers(0, 256, (300, 28, 28), dtype=np.uint8)
+    labels = source.integers(0, 10, 300, dtype=np.uint8)
+    for name, part in (("train", slice(0, 200)), ("t10k", slice(190, 300))):
+        write_idx(tmp_path / f"{name}-images-idx3-ubyte.gz", pictures[part], 8)
+        write_idx(tmp_path / f"{name}-labels-idx1-ubyte.gz", labels[part], 8)
+    task = fashion_task(tmp_path, 250)
+    assert task.holdout is not None
+    assert (len(task.train), len(task.holdout)) == (250, 50)
+    again = training_data(str(tmp_path), {"claims": {"num_samples": 250}})
+    assert (again.inputs == task.train.inputs).all()
+    assert (again.labels == task.train.labels).all()
+
+
+def test_mnist1d_is_split_into_draws_of_one_sampler():
+    task = mnist1d_task()
+    assert task.holdout is not None
+    assert (len(task.train), len(task.holdout)) == (40_000, 10_000)
+
+
+def test_report_page_has_the_bound_and_every_cost(made, tmp_path):
+    _, _, task, result = made
+    write_report(tmp_path / "x.html", "a < b", result)
+    page = (tmp_path / "x.html").read_text()
+    assert f"{result.risk_bound:.2%}" in page
+    assert "a &lt; b" in page
+    for line in result.ledger:
+        assert f"<td>{line.name}</td>" in page
+    assert page.count("<rect") == 7 + sum(line.bits > 0 for line in result.ledger)
+    assert "http" not in page
+    assert task.grid.sha256 in page
 
 
 @pytest.mark.parametrize("delta", ["0", "1", "-1", "nan"])

@@ -1,20 +1,12 @@
 """Labelled examples out of files, and the sampler of MNIST-1D."""
 
-import gzip
-import struct
-
 import numpy as np
 import pytest
+from simulated.idx_files import write_idx
 
 from forerun.core.errors import ConfigError
 from forerun.data.labelled_files import load_labelled, read_idx
 from forerun.data.mnist1d import sample_mnist1d
-
-
-def write_idx(path, array, code):
-    header = struct.pack(">HBB", 0, code, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
-    content = header + array.tobytes()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
 
 
 def test_folder_of_idx_pairs_is_joined_by_name(tmp_path):

@@ -47,7 +47,7 @@ def _draw_descent(axes: Any, result: Mapping[str, Any]) -> None:
     beside.semilogx(features, _column(result["rows"], "complement"), "^:", label="min(n, features) - N_eff")
     beside.set_ylabel(f"directions, z = {result['z']:g} on the mean loss")
     handles = [*axes[0].get_legend_handles_labels()[0], *beside.get_legend_handles_labels()[0]]
-    axes[0].legend(handles, [handle.get_label() for handle in handles], fontsize="small")
+    axes[0].legend(handles, [handle.get_label() for handle in handles], fontsize="x-small", loc="center right")
     widths = _column(result["bounds"], "width")
     axes[1].semilogx(widths, _column(result["bounds"], "bound"), "o-", label="certified bound, delta 0.05")
     axes[1].semilogx(widths, _column(result["bounds"], "test_error"), "s-", label="test error, same label noise")
@@ -57,7 +57,7 @@ def _draw_descent(axes: Any, result: Mapping[str, Any]) -> None:
 
 def _draw_soft(axes: Any, result: Mapping[str, Any]) -> None:
     for axis, rows, group, value, title in (
-        (axes[0], result["fits"], "bias", "median_test_rmse", "20 points, fitted exactly (log scale)"),
+        (axes[0], result["fits"], "bias", "median_test_rmse", "Polynomials by order, 20 points (log scale)"),
         (axes[1], result["certified"], "prior", "bound", "Certified error by prior"),
     ):
         names = list(dict.fromkeys(_column(rows, group)))

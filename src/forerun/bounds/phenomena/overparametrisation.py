@@ -11,7 +11,7 @@ from forerun.data.labelled import LabelledData
 
 NUM_FEATURES = (20, 50, 100, 200, 260, 300, 340, 400, 600, 1200, 2400, 4800)
 BOUND_WIDTHS = (4, 16, 64, 256, 1024)
-_NUM_TRAIN, _NOISE, _Z, _NUM_SEEDS = 300, 0.15, 1e-3, 3
+_NUM_TRAIN, _NOISE, _Z, _NUM_SEEDS = 300, 0.15, 1e-5, 3
 _BOUND_NUM_TRAIN = 900
 
 
