@@ -26,6 +26,13 @@ def test_auto_on_a_cpu(flags, quantized, dtype, reason):
     assert reason in choice.reason
 
 
+def test_auto_averages_an_ensemble_in_float32_but_keeps_quantised_members():
+    machine = cpu("avx512_vnni", "amx_bf16")
+    choice = choose_dtype("auto", cpu=machine, weights_are_quantized=False, is_ensemble=True)
+    assert (choice.dtype, choice.reason) == ("float32", "the members of an ensemble are averaged as they were measured")
+    assert choose_dtype("auto", cpu=machine, weights_are_quantized=True, is_ensemble=True).dtype == "int8"
+
+
 def test_auto_on_a_gpu_is_bfloat16_whatever_the_cpu():
     assert choose_dtype("auto", cpu=cpu("avx512_vnni"), weights_are_quantized=True, device="cuda:0").dtype == "bfloat16"
 

@@ -39,6 +39,16 @@ def test_each_method_runs_alone_on_the_same_chat_prompts(engines):
         assert limits == (4, 128, 128), "an untimed run first"
 
 
+def test_a_model_without_a_chat_template_gets_the_prompts_as_they_are(engines):
+    def open_engine(config):
+        engine = engines(config)
+        engine.tokenizer.chat_template = None
+        return engine
+
+    race(RaceConfig(prompts=PROMPTS, racers=("ar",)), open_engine=open_engine)
+    assert [text for text, _ in engines.opened[0].calls] == [PROMPTS[index].text for index in (0, 0, 1)]
+
+
 def test_engine_is_closed_when_a_prompt_is_refused(engines):
     with pytest.raises(RequestError, match="context is 8"):
         race(RaceConfig(prompts=(Prompt(text="too long"),)), open_engine=engines)
