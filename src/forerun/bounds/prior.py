@@ -151,6 +151,7 @@ def prepare_inputs(
         inputs: Examples as they came.
     """
     kind, geometry = _plan(grid, architecture)[0]
+    values = None
     if kind == "bank":
         filters = verifier.bank_filters(geometry.channels_out - 1, geometry.kernel) / geometry.channels_in
         weight = np.repeat(filters[:, None], geometry.channels_in, axis=1).ravel()
@@ -158,5 +159,5 @@ def prepare_inputs(
     parts = []
     for part in np.array_split(inputs, max(1, -(-len(inputs) // _BATCH))):
         maps = torch.from_numpy(part * grid.input_scale).float().view(-1, *grid.input_shape).permute(0, 3, 1, 2)
-        parts.append(pool_rectified(apply_layer(maps, values, geometry), geometry) if kind == "bank" else maps)
+        parts.append(maps if values is None else pool_rectified(apply_layer(maps, values, geometry), geometry))
     return torch.cat(parts).contiguous()

@@ -1,4 +1,4 @@
-"""Compressibility that grows with width: the larger network needs fewer bits for the same training error."""
+"""Compressibility by width: bits that networks need for the same training error, and their least certified bound."""
 
 from typing import Any
 
