@@ -206,7 +206,7 @@ def test_a_cache_that_returns_the_laws_of_another_branch_is_caught(assert_not_la
         def other_branch(request, round_number, *, num_accepted, token):
             hit = look_up(request, round_number, num_accepted=num_accepted, token=token)
             other = look_up(request, round_number, num_accepted=num_accepted, token=(token + 1) % VOCAB_SIZE)
-            return hit if hit is None or other is None else (hit[0], other[1])
+            return hit if hit is None or other is None else hit._replace(tokens=other.tokens)
 
         drafter.cache.look_up = other_branch
         return speculator

@@ -32,7 +32,7 @@ from forerun.models.draft import Draft, load_draft
 from forerun.models.runner import build_runner
 
 DEFAULT_NUM_SPECULATIVE_TOKENS = 4
-DEFAULT_BRANCH_BUDGET = 12
+DEFAULT_BRANCH_BUDGET = 20
 MAX_ADAPTIVE_TOKENS = 8
 MAX_BRANCHES = 32
 _READY_TIMEOUT_S = 120.0

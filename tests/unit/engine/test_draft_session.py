@@ -18,7 +18,9 @@ LAW = history_law(VOCAB_SIZE, seed=1)
 SMALL = (0, 2, 3, 5, 11)
 
 
-def new_session(prompt, *, capacity=64, temperature=0.0, draft_ids=None, verification="coupled", sequence=0):
+def new_session(
+    prompt, *, capacity=64, temperature=0.0, draft_ids=None, verification="coupled", sequence=0, is_joint=False
+):
     vocab_ids = None if draft_ids is None else np.array(draft_ids)
     model = SimulatedModel(LAW, vocab_size=VOCAB_SIZE, num_sequences=2, capacity=capacity, vocab_ids=vocab_ids)
     choice = DraftChoice(
@@ -36,6 +38,7 @@ def new_session(prompt, *, capacity=64, temperature=0.0, draft_ids=None, verific
         choice=choice,
         capacity=capacity,
         fan_out=lambda budget, num_tokens: uniform_fan_out(budget=budget, num_speculative_tokens=num_tokens),
+        is_joint=is_joint,
     )
     return model, session
 
@@ -47,7 +50,7 @@ def expected_texts(session, rows):
         return [tuple(session.chain[: start + i + 1]) for i in range(len(rows))]
     return [
         (*session.chain[: session.num_committed + branch.num_accepted], branch.token, *branch.tokens)
-        for branch in session.branches
+        for branch in session.branches[: len(rows)]
     ]
 
 
@@ -92,9 +95,12 @@ def events(draw):
     st.sampled_from([0.0, 1.0]),
     st.sampled_from([None, SMALL]),
     st.sampled_from([10, 24, 64]),
+    st.booleans(),
 )
-def test_rows_see_their_text_after_any_course_of_events(course, prompt, temperature, draft_ids, capacity):
-    model, session = new_session(prompt, capacity=capacity, temperature=temperature, draft_ids=draft_ids, sequence=1)
+def test_rows_see_their_text_after_any_course_of_events(course, prompt, temperature, draft_ids, capacity, is_joint):
+    model, session = new_session(
+        prompt, capacity=capacity, temperature=temperature, draft_ids=draft_ids, sequence=1, is_joint=is_joint
+    )
     session.prepare(branch_budget=6, max_depth=3)
     committed = list(prompt)
     for passes, pick, kind, num_tokens, budget, depth in course:
@@ -127,7 +133,8 @@ def test_rows_see_their_text_after_any_course_of_events(course, prompt, temperat
         session.prepare(branch_budget=budget, max_depth=depth)
     run(model, session)
     assert not session.is_drafting
-    assert session.branches == [] or all(len(branch.tokens) == session.depth for branch in session.branches)
+    continued = session.branches[:3] if is_joint else session.branches
+    assert all(len(branch.tokens) == session.depth for branch in continued)
 
 
 def test_branches_are_what_the_draft_itself_would_go_on_with():
@@ -221,3 +228,21 @@ def test_a_commit_that_contradicts_the_draft_is_refused():
     other = session.branches[1].token
     with pytest.raises(AssertionError, match="another outcome"):
         session.commit(0, other, branch=0, num_used=1)
+
+
+def test_the_likeliest_outcomes_have_the_longest_continuations():
+    model, session = new_session([1, 2, 3], is_joint=True)
+    session.prepare(branch_budget=10, max_depth=5)
+    run(model, session)
+    lengths = [len(branch.tokens) for branch in session.branches]
+    assert lengths == [5, 5, 5, 3, 2, 2, 1, 1, 1, 1]
+    chances = dict(session.choice.ranked(session._logits[2], [], count=10))
+    likeliest = sorted(chances, key=lambda token: -chances[token])
+    assert [branch.token for branch in session.branches] == likeliest
+
+
+def test_outcomes_that_are_not_ranked_are_all_continued_alike():
+    model, session = new_session([1, 2, 3])
+    session.prepare(branch_budget=10, max_depth=3)
+    run(model, session)
+    assert {len(branch.tokens) for branch in session.branches} == {3}

@@ -1,7 +1,9 @@
 """One request on the draft side: its chain of tokens, its tree of prepared outcomes, and what to run next."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -13,6 +15,10 @@ from forerun.engine.speculative.fan_out import joint_outcomes, shared_outcomes
 FanOut = Callable[[int, int], Sequence[int]]
 """Gives F_0..F_K for (branch budget, K)."""
 
+_TAPER = 0.6
+"""Of the outcomes advanced by one token, this share is advanced by one more, the likeliest first."""
+_LEAST_WIDTH = 3
+"""So many are advanced at any depth."""
 _MAX_CHAIN_ROWS = 256
 """Rows of a chain in one pass: a long prompt is read in parts, between which an outcome can arrive."""
 
@@ -41,8 +47,10 @@ class DraftSession:
 
     The *chain* is the prompt, the accepted output and the speculation now being verified. Work comes in this order:
     bring the cache up to the chain; extend the speculation to the wanted length (a fallback, or plain SD); then prepare
-    outcomes: choose them from the draft's logits along the speculation and advance all branches together, one token per
-    pass. An outcome may arrive between any two passes; on a hit the branch's cached keys and values become the chain's.
+    outcomes: choose them from the draft's logits along the speculation and advance the branches together, one token per
+    pass. Where they are ranked by likelihood, each pass advances fewer than the one before: many outcomes are
+    predicted, and the likeliest have the longest continuations. An outcome may arrive between any two passes; on a hit
+    the branch's cached keys and values become the chain's.
 
     Args:
         sequence: Of the draft model's cache.
@@ -78,7 +86,7 @@ class DraftSession:
         self._wanted = 0
         self._max_depth = 0
         self._budget = 0
-        self._tree_slot = 0
+        self._level_slots: list[int] = []
         self._is_planned = False
 
     @property
@@ -144,7 +152,7 @@ class DraftSession:
             self.laws = hit.laws[:num_used]
             # A branch that grew beyond what is used has its last used token cached, too.
             for level in range(min(num_used + 1, len(hit.logits))):
-                moves.append((self._slot(level, branch), keep + level))
+                moves.append((self._level_slots[level] + branch, keep + level))
                 self._logits[keep + level] = hit.logits[level].copy()
             self._num_cached = keep + len(moves)
         self._wanted = num_used
@@ -183,7 +191,7 @@ class DraftSession:
                 self.chain.append(token)
                 self.laws.append(law)
             return
-        for index, branch in enumerate(self.branches):
+        for index, branch in enumerate(self.branches[: self._width(self.depth)]):
             prefix = self.chain[self.num_prompt : self.num_committed + branch.num_accepted]
             prefix += [branch.token, *branch.tokens]
             token, law = self.choice.draw(logits[index], prefix, num_prepared=self._prepared(len(branch.tokens)))
@@ -216,8 +224,8 @@ class DraftSession:
         """Choose the outcomes to prepare for, from the draft's logits along the speculation."""
         self._is_planned = True
         speculation = self.speculation
-        self._tree_slot = len(self.chain) + 1
-        room = (self._capacity - self._tree_slot) // max(1, self._max_depth)
+        first_slot = len(self.chain) + 1
+        room = (self._capacity - first_slot) // max(1, self._max_depth)
         budget = min(self._budget, room) if self._max_depth > 0 else 0
         if budget <= 0:
             return
@@ -233,17 +241,23 @@ class DraftSession:
         else:
             outcomes = shared_outcomes(ranked, speculation, fan_out=self._fan_out(budget, len(speculation)))
         self.branches = [Branch(num_accepted, token, [], [], []) for num_accepted, token in outcomes]
+        widths = [self._width(level) for level in range(self._max_depth)]
+        self._level_slots = [first_slot, *(first_slot + end for end in accumulate(widths))]
 
-    def _slot(self, level: int, branch: int) -> int:
-        return self._tree_slot + level * len(self.branches) + branch
+    def _width(self, level: int) -> int:
+        """Return how many branches get a token at a level."""
+        num = len(self.branches)
+        return min(num, max(_LEAST_WIDTH, math.ceil(num * _TAPER**level))) if self._is_joint else num
 
     def _tree_rows(self) -> Rows:
-        num, level = len(self.branches), self.depth
-        accepted = np.array([branch.num_accepted for branch in self.branches], np.int64)
-        ancestors = self._tree_slot + np.arange(level + 1)[None, :] * num + np.arange(num)[:, None]
+        level = self.depth
+        num = self._width(level)
+        branches = self.branches[:num]
+        accepted = np.array([branch.num_accepted for branch in branches], np.int64)
+        ancestors = np.array(self._level_slots[: level + 1])[None, :] + np.arange(num)[:, None]
         return Rows(
             sequences=np.full(num, self.sequence, np.int64),
-            token_ids=np.array([branch.tokens[-1] if level else branch.token for branch in self.branches], np.int64),
+            token_ids=np.array([branch.tokens[-1] if level else branch.token for branch in branches], np.int64),
             positions=self.num_committed + accepted + level,
             slots=ancestors[:, level].copy(),
             lengths=self.num_committed + accepted,

@@ -6,7 +6,7 @@ clears a table only after the target has told it the outcome of that round, and 
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -44,10 +44,24 @@ class CacheShape:
 
     @property
     def bytes_per_request(self) -> int:
-        """Bytes of one request's part: header, keys, tokens, draft, and laws (count, ids, scores)."""
-        integers = _HEADER + 2 * self.max_branches + self.max_branches * self.max_depth + self.max_depth
+        """Bytes of one request's part: header, keys, tokens, widths, draft, and laws (count, ids, scores)."""
+        integers = _HEADER + 2 * self.max_branches + self.max_branches * self.max_depth + 2 * self.max_depth
         num_bytes = 8 * integers + self.max_depth * (8 + 12 * self.law_width)
         return -(-num_bytes // 8) * 8  # an integer that straddles two words could be read half written
+
+
+class PreparedOutcome(NamedTuple):
+    """What is prepared for an outcome.
+
+    Attributes:
+        branch: Its place among the prepared outcomes.
+        tokens: Its continuation as far as it is ready, maybe empty.
+        depth: How deep the likeliest outcomes are ready.
+    """
+
+    branch: int
+    tokens: list[int]
+    depth: int
 
 
 class SpeculationCache:
@@ -88,9 +102,10 @@ class SpeculationCache:
         table.header[_NUM_BRANCHES] = len(keys)
 
     def put_tokens(self, request: int, depth: int, tokens: list[int]) -> None:
-        """Writer: publish the next token of every branch; ``depth`` counts it."""
+        """Writer: publish the next token of the first branches; ``depth`` counts it."""
         table = self._tables[request]
         table.tokens[: len(tokens), depth - 1] = tokens
+        table.widths[depth - 1] = len(tokens)
         table.header[_DEPTH] = depth
 
     def put_draft(self, request: int, tokens: list[int]) -> None:
@@ -110,14 +125,8 @@ class SpeculationCache:
                 table.law_ids[place, :count] = law.ids
         table.header[_LAWS_ROUND] = round_number
 
-    def look_up(
-        self, request: int, round_number: int, *, num_accepted: int, token: int
-    ) -> tuple[int, list[int]] | None:
-        """Reader: find an outcome of a round.
-
-        Returns:
-            The branch and its continuation as far as it is ready (maybe empty); ``None`` if it was not predicted.
-        """
+    def look_up(self, request: int, round_number: int, *, num_accepted: int, token: int) -> PreparedOutcome | None:
+        """Reader: find an outcome of a round; ``None`` if it was not predicted."""
         table = self._tables[request]
         if table.header[_ROUND] != round_number:
             return None
@@ -125,8 +134,9 @@ class SpeculationCache:
         found = np.flatnonzero((keys[:, 0] == num_accepted) & (keys[:, 1] == token))
         if found.size == 0:
             return None
-        branch = int(found[0])
-        return branch, table.tokens[branch, : int(table.header[_DEPTH])].tolist()
+        branch, depth = int(found[0]), int(table.header[_DEPTH])
+        num_tokens = int(np.count_nonzero(table.widths[:depth] > branch))
+        return PreparedOutcome(branch, table.tokens[branch, :num_tokens].tolist(), depth)
 
     def draft(self, request: int, round_number: int) -> list[int]:
         """Reader: return the speculation of the round so far."""
@@ -159,6 +169,7 @@ class _Table:
         self.header = self._take(np.int64, _HEADER)
         self.keys = self._take(np.int64, 2 * branches).reshape(branches, 2)
         self.tokens = self._take(np.int64, branches * depth).reshape(branches, depth)
+        self.widths = self._take(np.int64, depth)
         self.draft = self._take(np.int64, depth)
         self.law_sizes = self._take(np.int64, depth)
         self.law_ids = self._take(np.int64, depth * width).reshape(depth, width)

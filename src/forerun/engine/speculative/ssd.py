@@ -131,10 +131,10 @@ class SsdSpeculator:
         round_number, token = request.round_number, request.output_ids[-1]
         num_accepted = self._last_accepted[request.index]
         hit = self._drafter.cache.look_up(request.sequence, round_number - 1, num_accepted=num_accepted, token=token)
-        branch, tokens = (-1, []) if hit is None else (hit[0], hit[1][:limit])
+        branch, tokens = (-1, []) if hit is None else (hit.branch, hit.tokens[:limit])
         is_ready = bool(tokens)
         if limit > 0:
-            self.branch_budget.observe(is_hit=hit is not None, is_deep=len(tokens) == limit)
+            self.branch_budget.observe(is_hit=hit is not None, is_deep=hit is not None and hit.depth >= limit)
         proposed: list[int] = []
         num_draft = 0
         if not is_ready and limit > 0:

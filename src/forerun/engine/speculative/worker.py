@@ -238,7 +238,9 @@ class DraftWorker:
             self._cache.put_outcomes(request, [(branch.num_accepted, branch.token) for branch in session.branches])
         if session.depth > max(depth, 0):
             depth = session.depth
-            self._cache.put_tokens(request, depth, [branch.tokens[-1] for branch in session.branches])
+            self._cache.put_tokens(
+                request, depth, [branch.tokens[-1] for branch in session.branches if len(branch.tokens) == depth]
+            )
         self._published[request] = (num_drafted, num_branches, depth)
 
     def _publish_laws(self, session: DraftSession) -> None:
