@@ -19,7 +19,8 @@ _BANK: Final = Layer(kind="bank", width=8, kernel=3, pool=2)
 _SMALL_CONV: Final = Layer(kind="conv", width=16, kernel=3, pool=2)
 _COARSE_BANK: Final = Layer(kind="bank", width=8, kernel=5, pool=4)
 
-# The grids have all architectures that were tried on these data while they were chosen, so that the choice is paid.
+# The grids have nearly all architectures that were tried on these data while they were chosen, so that most of that
+# choice is paid; what else was chosen in development (filters, scale of the start, magnitude code) is not.
 DIGITS_GRID: Final = PriorGrid(
     input_shape=(8, 8, 1),
     num_classes=10,
