@@ -11,11 +11,12 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulated.decoding import AUTOREGRESSIVE, Way, World, decode
+from simulated.decoding import AUTOREGRESSIVE, EveryLength, Way, World, decode
 from simulated.models import history_law, markov_law, mixture_law
 
 from forerun.engine.config import SpeculativeConfig
 from forerun.engine.sampling import SamplingParams
+from forerun.engine.speculative.fallback_length import OneLess
 
 VOCAB_SIZE = 12
 TEXT = history_law(VOCAB_SIZE, seed=1)
@@ -63,6 +64,7 @@ def ways(draw):
         branch_budget=draw(st.integers(1, 12)),
         progress=lambda: pattern.choice(passes),
         shares_states=draw(st.booleans()),
+        fallback_length=draw(st.sampled_from([OneLess, EveryLength])),
     )
 
 

@@ -1,6 +1,6 @@
 """The real engine core over simulated models: one function for every method."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from forerun.engine.request import Request
 from forerun.engine.sampling import SamplingParams
 from forerun.engine.speculative.choice import DraftChoice
 from forerun.engine.speculative.controller import BranchBudget, FixedController
-from forerun.engine.speculative.fallback_length import OneLess
+from forerun.engine.speculative.fallback_length import FallbackLength, OneLess
 from forerun.engine.speculative.plain import NoSpeculator
 from forerun.engine.speculative.sequential import NgramSpeculator, SequentialSpeculator
 from forerun.engine.speculative.speculator import Speculator
@@ -84,6 +84,17 @@ class World:
         ]
 
 
+class EveryLength(OneLess):
+    """Lengths of fallbacks in turn, none at all among them."""
+
+    def __init__(self) -> None:
+        self._num_choices = 0
+
+    def choose(self, limit: int) -> int:
+        self._num_choices += 1
+        return (limit - self._num_choices) % (limit + 1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Way:
     """A way to decode.
@@ -96,6 +107,7 @@ class Way:
         progress: How far the drafter gets (SSD).
         dies_after: Messages after which the drafter is dead (SSD).
         shares_states: Whether the draft reads the target's states.
+        fallback_length: Makes what sets the length of fallbacks (SSD).
     """
 
     method: str
@@ -105,6 +117,7 @@ class Way:
     progress: Progress = all_passes
     dies_after: int | None = None
     shares_states: bool = False
+    fallback_length: Callable[[], FallbackLength] = OneLess
 
     def speculator(self, world: World, target: SimulatedModel | None = None) -> Speculator:
         if self.method == "none":
@@ -145,20 +158,9 @@ class Way:
             self.speculative,
             num_speculative_tokens=self.num_speculative_tokens,
             branch_budget=BranchBudget(self.branch_budget, least=self.branch_budget, most=self.branch_budget),
-            fallback_length=EveryLength(),
+            fallback_length=self.fallback_length(),
             states=states,
         )
-
-
-class EveryLength(OneLess):
-    """Lengths of fallbacks in turn, none at all among them."""
-
-    def __init__(self) -> None:
-        self._num_choices = 0
-
-    def choose(self, limit: int) -> int:
-        self._num_choices += 1
-        return (limit - self._num_choices) % (limit + 1)
 
 
 AUTOREGRESSIVE = Way(method="none")

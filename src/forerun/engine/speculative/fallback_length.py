@@ -76,8 +76,8 @@ class AdaptiveFallbackLength:
 
     def __init__(self, most: int) -> None:
         self._acceptance = Acceptance(most)
-        self._waits, self._verifications = TimeLine(), TimeLine()
-        self._num_tokens = self._seconds = 0.0
+        self._waits, self._verifications, self._rounds = TimeLine(), TimeLine(), TimeLine()
+        self._num_tokens = self._num_rounds = 0.0
         self._num_choices = 0
         self._round_began = self._verification_began = 0.0
         self._num_proposed = 0
@@ -106,12 +106,12 @@ class AdaptiveFallbackLength:
         self._verification_began, self._num_proposed = time.perf_counter(), num_proposed
 
     def learn_outcome(self, num_accepted: int, *, fallback: int) -> None:
-        """Learn acceptance, and the times of the round; requests of one round share its time."""
+        """Learn acceptance, and the times of the round; R is that of one request."""
         now = time.perf_counter()
         self._verifications.add(self._num_proposed, now - self._verification_began)
         self._num_tokens = _DECAY * self._num_tokens + num_accepted + 1
-        self._seconds = _DECAY * self._seconds + now - self._round_began
-        self._round_began = now
+        self._num_rounds = _DECAY * self._num_rounds + 1
+        self._rounds.add(0, now - self._round_began)
         if fallback > 0:
             self._acceptance.observe(proposed=[fallback], accepted=[num_accepted])
 
@@ -120,5 +120,6 @@ class AdaptiveFallbackLength:
         if length == 0:
             return 0.0
         added_s = self._verifications.at(length) - self._verifications.at(0)
-        cost = self._num_tokens / self._seconds * (self._waits.at(length) + added_s)
+        tokens_per_s = self._num_tokens / self._num_rounds / self._rounds.at(0)
+        cost = tokens_per_s * (self._waits.at(length) + added_s)
         return self._acceptance.expected_tokens(length) - 1 - cost

@@ -2,10 +2,16 @@
 
 _DECAY = 0.98
 """Weight that a point keeps after each further one: the last 50 count most."""
+_MOST_RISE, _MOST_FALL = 2.0, 3.0
+"""A point this many times above the line counts as that; one this many times below it begins the line anew."""
 
 
 class TimeLine:
-    """A weighted least-squares line y = a + b x with b >= 0, old points fading."""
+    """A weighted least-squares line y = a + b x with b >= 0, old points fading.
+
+    A hiccup of the machine moves it little. What is far quicker than the line shows that the line was measured while
+    something else went on, such as the compilation of a kernel, and takes its place.
+    """
 
     def __init__(self) -> None:
         self._weight = self._x = self._y = self._xx = self._xy = 0.0
@@ -17,6 +23,11 @@ class TimeLine:
 
     def add(self, x: float, y: float) -> None:
         """Learn that x tokens took y seconds."""
+        if self._weight > 0:
+            expected = self.at(x)
+            if _MOST_FALL * y < expected:
+                self._weight = self._x = self._y = self._xx = self._xy = 0.0
+            y = min(y, _MOST_RISE * expected)
         self._weight, self._x, self._y = _DECAY * self._weight + 1, _DECAY * self._x + x, _DECAY * self._y + y
         self._xx, self._xy = _DECAY * self._xx + x * x, _DECAY * self._xy + x * y
 
