@@ -24,6 +24,8 @@ from forerun.pretraining.run_store import Run
 
 _POLL_S: Final = 0.25
 _TELL_EVERY_S: Final = 0.5
+_News = tuple[int, int, int, int, str]
+"""Which grid and run, what is done of what, and a detail."""
 
 
 class Executor(Protocol):
@@ -62,7 +64,8 @@ class LocalExecutor:
         self._pool: ProcessPoolExecutor | None = None
         context = multiprocessing.get_context("spawn")
         self._context = context
-        self._news: Queue[tuple[int, int, int, str]] = context.Queue()
+        self._num_grids = 0
+        self._news: Queue[_News] = context.Queue()
         self._cut: Event = context.Event()
 
     def __enter__(self) -> Self:
@@ -101,14 +104,17 @@ class LocalExecutor:
             self._pool = ProcessPoolExecutor(
                 self.num_workers, self._context, initializer=_start_worker, initargs=(self._news, self._cut)
             )
+        self._num_grids += 1
         # The longest first, so that no core waits at the end for one that began late.
         order = sorted(range(len(jobs)), key=lambda index: -_weight(jobs[index]))
         try:
-            futures = {index: self._pool.submit(_work, index, jobs[index]) for index in order}
+            futures = {index: self._pool.submit(_work, self._num_grids, index, jobs[index]) for index in order}
             pending: set[Future[Run | ForerunError | None]] = set(futures.values())
             while pending:
                 pending = wait(pending, timeout=_POLL_S).not_done
                 self._pass_on(progress)
+            for index in range(len(jobs)):
+                progress.teller(index)(1, 1, "")  # the last news may still be on its way
             return [futures[index].result() for index in range(len(jobs))]
         except BrokenProcessPool as error:
             self._pool = None
@@ -120,10 +126,11 @@ class LocalExecutor:
     def _pass_on(self, progress: "_GridProgress") -> None:
         while True:
             try:
-                index, done, total, detail = self._news.get_nowait()
+                grid, index, done, total, detail = self._news.get_nowait()
             except queue.Empty:
                 return
-            progress.teller(index)(done, total, detail)
+            if grid == self._num_grids:  # news of the grid before may arrive after its runs have ended
+                progress.teller(index)(done, total, detail)
 
 
 def _outcome(job: Job, report: Report) -> Run | ForerunError | None:
@@ -176,11 +183,11 @@ class _GridProgress:
 class _Worker:
     """What a worker process knows of its parent; one for each process, set when it starts."""
 
-    news: "Queue[tuple[int, int, int, str]]"
+    news: "Queue[_News]"
     cut: Event
 
 
-def _start_worker(news: "Queue[tuple[int, int, int, str]]", cut: Event) -> None:
+def _start_worker(news: "Queue[_News]", cut: Event) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
     torch.set_num_threads(1)
     _Worker.news, _Worker.cut = news, cut
@@ -194,7 +201,7 @@ def _end_with(parent: BaseProcess) -> None:
     os._exit(1)  # nobody is left to work for; the run goes on from its checkpoint another time
 
 
-def _work(index: int, job: Job) -> Run | ForerunError | None:
+def _work(grid: int, index: int, job: Job) -> Run | ForerunError | None:
     told_at = 0.0
 
     def report(done: int, total: int, detail: str) -> None:
@@ -203,6 +210,6 @@ def _work(index: int, job: Job) -> Run | ForerunError | None:
             raise TrainingError("stopped; give the same command again, it goes on")
         if done == total or time.monotonic() - told_at > _TELL_EVERY_S:
             told_at = time.monotonic()
-            _Worker.news.put((index, done, total, detail))
+            _Worker.news.put((grid, index, done, total, detail))
 
     return _outcome(job, report)

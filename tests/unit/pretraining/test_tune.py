@@ -116,6 +116,7 @@ def test_processes_make_the_runs_that_one_process_makes_and_a_failure_loses_none
     told = []
     with LocalExecutor(2) as executor:
         runs = executor.make([*there, there[0]], report=lambda done, total, detail: told.append((done, total, detail)))
+        executor._news.put((1, 7, 1, 1, "of the first grid, late"))
         with pytest.raises(TrainingError, match=r"1 of 2 runs failed.*unique_tokens=99999999"):
             executor.make([bad, Job(data=prepared, store=tmp_path / "there", config=tiny(num_epochs=1, seed=2))])
     assert told[-1][:2] == (1000, 1000)
