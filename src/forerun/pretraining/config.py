@@ -5,7 +5,7 @@ from typing import Any, Final, Literal, get_args
 
 from forerun.core.errors import ConfigError
 
-Size = Literal["6k", "25k", "75k", "150k", "440k", "800k"]
+Size = Literal["6k", "25k", "75k", "150k", "250k", "440k", "800k"]
 Recipe = Literal["standard", "regularised"]
 Optimizer = Literal["adamw", "muon"]
 Schedule = Literal["cosine", "wsd"]
@@ -45,6 +45,7 @@ SHAPES: Final[dict[Size, ShapeConfig]] = {
     "25k": ShapeConfig(hidden_size=32, intermediate_size=88, num_layers=2, num_heads=2),
     "75k": ShapeConfig(hidden_size=56, intermediate_size=152, num_layers=2, num_heads=4),
     "150k": ShapeConfig(hidden_size=64, intermediate_size=168, num_layers=3, num_heads=4),
+    "250k": ShapeConfig(hidden_size=72, intermediate_size=192, num_layers=4, num_heads=6),
     "440k": ShapeConfig(hidden_size=96, intermediate_size=256, num_layers=4, num_heads=6),
     "800k": ShapeConfig(hidden_size=128, intermediate_size=344, num_layers=4, num_heads=8),
 }

@@ -4,6 +4,7 @@ import json
 import math
 import platform
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -144,7 +145,7 @@ def _train(
     *,
     report: Report,
 ) -> None:
-    started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    started_at, started_cpu_s = datetime.now(UTC).isoformat(timespec="seconds"), time.process_time()
     decoder = fresh_decoder(
         config.shape, vocab_size=corpus.manifest.vocab_size, max_len=config.sequence_tokens, seed=config.seed
     )
@@ -203,6 +204,7 @@ def _train(
             "versions": {"python": platform.python_version()}
             | package_versions(("forerun", "torch", "numpy", "tokenizers")),
             "started_at": started_at,
+            "cpu_s_since_start": time.process_time() - started_cpu_s,
             "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
     )

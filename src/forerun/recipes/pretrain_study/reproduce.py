@@ -217,9 +217,11 @@ class _Maker:
         return found
 
     def _student_start(self, size: Size, regularised: dict[Size, TuneResult]) -> PretrainConfig:
-        if size in regularised:
-            return replace(regularised[size].best, num_epochs=2 * regularised[size].best.num_epochs)
-        return self._scale.run_config(size, "regularised")
+        """Return the settings of the largest tuned size that is no larger, for twice its epochs."""
+        order = list(SHAPES)
+        tuned = [other for other in regularised if order.index(other) <= order.index(size)]
+        like = regularised[tuned[-1] if tuned else next(iter(regularised))].best
+        return replace(like, num_epochs=2 * like.num_epochs)
 
     def _student(self, kind: str, size: Size, members: Sequence[Run], *, like: PretrainConfig) -> Student:
         decays = sorted({WEIGHT_DECAY["standard"], like.weight_decay})

@@ -134,14 +134,14 @@ SCALES: Final[dict[ScaleName, StudyScale]] = {
         batch_sequences=8,
         tune_tokens=32_768,
         test_tokens=131_072,
-        learning_rates=(1.5e-3, 3e-3, 6e-3, 1.2e-2),
+        learning_rates=(1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2),
         weight_decays=(0.1, 0.4, 0.8, 1.6, 3.2, 6.4),
         standard_epochs=(2, 4, 8, 16),
         regularised_epochs=(4, 8, 16, 32),
         start=(6e-3, 1.6, 8, 16),
         num_seeds=3,
         num_members=5,
-        student_sizes=("25k", "75k", "150k"),
+        student_sizes=("25k", "75k", "150k", "250k"),
     ),
 }
 """``smoke`` shows that everything works, in minutes; ``cpu`` is meant to show the paper's effects on a few cores."""
