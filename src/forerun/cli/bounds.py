@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from forerun.cli.console import write_json, write_line
-from forerun.cli.options import Commands, add_command, add_json_option
+from forerun.cli.options import Commands, add_command, add_json_option, add_number, add_threads_option
 
 _DESCRIPTION = """\
 reproduce  measure and draw: benign overfitting with the evidence of a Gaussian process; double descent with effective
@@ -35,17 +35,17 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     reproduce.add_argument("--only", choices=_NAMES, action="append", help="one of them; may be given several times")
     reproduce.set_defaults(action=_reproduce)
     neff = actions.add_parser("neff", help="effective dimensionality of a network trained on the digits")
-    neff.add_argument("--width", type=int, default=16, metavar="N", help="hidden units (default: %(default)s)")
-    neff.add_argument("--z", type=float, default=1.0, metavar="X", help="scale (default: %(default)s)")
+    add_number(neff, "--width", 16, "hidden units")
+    add_number(neff, "--z", 1.0, "scale")
     neff.add_argument(
         "--convention", choices=("mean", "sum"), default="mean", help="of the loss over examples (default: %(default)s)"
     )
-    neff.add_argument("--probes", type=int, default=10, metavar="N", help="random vectors (default: %(default)s)")
-    neff.add_argument("--steps", type=int, default=60, metavar="N", help="Lanczos steps (default: %(default)s)")
+    add_number(neff, "--probes", 10, "random vectors")
+    add_number(neff, "--steps", 60, "Lanczos steps")
     neff.add_argument("--exact", action="store_true", help="also from all eigenvalues; up to 5,000 parameters")
     add_json_option(neff)
     neff.set_defaults(action=_neff)
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: %(default)s)")
+    add_threads_option(parser)
     return parser
 
 

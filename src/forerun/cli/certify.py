@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forerun.cli.console import write_json, write_line
-from forerun.cli.options import Commands, add_command, add_json_option, output_file
+from forerun.cli.options import Commands, add_command, add_json_option, add_number, add_threads_option, output_file
 
 if TYPE_CHECKING:
     from forerun.bounds.certify import CertifyResult
@@ -55,23 +55,17 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         metavar="FILE",
         help="certificate to write (default: %(default)s)",
     )
-    parser.add_argument(
-        "--delta", type=float, default=0.05, metavar="X", help="probability that the bound fails (default: %(default)s)"
-    )
+    add_number(parser, "--delta", 0.05, "probability that the bound fails")
     parser.add_argument(
         "--num-train",
         type=int,
         metavar="N",
         help="examples to train on; the rest is held out (default: 5/6, or the task's number)",
     )
-    parser.add_argument(
-        "--input-scale",
-        type=float,
-        default=1.0,
-        metavar="X",
-        help="with --data: fixed factor of the inputs, chosen without looking at the data (default: %(default)s)",
+    add_number(
+        parser, "--input-scale", 1.0, "with --data: fixed factor of the inputs, chosen without looking at the data"
     )
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: %(default)s)")
+    add_threads_option(parser)
     parser.add_argument(
         "--report", type=output_file, metavar="FILE", help="also write a page with the ledger's picture"
     )

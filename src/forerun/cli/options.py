@@ -30,6 +30,31 @@ def add_command(
     )
 
 
+def add_number(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, name: str, default: int | float, meaning: str
+) -> None:
+    """Add an option that takes a number of the kind of its default, which its help names.
+
+    Args:
+        parser: Gets the option.
+        name: Such as ``--epochs``.
+        default: An integer for counts, a float for anything else.
+        meaning: A few words.
+    """
+    parser.add_argument(
+        name,
+        type=type(default),
+        default=default,
+        metavar="N" if isinstance(default, int) else "X",
+        help=f"{meaning} (default: %(default)s)",
+    )
+
+
+def add_threads_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--threads N``."""
+    add_number(parser, "--threads", 1, "CPU threads")
+
+
 def add_json_option(parser: argparse.ArgumentParser) -> None:
     """Add ``--json FILE``; a command that prints numbers writes all of them there (``args.json``, or ``None``)."""
     parser.add_argument("--json", type=output_file, metavar="FILE", help="also write every number to FILE as JSON")

@@ -4,13 +4,12 @@ import argparse
 from pathlib import Path
 
 from forerun.cli.console import write_json, write_line
-from forerun.cli.options import Commands, add_json_option
+from forerun.cli.options import Commands, add_command, add_json_option, add_number, add_threads_option
 from forerun.cli.pretrain_distill import add_distill
 from forerun.cli.pretrain_options import (
     add_data_option,
     add_recipe_options,
     add_run_options,
-    add_threads_option,
     run_config,
     write_run,
 )
@@ -36,12 +35,12 @@ examples:
 
 def add_parser(commands: Commands) -> argparse.ArgumentParser:
     """Add the command to the command line."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "pretrain",
-        help="train language models on a limited corpus",
+        summary="train language models on a limited corpus",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     _add_prepare(actions)
@@ -71,19 +70,17 @@ def _add_prepare(actions: Commands) -> None:
         "corpus", metavar="CORPUS", help="default, a folder, a text, JSONL or Parquet file, or hf:OWNER/DATASET[@SPLIT]"
     )
     prepare.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder for the result")
-    prepare.add_argument("--vocab-size", type=int, default=1024, metavar="N", help="tokens (default: %(default)s)")
+    add_number(prepare, "--vocab-size", 1024, "tokens")
     prepare.add_argument("--tokenizer", type=Path, metavar="FILE", help="use this tokenizer.json instead of a new one")
-    prepare.add_argument("--tune-fraction", type=float, default=0.1, metavar="X", help="share (default: %(default)s)")
-    prepare.add_argument("--test-fraction", type=float, default=0.1, metavar="X", help="share (default: %(default)s)")
-    prepare.add_argument(
-        "--similarity", type=float, default=0.8, metavar="X", help="drop documents this alike (default: %(default)s)"
-    )
+    add_number(prepare, "--tune-fraction", 0.1, "share")
+    add_number(prepare, "--test-fraction", 0.1, "share")
+    add_number(prepare, "--similarity", 0.8, "drop documents this alike")
     prepare.add_argument(
         "--max-bytes", type=int, metavar="N", help="use only a random sample of about so much text (default: all)"
     )
     prepare.add_argument("--text-field", default="text", metavar="NAME", help="field of records (default: %(default)s)")
     prepare.add_argument("--license", metavar="NAME", help="licence of documents that do not say their own")
-    prepare.add_argument("--seed", type=int, default=0, metavar="S", help="root of the split (default: %(default)s)")
+    add_number(prepare, "--seed", 0, "root of the split")
     add_json_option(prepare)
     prepare.set_defaults(action=_prepare)
 

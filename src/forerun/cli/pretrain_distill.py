@@ -3,11 +3,10 @@
 import argparse
 from pathlib import Path
 
-from forerun.cli.options import Commands, add_json_option
+from forerun.cli.options import Commands, add_command, add_json_option, add_number, add_threads_option
 from forerun.cli.pretrain_options import (
     add_recipe_options,
     add_run_options,
-    add_threads_option,
     run_config,
     write_run,
 )
@@ -29,12 +28,8 @@ examples:
 
 def add_distill(actions: Commands) -> None:
     """Add the action."""
-    distill = actions.add_parser(
-        "distill",
-        help="train a student of an ensemble",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    distill = add_command(
+        actions, "distill", summary="train a student of an ensemble", description=_DESCRIPTION, epilog=_EPILOG
     )
     distill.add_argument(
         "--ensemble",
@@ -43,13 +38,7 @@ def add_distill(actions: Commands) -> None:
         metavar="DIR",
         help="teacher: what 'forerun pretrain ensemble --out' wrote, or a run's folder",
     )
-    distill.add_argument(
-        "--teacher-weight",
-        type=float,
-        default=0.8,
-        metavar="X",
-        help="share of the loss that is the teacher's (default: %(default)s)",
-    )
+    add_number(distill, "--teacher-weight", 0.8, "share of the loss that is the teacher's")
     add_run_options(distill)
     add_recipe_options(distill)
     add_threads_option(distill)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forerun.cli.console import write_json, write_line
+from forerun.cli.options import add_number
 from forerun.pretraining.config import SHAPES, WEIGHT_DECAY, PretrainConfig
 
 if TYPE_CHECKING:
@@ -16,11 +17,6 @@ def add_data_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", type=Path, required=True, metavar="DIR", help="a corpus from 'forerun pretrain prepare'"
     )
-
-
-def add_threads_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--threads N``."""
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: %(default)s)")
 
 
 def add_workers_option(parser: argparse.ArgumentParser) -> None:
@@ -52,31 +48,15 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         default="150k",
         help="parameters without embeddings (default: %(default)s)",
     )
-    parser.add_argument("--learning-rate", type=float, default=6e-3, metavar="X", help="peak (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=8, metavar="N", help="passes (default: %(default)s)")
+    add_number(parser, "--learning-rate", 6e-3, "peak")
+    add_number(parser, "--epochs", 8, "passes")
     parser.add_argument(
         "--unique-tokens", type=int, metavar="N", help="use only so many training tokens (default: all)"
     )
-    parser.add_argument(
-        "--sequence-tokens", type=int, default=128, metavar="N", help="tokens of a sequence (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--batch-sequences", type=int, default=8, metavar="N", help="sequences of a step (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--tune-tokens",
-        type=int,
-        default=65_536,
-        metavar="N",
-        help="held-out tokens to measure on, the openings of documents (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--tune-every",
-        type=int,
-        default=1,
-        metavar="N",
-        help="epochs between measurements; there is one at the end (default: %(default)s)",
-    )
+    add_number(parser, "--sequence-tokens", 128, "tokens of a sequence")
+    add_number(parser, "--batch-sequences", 8, "sequences of a step")
+    add_number(parser, "--tune-tokens", 65_536, "held-out tokens to measure on, the openings of documents")
+    add_number(parser, "--tune-every", 1, "epochs between measurements; there is one at the end")
     parser.add_argument(
         "--optimizer",
         choices=("adamw", "muon"),
@@ -89,12 +69,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         default="cosine",
         help="of the learning rate: a cosine, or the peak until a linear fall (default: %(default)s)",
     )
-    parser.add_argument(
-        "--decay-fraction", type=float, default=0.2, metavar="X", help="share of a wsd's fall (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--dropout", type=float, default=0.0, metavar="X", help="share left out of each update (default: %(default)s)"
-    )
+    add_number(parser, "--decay-fraction", 0.2, "share of a wsd's fall")
+    add_number(parser, "--dropout", 0.0, "share left out of each update")
     parser.add_argument(
         "--average-decay",
         type=float,
@@ -102,9 +78,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="keep an exponential average of the weights, and measure and write it (default: %(default)s, none)",
     )
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="root of weights and order (default: %(default)s)"
-    )
+    add_number(parser, "--seed", 0, "root of weights and order")
 
 
 def run_config(args: argparse.Namespace) -> PretrainConfig:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from forerun.cli.console import write_json, write_line
-from forerun.cli.options import Commands, add_json_option
+from forerun.cli.options import Commands, add_command, add_json_option
 from forerun.cli.pretrain_options import add_workers_option
 from forerun.cli.progress import progress_bars
 
@@ -32,12 +32,12 @@ measured before.
 
 def add_reproduce(actions: Commands) -> None:
     """Add the action."""
-    reproduce = actions.add_parser(
+    reproduce = add_command(
+        actions,
         "reproduce",
-        help="make the whole study and its report",
+        summary="make the whole study and its report",
         description=_REPRODUCE,
         epilog=_REPRODUCE_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     reproduce.add_argument("--scale", choices=("smoke", "cpu"), default="smoke", help="default: %(default)s")
     reproduce.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the study")

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 
 from forerun.cli.console import write_json, write_line
-from forerun.cli.options import Commands, add_json_option
+from forerun.cli.options import Commands, add_command, add_json_option, add_number
 from forerun.cli.pretrain_options import add_recipe_options, add_run_options, add_workers_option, run_config
 from forerun.cli.progress import progress_bars
 
@@ -25,12 +25,8 @@ examples:
 
 def add_tune(actions: Commands) -> None:
     """Add the action."""
-    tune = actions.add_parser(
-        "tune",
-        help="find the best settings of one size",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    tune = add_command(
+        actions, "tune", summary="find the best settings of one size", description=_DESCRIPTION, epilog=_EPILOG
     )
     add_run_options(tune)
     add_recipe_options(tune)
@@ -41,9 +37,7 @@ def add_tune(actions: Commands) -> None:
         "--weight-decays", type=_rungs(float), metavar="X,X,...", help="ladder (default: 0.1 to 6.4, by two)"
     )
     tune.add_argument("--ladder-epochs", type=_rungs(int), metavar="N,N,...", help="ladder (default: 1 to 64, by two)")
-    tune.add_argument(
-        "--num-seeds", type=int, default=3, metavar="N", help="seeds of the winner, in all (default: %(default)s)"
-    )
+    add_number(tune, "--num-seeds", 3, "seeds of the winner, in all")
     add_workers_option(tune)
     add_json_option(tune)
     tune.set_defaults(action=_tune)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from forerun.cli.console import write_json, write_line
-from forerun.cli.options import add_json_option
+from forerun.cli.options import Commands, add_command, add_json_option, add_number, add_threads_option
 from forerun.cli.progress import progress_bars
 
 _DESCRIPTION = """\
@@ -25,32 +25,22 @@ examples:
 """
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+def add_parser(commands: Commands) -> argparse.ArgumentParser:
     """Add the command's options."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "train-draft",
-        help="distil a small draft from a target's own text",
+        summary="distil a small draft from a target's own text",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--target", default="default", help="model to draft for (default: the embedded SmolLM2-135M)")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="directory for the draft and for the work"
     )
-    parser.add_argument(
-        "--num-shards",
-        type=int,
-        default=25,
-        metavar="N",
-        help="shards of about 25,000 tokens to sample; the last is held out (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--num-steps", type=int, default=2000, metavar="N", help="optimiser steps (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--batch-tokens", type=int, default=1024, metavar="N", help="tokens per step (default: %(default)s)"
-    )
+    add_number(parser, "--num-shards", 25, "shards of about 25,000 tokens to sample; the last is held out")
+    add_number(parser, "--num-steps", 2000, "optimiser steps")
+    add_number(parser, "--batch-tokens", 1024, "tokens per step")
     parser.add_argument(
         "--layers",
         metavar="I,J,...",
@@ -61,14 +51,10 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="DRAFT",
         help="start from a draft of the same layers: a directory, or default (the shipped one)",
     )
-    parser.add_argument(
-        "--vocab-size", type=int, default=8192, metavar="N", help="tokens the draft can propose (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--learning-rate", type=float, default=1e-3, metavar="X", help="peak learning rate (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="root of all choices (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: %(default)s)")
+    add_number(parser, "--vocab-size", 8192, "tokens the draft can propose")
+    add_number(parser, "--learning-rate", 1e-3, "peak learning rate")
+    add_number(parser, "--seed", 0, "root of all choices")
+    add_threads_option(parser)
     parser.add_argument(
         "--sample-worker", metavar="I/N", help="only sample every N-th shard from the I-th on, then end"
     )

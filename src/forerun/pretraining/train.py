@@ -49,26 +49,7 @@ def next_token_loss(decoder: Decoder, ids_BT: torch.Tensor) -> torch.Tensor:
 def pretrain(
     corpus: PreparedCorpus, store: Path, config: PretrainConfig, *, report: Report = lambda done, total, detail: None
 ) -> Run:
-    """Train one model, or go on where a cut run stopped, or return the run at once if it is done.
-
-    Args:
-        corpus: What to learn from and to tune on.
-        store: Folder of all runs; this one gets a folder in it, named by the hash of ``config`` and of the data.
-        config: How to train.
-        report: Progress.
-
-    Returns:
-        The finished run.
-
-    Raises:
-        ConfigError: The corpus is too small for the batch or for ``unique_tokens``.
-        CheckpointError: Another process makes the same run, or its folder is damaged.
-        TrainingError: The loss is no number, or the disk is full. The last checkpoint is kept.
-
-    Effects:
-        Writes ``run.json``, then checkpoints and the tune loss of each epoch, then ``model/``, the loss of each step
-        and ``result.json``; the checkpoint is deleted at the end.
-    """
+    """Train one model on the text alone; for what that reads, writes and raises see :func:`train_run`."""
     identity = pretrain_identity(corpus.manifest.data_sha256, config)
     return train_run(corpus, store, config, identity=identity, objective=lambda: next_token_loss, report=report)
 
@@ -87,11 +68,11 @@ def train_run(
     objective: Callable[[], Objective],
     report: Report = lambda done, total, detail: None,
 ) -> Run:
-    """Make the run of an identity, as :func:`pretrain` does, to whatever end.
+    """Train one model to whatever end, or go on where a cut run stopped, or return the run at once if it is done.
 
     Args:
         corpus: What to learn from and to tune on.
-        store: Folder of all runs.
+        store: Folder of all runs; this one gets a folder in it, named by the hash of ``identity``.
         config: How to train.
         identity: Everything that decides the outcome; holds ``config`` and ``data_sha256``.
         objective: Gives what to minimise; called only if there is something left to train.
@@ -103,7 +84,12 @@ def train_run(
     Raises:
         ConfigError: The corpus is too small for the batch or for ``unique_tokens``.
         CheckpointError: Another process makes the same run, or its folder is damaged.
-        TrainingError: The loss is no number (:class:`DivergenceError`), or the disk is full.
+        TrainingError: The loss is no number (:class:`DivergenceError`), or the disk is full. The last checkpoint is
+            kept.
+
+    Effects:
+        Writes ``run.json``, then checkpoints and the tune loss of each epoch, then ``model/``, the loss of each step
+        and ``result.json``; the checkpoint is deleted at the end.
     """
     batches = _batches(corpus, config)
     try:
