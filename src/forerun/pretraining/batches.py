@@ -43,11 +43,17 @@ class EpochBatches:
 
         Each id of a row but the last is an input, each but the first a target.
         """
-        epoch, place = divmod(step, self.steps_per_epoch)
-        tokens, order = self._order(epoch)
-        numbers = order[place * self._batch_sequences : (place + 1) * self._batch_sequences]
+        return self.rows(step * self._batch_sequences, (step + 1) * self._batch_sequences)
+
+    def rows(self, start: int, stop: int) -> Int64[Tensor, "sequences tokens"]:
+        """Return rows [start, stop) of all batches, one after the other; at least one."""
         width = self._sequence_tokens
-        rows = [tokens.span(int(number) * width, (int(number) + 1) * width + 1) for number in numbers]
+        rows: list[np.ndarray] = []
+        for row in range(start, stop):
+            epoch, place = divmod(row, self.steps_per_epoch * self._batch_sequences)
+            tokens, order = self._order(epoch)
+            number = int(order[place])
+            rows.append(tokens.span(number * width, (number + 1) * width + 1))
         return torch.from_numpy(np.stack(rows))
 
     def _order(self, epoch: int) -> tuple[ReorderedTokens, Int64[np.ndarray, " sequences"]]:

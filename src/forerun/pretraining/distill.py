@@ -14,11 +14,12 @@ from forerun.core.errors import ConfigError
 from forerun.models.decoder import Decoder
 from forerun.models.ensemble_file import EnsembleFile
 from forerun.nn.law_average import Average
+from forerun.pretraining.batches import EpochBatches
 from forerun.pretraining.config import PretrainConfig
 from forerun.pretraining.ensemble import average_law, load_member, open_members
 from forerun.pretraining.prepared_corpus import PreparedCorpus
 from forerun.pretraining.run_store import Run
-from forerun.pretraining.train import Objective, Report, train_run
+from forerun.pretraining.train import Report, Task, train_run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,16 +73,20 @@ def distill(
     members = open_members(teacher.members, corpus)
     identity = distill_identity(corpus.manifest.data_sha256, teacher, config)
 
-    def objective() -> Objective:
+    def task(batches: EpochBatches) -> Task[Tensor]:
         decoders = [load_member(member).requires_grad_(False) for member in members]
-        return lambda decoder, ids_BT: distillation_loss(
-            decoder(ids_BT[:, :-1]),
-            teacher_law(decoders, ids_BT[:, :-1], average=teacher.average),
-            ids_BT[:, 1:],
-            teacher_weight=config.teacher_weight,
-        )
 
-    return train_run(corpus, store, config.student, identity=identity, objective=objective, report=report)
+        def loss(decoder: Decoder, ids_BT: Tensor) -> Tensor:
+            return distillation_loss(
+                decoder(ids_BT[:, :-1]),
+                teacher_law(decoders, ids_BT[:, :-1], average=teacher.average),
+                ids_BT[:, 1:],
+                teacher_weight=config.teacher_weight,
+            )
+
+        return Task(batches=batches, loss=loss)
+
+    return train_run(corpus, store, config.student, identity=identity, task=task, report=report)
 
 
 def distill_identity(data_sha256: str, teacher: EnsembleFile, config: DistillConfig) -> dict[str, Any]:

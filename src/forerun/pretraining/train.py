@@ -6,10 +6,10 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -37,8 +37,34 @@ _CHECKPOINT_FILE: Final = "checkpoint.safetensors"
 Report = Callable[[int, int, str], None]
 """Told (steps done, steps of the run, detail)."""
 
-Objective = Callable[[Decoder, torch.Tensor], torch.Tensor]
-"""A decoder in training and a batch of rows of ids to the scalar to minimise."""
+Batch = TypeVar("Batch")
+Batch_co = TypeVar("Batch_co", covariant=True)
+
+
+class Batches(Protocol[Batch_co]):
+    """Batches as a function of the step."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of a pass over the corpus."""
+        ...
+
+    def at(self, step: int) -> Batch_co:
+        """Return the batch of a step."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task(Generic[Batch]):
+    """What a run learns.
+
+    Attributes:
+        batches: What it sees at which step.
+        loss: A decoder in training and a batch to the scalar to minimise.
+    """
+
+    batches: Batches[Batch]
+    loss: Callable[[Decoder, Batch], torch.Tensor]
 
 
 def next_token_loss(decoder: Decoder, ids_BT: torch.Tensor) -> torch.Tensor:
@@ -51,7 +77,11 @@ def pretrain(
 ) -> Run:
     """Train one model on the text alone; for what that reads, writes and raises see :func:`train_run`."""
     identity = pretrain_identity(corpus.manifest.data_sha256, config)
-    return train_run(corpus, store, config, identity=identity, objective=lambda: next_token_loss, report=report)
+
+    def task(batches: EpochBatches) -> Task[torch.Tensor]:
+        return Task(batches=batches, loss=next_token_loss)
+
+    return train_run(corpus, store, config, identity=identity, task=task, report=report)
 
 
 def pretrain_identity(data_sha256: str, config: PretrainConfig) -> dict[str, Any]:
@@ -65,7 +95,7 @@ def train_run(
     config: PretrainConfig,
     *,
     identity: Mapping[str, Any],
-    objective: Callable[[], Objective],
+    task: Callable[[EpochBatches], Task[Any]],
     report: Report = lambda done, total, detail: None,
 ) -> Run:
     """Train one model to whatever end, or go on where a cut run stopped, or return the run at once if it is done.
@@ -75,7 +105,7 @@ def train_run(
         store: Folder of all runs; this one gets a folder in it, named by the hash of ``identity``.
         config: How to train.
         identity: Everything that decides the outcome; holds ``config`` and ``data_sha256``.
-        objective: Gives what to minimise; called only if there is something left to train.
+        task: Gives what to learn, from the batches of the text; called only if there is something left to train.
         report: Progress.
 
     Returns:
@@ -97,7 +127,7 @@ def train_run(
         if run.result() is None:
             with run.held():
                 if run.result() is None:  # nobody finished it meanwhile
-                    _train(corpus, batches, run, config, objective(), report=report)
+                    _train(corpus, task(batches), run, config, report=report)
     except (OSError, SafetensorError) as error:
         raise TrainingError(
             f"{store}: cannot be written ({error}); make room and give the same command again: it goes on from the "
@@ -124,10 +154,9 @@ def _batches(corpus: PreparedCorpus, config: PretrainConfig) -> EpochBatches:
 
 def _train(
     corpus: PreparedCorpus,
-    batches: EpochBatches,
+    task: Task[Any],
     run: Run,
     config: PretrainConfig,
-    objective: Objective,
     *,
     report: Report,
 ) -> None:
@@ -136,6 +165,7 @@ def _train(
         config.shape, vocab_size=corpus.manifest.vocab_size, max_len=config.sequence_tokens, seed=config.seed
     )
     decoder.set_dropout(config.dropout)
+    batches = task.batches
     num_steps = config.num_epochs * batches.steps_per_epoch
     num_warmup = math.ceil(config.warmup_fraction * num_steps)
     tune_losses = _TuneLosses(run.folder / _TUNE_FILE)
@@ -169,7 +199,7 @@ def _train(
             noise_seed=config.seed if config.dropout > 0 else None,
         ),
         batch_at=batches.at,
-        loss=lambda ids_BT: objective(decoder, ids_BT),
+        loss=lambda batch: task.loss(decoder, batch),
         directory=run.folder,
         on_step=on_step,
         learning_rate_fraction=learning_rate_fraction,
