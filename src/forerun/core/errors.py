@@ -10,6 +10,8 @@
     ├── CheckpointError         (ValueError)    a training checkpoint: missing, corrupt, or of another run
     ├── CertificateError        (ValueError)    a certificate: corrupt, tampered with, or not for these data
     ├── CorpusError             (ValueError)    training text: missing, too small, in two splits, or not what was hashed
+    ├── TrajectoryError         (ValueError)    recorded control data: shapes, gaps, values that are not numbers
+    ├── ObjectiveError          (ValueError)    an objective of a planner: a shape or value that can't be ranked
     ├── TrainingError           (RuntimeError)  training can't go on: its files can't be written, a run failed
     │   └── DivergenceError                     the loss or the gradient is infinite or not a number
     ├── DrafterError            (RuntimeError)  the drafter failed; decoding goes on without it, so users rarely see it
@@ -50,6 +52,14 @@ class CertificateError(ForerunError, ValueError):
 
 class CorpusError(ForerunError, ValueError):
     """Training text is missing, too small, in two splits at once, or not what its manifest says."""
+
+
+class TrajectoryError(ForerunError, ValueError):
+    """Recorded states, actions or rewards are missing, don't fit together, or are not numbers."""
+
+
+class ObjectiveError(ForerunError, ValueError):
+    """The objective of a planner returned something that can't be ranked; the candidate is named."""
 
 
 class TrainingError(ForerunError, RuntimeError):

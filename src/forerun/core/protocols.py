@@ -1,11 +1,18 @@
 """The seams between subsystems, as structural types."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from jaxtyping import Float
 
 from forerun.core.rows import Rows
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from forerun.core.control import History, Plan
 
 
 class LanguageModel(Protocol):
@@ -66,5 +73,112 @@ class LanguageModel(Protocol):
 
         Raises:
             RequestError: The sequence or a slot lies outside the cache.
+        """
+        ...
+
+
+class Dynamics(Protocol):
+    """A world model: what follows when actions are taken. Shapes as in :mod:`forerun.core.control`.
+
+    Attributes:
+        action_dim: Numbers of an action.
+    """
+
+    action_dim: int
+
+    def rollout(
+        self,
+        history: "History",
+        actions: "Float[Tensor, 'envs samples horizon action']",
+        *,
+        generator: "torch.Generator",
+    ) -> "Float[Tensor, 'envs samples horizon state']":
+        """Predict the state after each action; the first action is taken in the present.
+
+        Mutates nothing but the generator, and that only if the prediction is a draw. A row of the result depends on
+        that row's history and actions (and, for a draw, on the generator), not on the other rows.
+
+        Args:
+            history: What was seen of each environment.
+            actions: Candidates; they may lie outside the box of actions, then the prediction may be anything finite.
+            generator: Of every number drawn.
+        """
+        ...
+
+
+class Objective(Protocol):
+    """What is wanted of a future, as a number."""
+
+    def score(
+        self,
+        history: "History",
+        states: "Float[Tensor, 'envs samples horizon state']",
+        actions: "Float[Tensor, 'envs samples horizon action']",
+    ) -> "Float[Tensor, 'envs samples']":
+        """Return a score for every candidate, higher is better; pure.
+
+        Args:
+            history: What was seen before.
+            states: Predicted states, after each action.
+            actions: The candidates.
+
+        Returns:
+            Finite numbers; at or below :data:`~forerun.core.control.INFEASIBLE` only for a broken hard constraint.
+        """
+        ...
+
+
+class ActionProposal(Protocol):
+    """Likely action sequences, given a history.
+
+    Attributes:
+        horizon: Actions of a sequence.
+        action_dim: Numbers of an action.
+    """
+
+    horizon: int
+    action_dim: int
+
+    def propose(
+        self,
+        history: "History",
+        num_samples: int,
+        *,
+        generator: "torch.Generator",
+        warm_start: "Float[Tensor, 'envs horizon action'] | None" = None,
+    ) -> "Float[Tensor, 'envs samples horizon action']":
+        """Draw sequences for each environment; mutates nothing but the generator.
+
+        Args:
+            history: What was seen of each environment.
+            num_samples: Sequences for each.
+            generator: Of every number drawn.
+            warm_start: Sequences to stay close to, for a proposal that can; others ignore it.
+        """
+        ...
+
+
+class Planner(Protocol):
+    """Chooses actions for several environments at once. It keeps no state: what it may reuse is handed to it."""
+
+    def plan(
+        self,
+        history: "History",
+        *,
+        generator: "torch.Generator",
+        warm_start: "Float[Tensor, 'envs horizon action'] | None" = None,
+        is_late: Callable[[], bool] = lambda: False,
+    ) -> "Plan":
+        """Return the best plan found; mutates nothing but the generator.
+
+        Args:
+            history: What was seen of each environment.
+            generator: Of every number drawn; equal generators give equal plans.
+            warm_start: A guess, such as the last plan's :meth:`~forerun.core.control.Plan.shifted`.
+            is_late: Asked between iterations; once true, the best plan so far is returned. The first iteration is
+                always done.
+
+        Raises:
+            ObjectiveError: The objective gave another shape, or a value that is not a number.
         """
         ...

@@ -1,0 +1,139 @@
+"""What planners, world models and controllers hand to each other: histories, bounds of actions, plans.
+
+Shapes, here and wherever control is computed: E environments planned for at once, N candidates for each, F steps of the
+horizon, H states of the history, D numbers of a state, A numbers of an action. A state may be physical or latent: only
+the dynamics and the objective need to agree on it.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from forerun.core.errors import ConfigError
+
+INFEASIBLE: Final = -1e9
+"""Scores at or below this break a hard constraint; no reward may be as low."""
+UNUSABLE: Final = -1e30
+"""The score of a candidate whose predicted states are not finite."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class History:
+    """What a controller has seen of each environment, up to now.
+
+    Attributes:
+        states: The last H states, oldest first; the last one is the present.
+        actions: The H - 1 actions between them.
+    """
+
+    states: Float[Tensor, "envs history state"]
+    actions: Float[Tensor, "envs history_less_one action"]
+
+    def __post_init__(self) -> None:
+        if self.states.ndim != 3 or self.actions.ndim != 3 or self.states.shape[1] != self.actions.shape[1] + 1:
+            raise ConfigError(
+                f"a history of states {list(self.states.shape)} and actions {list(self.actions.shape)}: must be "
+                "[envs, H, state] and [envs, H - 1, action]; for the present alone use History.of_present"
+            )
+
+    @classmethod
+    def of_present(cls, states: Float[Tensor, "envs state"], *, action_dim: int) -> "History":
+        """Return a history of one state for each environment.
+
+        Args:
+            states: The present.
+            action_dim: Numbers of an action.
+        """
+        return cls(states=states[:, None], actions=states.new_zeros(len(states), 0, action_dim))
+
+    @property
+    def present(self) -> Float[Tensor, "envs state"]:
+        """The last state of each environment."""
+        return self.states[:, -1]
+
+    @property
+    def num_envs(self) -> int:
+        """Environments planned for."""
+        return len(self.states)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ActionBounds:
+    """The box that actions lie in.
+
+    Attributes:
+        low: Least value of each number of an action.
+        high: Greatest value.
+    """
+
+    low: Float[Tensor, " action"]
+    high: Float[Tensor, " action"]
+
+    def __post_init__(self) -> None:
+        if self.low.shape != self.high.shape or self.low.ndim != 1 or not bool((self.low < self.high).all()):
+            raise ConfigError(
+                f"action bounds low={self.low.numpy(force=True)}, high={self.high.numpy(force=True)}: must be two vectors of one length, "
+                "low below high in every place"
+            )
+
+    @classmethod
+    def symmetric(cls, action_dim: int, limit: float = 1.0) -> "ActionBounds":
+        """Return the box [-limit, limit] in every dimension.
+
+        Args:
+            action_dim: Numbers of an action.
+            limit: Greatest absolute value.
+        """
+        return cls(low=torch.full((action_dim,), -limit), high=torch.full((action_dim,), limit))
+
+    @property
+    def middle(self) -> Float[Tensor, " action"]:
+        """The centre of the box."""
+        return 0.5 * (self.low + self.high)
+
+    def clamp(self, actions: Float[Tensor, "*batch action"]) -> Float[Tensor, "*batch action"]:
+        """Return the nearest actions inside the box."""
+        return torch.minimum(torch.maximum(actions, self.low), self.high)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What a planner decided for each environment.
+
+    Attributes:
+        actions: The chosen actions.
+        states: The states that the dynamics predicts after each of them.
+        scores: What the objective thinks of them, higher is better; see :attr:`is_feasible`.
+        futures: Predicted states of every candidate of the last iteration, to draw or to speculate with.
+        future_actions: Their actions.
+        future_scores: Their scores.
+        num_iterations: Iterations that were done; fewer than configured where the time was up.
+        num_candidates: Candidates scored for each environment, over all iterations.
+    """
+
+    actions: Float[Tensor, "envs horizon action"]
+    states: Float[Tensor, "envs horizon state"]
+    scores: Float[Tensor, " envs"]
+    futures: Float[Tensor, "envs samples horizon state"]
+    future_actions: Float[Tensor, "envs samples horizon action"]
+    future_scores: Float[Tensor, "envs samples"]
+    num_iterations: int
+    num_candidates: int
+
+    @property
+    def is_feasible(self) -> "torch.Tensor":
+        """For each environment, whether the chosen plan breaks no hard constraint and its prediction is finite."""
+        return self.scores > INFEASIBLE
+
+    def shifted(self, num_executed: int) -> Float[Tensor, "envs horizon action"]:
+        """Return the actions that are left, as a warm start: moved forward, the last one repeated.
+
+        Args:
+            num_executed: Actions already executed, at least 0.
+        """
+        left = self.actions[:, num_executed:]
+        num_missing = self.actions.shape[1] - left.shape[1]
+        return torch.cat([left, self.actions[:, -1:].expand(-1, num_missing, -1)], dim=1)

@@ -1,0 +1,1 @@
+"""Planning with a world model: candidates, objectives, planners, receding-horizon control."""
