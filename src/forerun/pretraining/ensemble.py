@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
+from forerun.core.atomic_files import write_json_file
 from forerun.core.errors import CheckpointError, ConfigError
 from forerun.models.decoder import Decoder
 from forerun.models.ensemble_file import ENSEMBLE_FILE, EnsembleFile, read_ensemble_file
 from forerun.models.load import MODEL_FOLDER, build_decoder, load_checkpoint
 from forerun.nn.law_average import AVERAGES, Average
-from forerun.pretraining.atomic_files import write_json_file
 from forerun.pretraining.evaluation import HeldOutLoss, held_out_losses
 from forerun.pretraining.prepared_corpus import PreparedCorpus
 from forerun.pretraining.run_store import Run, read_run

@@ -7,6 +7,7 @@ from typing import Final
 
 from tokenizers import Tokenizer as Backend
 
+from forerun.core.atomic_files import folder_in_the_making, write_json_file
 from forerun.core.errors import ConfigError, CorpusError
 from forerun.data.byte_pair import END_OF_TEXT, SMALLEST_VOCAB, train_byte_pair
 from forerun.data.corpus import read_corpus
@@ -15,7 +16,6 @@ from forerun.data.document import Document
 from forerun.data.split import SPLITS, Split, SplitConfig, split_documents
 from forerun.data.tokens import write_tokens
 from forerun.models.tokenizer import Tokenizer, load_tokenizer_json
-from forerun.pretraining.atomic_files import folder_in_the_making, write_json_file
 from forerun.pretraining.manifest import MANIFEST_FILE, TOKENIZER_FILE, DocumentRecord, Manifest, SplitRecord
 
 _CHUNK_DOCUMENTS: Final = 256

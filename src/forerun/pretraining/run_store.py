@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from forerun.core.atomic_files import write_json_file
 from forerun.core.errors import CheckpointError
-from forerun.pretraining.atomic_files import write_json_file
 
 RUN_FILE: Final = "run.json"
 """What the folder is for; written first."""

@@ -15,12 +15,12 @@ import torch
 from safetensors import SafetensorError
 from torch.nn.functional import cross_entropy, log_softmax
 
+from forerun.core.atomic_files import folder_in_the_making, write_json_file
 from forerun.core.env import package_versions
 from forerun.core.errors import ConfigError, DivergenceError, TrainingError
 from forerun.models.decoder import Decoder
 from forerun.models.export import save_huggingface
 from forerun.models.load import MODEL_FOLDER
-from forerun.pretraining.atomic_files import folder_in_the_making, write_json_file
 from forerun.pretraining.batches import EpochBatches
 from forerun.pretraining.config import PretrainConfig
 from forerun.pretraining.evaluation import HeldOutLoss, held_out_losses

@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
+from forerun.core.atomic_files import write_json_file
 from forerun.core.errors import CheckpointError, CorpusError
 from forerun.models.decoder import Decoder
 from forerun.nn.law_average import Average
-from forerun.pretraining.atomic_files import write_json_file
 from forerun.pretraining.ensemble import average_law, load_member
 from forerun.pretraining.evaluation import held_out_token_nats
 from forerun.pretraining.prepared_corpus import open_test

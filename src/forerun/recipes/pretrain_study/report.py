@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from forerun.core.atomic_files import write_json_file
 from forerun.core.errors import ConfigError
-from forerun.pretraining.atomic_files import write_json_file
 from forerun.recipes.pretrain_study.findings import find
 from forerun.recipes.pretrain_study.measure import measure
 from forerun.recipes.pretrain_study.page import page_html

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from forerun.core.atomic_files import write_json_file
 from forerun.core.errors import CheckpointError
-from forerun.pretraining.atomic_files import write_json_file
 
 STUDY_FILE: Final = "study.json"
 DATA_FOLDER: Final = "data"
