@@ -1,0 +1,1 @@
+"""Control tasks of our own: their worlds, and policies that act in them."""

@@ -1,0 +1,1 @@
+"""World models: what an action does, learned from trajectories."""
