@@ -1,7 +1,7 @@
 """Runs as values that another process can make: what to train on which corpus, into which store."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from forerun.core.errors import CheckpointError
 from forerun.models.ensemble_file import EnsembleFile
 from forerun.pretraining.config import PretrainConfig
-from forerun.pretraining.distill import DistillConfig, distill, distill_identity
+from forerun.pretraining.distill import Distillation, DistillConfig, distill, distill_identity
 from forerun.pretraining.prepared_corpus import PreparedCorpus, open_corpus
 from forerun.pretraining.run_store import Run
 from forerun.pretraining.train import pretrain, pretrain_identity
@@ -27,14 +27,14 @@ class Job:
         store: Folder of all runs.
         config: How to train.
         teacher: Whose law to learn; ``None`` for a run on the text alone.
-        teacher_weight: Share of the loss that is the teacher's; not used without one.
+        distillation: What to learn from it; not used without one.
     """
 
     data: Path
     store: Path
     config: PretrainConfig
     teacher: EnsembleFile | None = None
-    teacher_weight: float = 0.8
+    distillation: Distillation = field(default_factory=Distillation)
 
     def identity(self, data_sha256: str) -> dict[str, Any]:
         """Return what names the run in its store."""
@@ -56,7 +56,7 @@ class Job:
         return distill(corpus, self.store, self.teacher, self._distillation(), report=report)
 
     def _distillation(self) -> DistillConfig:
-        return DistillConfig(student=self.config, teacher_weight=self.teacher_weight)
+        return DistillConfig(student=self.config, distillation=self.distillation)
 
 
 def tune_loss_of(run: Run) -> float:

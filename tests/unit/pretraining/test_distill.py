@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 
 from forerun.core.errors import CheckpointError, ConfigError
 from forerun.models.ensemble_file import EnsembleFile
-from forerun.pretraining.distill import DistillConfig, distill, distillation_loss, teacher_law
+from forerun.pretraining.distill import Distillation, DistillConfig, distill, distillation_loss, teacher_law
 from forerun.pretraining.ensemble import (
     evaluate_ensemble,
     load_member,
@@ -39,7 +39,9 @@ def test_the_loss_is_the_mean_of_divergence_and_cross_entropy_by_weight():
 
 def test_a_student_comes_closer_to_its_teacher_than_a_model_of_the_text(members, corpus, tiny, tmp_path):
     teacher = EnsembleFile(members=tuple(members), average="probability")
-    student = distill(corpus, tmp_path, teacher, DistillConfig(student=tiny(seed=7), teacher_weight=1.0))
+    student = distill(
+        corpus, tmp_path, teacher, DistillConfig(student=tiny(seed=7), distillation=Distillation(teacher_weight=1.0))
+    )
     twin = pretrain(corpus, tmp_path, tiny(seed=7))
     decoders = [load_member(run) for run in map(read_run, members)]
     ids = torch.from_numpy(corpus.tune.ids[:400].astype("int64")).view(-1, 20)
@@ -86,4 +88,4 @@ def test_a_damaged_ensemble_checkpoint_is_refused(tmp_path, content):
 
 def test_a_teacher_without_weight_is_refused():
     with pytest.raises(ConfigError, match=r"teacher_weight=0.*forerun pretrain train"):
-        DistillConfig(teacher_weight=0)
+        Distillation(teacher_weight=0)

@@ -13,6 +13,7 @@ from forerun.core.env import available_cores, cpu_info, package_versions
 from forerun.core.errors import ConfigError, TrainingError
 from forerun.models.ensemble_file import EnsembleFile
 from forerun.pretraining.config import SHAPES, WEIGHT_DECAY, PretrainConfig, Recipe, Size
+from forerun.pretraining.distill import Distillation
 from forerun.pretraining.ensemble import EnsembleResult, evaluate_ensemble
 from forerun.pretraining.executor import LocalExecutor
 from forerun.pretraining.jobs import Job, tune_loss_of
@@ -218,7 +219,7 @@ class _Maker:
 
     def _student_start(self, size: Size, regularised: dict[Size, TuneResult]) -> PretrainConfig:
         """Return the settings of the largest tuned size that is no larger, for twice its epochs."""
-        order = list(SHAPES)
+        order: list[Size] = list(SHAPES)
         tuned = [other for other in regularised if order.index(other) <= order.index(size)]
         like = regularised[tuned[-1] if tuned else next(iter(regularised))].best
         return replace(like, num_epochs=2 * like.num_epochs)
@@ -265,7 +266,7 @@ class _Maker:
             store=self.store,
             config=config,
             teacher=teacher,
-            teacher_weight=self._scale.teacher_weight,
+            distillation=Distillation(teacher_weight=self._scale.teacher_weight),
         )
 
     def _average(self, runs: Sequence[Run]) -> EnsembleResult:
