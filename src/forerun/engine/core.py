@@ -1,8 +1,10 @@
-"""The engine core: admit requests, prefill, then rounds of draft, verify, emit, until all are done."""
+"""The engine core: one pass of the target at a time, for requests that come and go at any of them."""
 
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Protocol
 
 import numpy as np
 
@@ -13,28 +15,85 @@ from forerun.engine.config import Verification
 from forerun.engine.metrics import DecodeCounters
 from forerun.engine.outputs import StreamChunk, TokenLogprob, TokenOrigin
 from forerun.engine.request import Request
+from forerun.engine.scheduler import PrefillPart, PrefixCopy, Scheduler, SchedulerConfig
 from forerun.engine.speculative.controller import Controller
 from forerun.engine.speculative.coupling import coupled_tokens, verify_equal
 from forerun.engine.speculative.rejection import verify_rejection
 from forerun.engine.speculative.speculator import Speculation, Speculator
 
-_PREFILL_ROWS = 192
+PREFILL_ROWS = 192
+"""Rows of a pass over prompts, where nothing else waits for it."""
+
+
+class Drafting(Protocol):
+    """A speculator and what limits its drafts."""
+
+    @property
+    def speculator(self) -> Speculator:
+        """Makes the drafts."""
+        ...
+
+    @property
+    def controller(self) -> Controller:
+        """Limits them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    speculator: Speculator
+    controller: Controller
 
 
 class EngineCore:
     """Decodes requests side by side with one target.
 
-    A round verifies every running request in one pass of the target; requests join when a sequence is free and leave
-    when they end, so a batch is never held up by its longest member.
+    A step is one pass of the target: over parts of prompts, or a round that verifies every decoding request. Requests
+    may come and go between any two, each with its own way to draft; all drafts of a round are verified together.
 
     Args:
         target: The target model.
         verification: How a draft with chance in it is verified.
         counters: Counts what happens.
+        scheduler: Limits of what runs at a time; by default requests to the target's sequences, prompts first.
+        layer_ids: Of the target, every layer: needed where the scheduler reuses prefixes.
     """
 
-    def __init__(self, target: LanguageModel, *, verification: Verification, counters: DecodeCounters) -> None:
+    def __init__(
+        self,
+        target: LanguageModel,
+        *,
+        verification: Verification,
+        counters: DecodeCounters,
+        scheduler: SchedulerConfig | None = None,
+        layer_ids: Sequence[int] = (),
+    ) -> None:
         self._target, self._verification, self._counters = target, verification, counters
+        self._scheduler = Scheduler[Request](
+            scheduler
+            or SchedulerConfig(
+                max_num_seqs=target.num_sequences, max_num_batched_tokens=PREFILL_ROWS, prefers_prefill=True
+            ),
+            on_release=lambda request: self._draftings[request.index].speculator.finish(request),
+        )
+        self._limits_rounds = scheduler is not None
+        self._layer_ids = tuple(layer_ids)
+        self._draftings: dict[int, Drafting] = {}
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request waits or runs."""
+        return self._scheduler.has_work
+
+    @property
+    def running(self) -> list[Request]:
+        """Requests that hold a sequence of the cache."""
+        return self._scheduler.running
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that hold none yet, or none at present."""
+        return self._scheduler.num_waiting
 
     def run(self, requests: Sequence[Request], speculator: Speculator, controller: Controller) -> Iterator[StreamChunk]:
         """Decode requests to their ends.
@@ -50,66 +109,157 @@ class EngineCore:
         Effects:
             Writes the target's cache. Closing the iterator early leaves requests unfinished and the speculator clean.
         """
-        waiting, running = deque(requests), list[Request]()
-        free = list(range(self._target.num_sequences))[::-1]
+        drafting = _Pair(speculator, controller)
+        for request in requests:
+            self.add_request(request, drafting)
         try:
-            while waiting or running:
-                while waiting and free:
-                    request = waiting.popleft()
-                    request.sequence = free.pop()
-                    running.append(request)
-                    yield self._prefill(request, speculator)
-                active = [request for request in running if request.finish_reason is None]
-                if active:
-                    yield from self._round(active, speculator, controller)
-                for request in [request for request in running if request.finish_reason is not None]:
-                    running.remove(request)
-                    free.append(request.sequence)
-                    speculator.finish(request)
+            while self.has_work:
+                yield from self.step()
         finally:
-            for request in running:
-                speculator.finish(request)
+            for request in requests:
+                if request.index in self._draftings:
+                    self._remove(request)
 
-    def _prefill(self, request: Request, speculator: Speculator) -> StreamChunk:
-        """Run the prompt through the target and decide the first token."""
-        started = time.perf_counter()
-        speculator.start(request)
-        prompt = list(request.prompt_ids)
-        logits = np.empty((0, 0), np.float32)
-        for first in range(0, len(prompt), _PREFILL_ROWS):
-            part = prompt[first : first + _PREFILL_ROWS]
-            logits = self._target.forward(
-                Rows.chains([(request.sequence, first, part)]), logit_rows=np.array([len(part) - 1])
-            )
-        chunk = self._decide(request, logits, Speculation(), speculator)[0]
-        self._counters.prefill_s += time.perf_counter() - started
-        self._counters.num_first_tokens += len(chunk.token_ids)
-        return chunk
+    def add_request(self, request: Request, drafting: Drafting) -> None:
+        """Let a request wait for its turn.
 
-    def _round(
-        self, requests: Sequence[Request], speculator: Speculator, controller: Controller
-    ) -> Iterator[StreamChunk]:
-        """Draft, verify and emit for every running request."""
-        counters, started = self._counters, time.perf_counter()
-        limit = controller.num_speculative_tokens(len(requests))
-        limits = [
-            max(
-                0, min(limit, request.num_remaining_tokens - 1, self._target.capacity - request.num_computed_tokens - 2)
-            )
-            for request in requests
-        ]
-        speculations = speculator.speculate(requests, limits)
-        assert all(len(some.token_ids) <= most for some, most in zip(speculations, limits, strict=True)), (
-            f"a draft is longer than allowed: {speculations}, {limits}"
+        Args:
+            request: Its prompt fits the target's capacity; no other request here has its index.
+            drafting: How drafts are made for it.
+        """
+        self._draftings[request.index] = drafting
+        self._scheduler.add(request)
+
+    def abort(self, request: Request) -> StreamChunk | None:
+        """End a request where it stands, as cancelled; its sequence is free at once.
+
+        Returns:
+            The text that was held back; ``None`` if it has ended before.
+        """
+        if request.index not in self._draftings:
+            return None
+        self._remove(request)
+        text = request.cancel()
+        return StreamChunk(
+            index=request.index, text=text, token_ids=(), origins=(), finish_reason=request.finish_reason
         )
-        order = sorted(range(len(requests)), key=lambda index: requests[index].sequence)
-        parts = [
-            (
-                requests[i].sequence,
-                requests[i].num_computed_tokens,
-                [requests[i].output_ids[-1], *speculations[i].token_ids],
+
+    def switch(self, request: Request, drafting: Drafting) -> None:
+        """Draft for a request another way from now on, wherever it stands; the output is the same."""
+        before = self._draftings[request.index]
+        if before is drafting:
+            return
+        self._draftings[request.index] = drafting
+        if request.sequence >= 0:
+            before.speculator.finish(request)
+            self._start(request)
+
+    def step(self) -> list[StreamChunk]:
+        """Run one pass of the target.
+
+        Returns:
+            What it decided; empty for a part of a prompt, or without work.
+
+        Effects:
+            Writes the target's cache; requests that end leave.
+        """
+        plan = self._scheduler.plan()
+        for copy in plan.copies:
+            self._copy_prefix(copy)
+        for request in plan.admitted:
+            self._start(request)
+        chunks: list[StreamChunk] = []
+        finished: list[Request] = []
+        if plan.prefill:
+            chunks = self._prefill(plan.prefill)
+            finished = [part.request for part in plan.prefill if part.request.finish_reason is not None]
+        elif plan.decode:
+            chunks = self._round(plan.decode)
+            finished = [request for request in plan.decode if request.finish_reason is not None]
+        for request in finished:
+            self._remove(request)
+        return chunks
+
+    def check_integrity(self) -> None:
+        """Assert that requests and sequences are accounted for."""
+        self._scheduler.check_integrity()
+        assert self.has_work or not self._draftings, "a request that has left is still known"
+
+    def _remove(self, request: Request) -> None:
+        self._scheduler.remove(request)
+        del self._draftings[request.index]
+
+    def _start(self, request: Request) -> None:
+        """Let the speculator learn of a request, as at its prefill: that is a round, and no number is used twice."""
+        is_resumed = request.is_resumed
+        request.round_number += is_resumed
+        self._draftings[request.index].speculator.start(request)
+        request.round_number += is_resumed
+
+    def _copy_prefix(self, copy: PrefixCopy) -> None:
+        """Copy cached states in pieces, so that what is held at a time stays small."""
+        for start in range(0, copy.num_tokens, PREFILL_ROWS):
+            stop = min(copy.num_tokens, start + PREFILL_ROWS)
+            states = self._target.read_states(copy.source, start, stop, layer_ids=self._layer_ids)
+            self._target.write_states(copy.target, start, states)
+
+    def _prefill(self, parts: Sequence[PrefillPart[Request]]) -> list[StreamChunk]:
+        """Run parts of prompts through the target, and decide the first token of those that end."""
+        started = time.perf_counter()
+        parts = sorted(parts, key=lambda part: part.request.sequence)
+        rows = Rows.chains(
+            [
+                (part.request.sequence, part.start, part.request.computed_tokens()[part.start : part.stop])
+                for part in parts
+            ]
+        )
+        lasts = np.cumsum([part.stop - part.start for part in parts]) - 1
+        logits = self._target.forward(rows, logit_rows=lasts)
+        chunks = [
+            self._decide(part.request, logits[place : place + 1], Speculation())[0]
+            for place, part in enumerate(parts)
+            if part.decides
+        ]
+        self._counters.prefill_s += time.perf_counter() - started
+        self._counters.num_prefilled += len(rows)
+        self._counters.num_first_tokens += sum(len(chunk.token_ids) for chunk in chunks)
+        return chunks
+
+    def _speculate(self, requests: Sequence[Request]) -> list[Speculation]:
+        """Let every way draft for its own requests."""
+        most = self._target.capacity
+        if self._limits_rounds:
+            most = self._scheduler.max_num_batched_tokens // len(requests) - 1
+        found: dict[int, Speculation] = {}
+        by_way = sorted(requests, key=lambda request: id(self._draftings[request.index]))
+        for _, group in groupby(by_way, key=lambda request: id(self._draftings[request.index])):
+            members = list(group)
+            drafting = self._draftings[members[0].index]
+            limit = min(most, drafting.controller.num_speculative_tokens(len(requests)))
+            limits = [
+                max(
+                    0,
+                    min(
+                        limit, request.num_remaining_tokens - 1, self._target.capacity - request.num_computed_tokens - 2
+                    ),
+                )
+                for request in members
+            ]
+            speculations = drafting.speculator.speculate(members, limits)
+            assert all(len(some.token_ids) <= limit for some, limit in zip(speculations, limits, strict=True)), (
+                f"a draft is longer than allowed: {speculations}, {limits}"
             )
-            for i in order
+            found.update(zip((request.index for request in members), speculations, strict=True))
+        return [found[request.index] for request in requests]
+
+    def _round(self, requests: Sequence[Request]) -> list[StreamChunk]:
+        """Draft, verify and emit for every decoding request."""
+        counters, started = self._counters, time.perf_counter()
+        requests = sorted(requests, key=lambda request: request.sequence)
+        speculations = self._speculate(requests)
+        parts = [
+            (request.sequence, request.num_computed_tokens, [request.output_ids[-1], *speculation.token_ids])
+            for request, speculation in zip(requests, speculations, strict=True)
         ]
         forward_started = time.perf_counter()
         logits = self._target.forward(Rows.chains(parts))
@@ -117,10 +267,9 @@ class EngineCore:
         chunks: list[StreamChunk] = []
         accepted: list[int] = []
         place = 0
-        for index in order:
-            request, speculation = requests[index], speculations[index]
+        for request, speculation in zip(requests, speculations, strict=True):
             num_rows = len(speculation.token_ids) + 1
-            chunk, num_accepted = self._decide(request, logits[place : place + num_rows], speculation, speculator)
+            chunk, num_accepted = self._decide(request, logits[place : place + num_rows], speculation)
             place += num_rows
             chunks.append(chunk)
             accepted.append(num_accepted)
@@ -138,15 +287,16 @@ class EngineCore:
         if all(speculation.is_hit for speculation in speculations):
             counters.hit_s += round_s
             counters.hit_forward_s += forward_s
-        proposed = [len(speculations[index].token_ids) for index in order]
-        controller.observe(proposed=proposed, accepted=accepted, round_s=round_s)
-        yield from chunks
+        draftings = {id(self._draftings[request.index]): self._draftings[request.index] for request in requests}
+        if len(draftings) == 1:  # the time of a round of several ways says nothing about any of them
+            (drafting,) = draftings.values()
+            proposed = [len(speculation.token_ids) for speculation in speculations]
+            drafting.controller.observe(proposed=proposed, accepted=accepted, round_s=round_s)
+        return chunks
 
-    def _decide(
-        self, request: Request, logits: np.ndarray, speculation: Speculation, speculator: Speculator
-    ) -> tuple[StreamChunk, int]:
+    def _decide(self, request: Request, logits: np.ndarray, speculation: Speculation) -> tuple[StreamChunk, int]:
         """Verify a draft against the target's logits and append what follows; return the chunk and how many it kept."""
-        draft = speculation.token_ids
+        draft, speculator = speculation.token_ids, self._draftings[request.index].speculator
         num_accepted, token = self._verify(request, logits, speculation, speculator)
         tokens = [*draft[:num_accepted], token]
         origins: list[TokenOrigin] = [speculation.origin] * num_accepted

@@ -18,6 +18,7 @@ class DecodeCounters:
         hit_forward_s: The target's part of it.
         num_tokens: Tokens emitted.
         num_first_tokens: Those that prefill decided.
+        num_prefilled: Prompt tokens that ran through the target.
         num_rounds: Target passes of the rounds.
         num_verifications: Requests verified, over the rounds.
         num_proposed: Draft tokens verified.
@@ -34,6 +35,7 @@ class DecodeCounters:
     hit_forward_s: float = 0.0
     num_tokens: int = 0
     num_first_tokens: int = 0
+    num_prefilled: int = 0
     num_rounds: int = 0
     num_verifications: int = 0
     num_proposed: int = 0

@@ -22,7 +22,9 @@ class Request:
         tracker: Finds the end, and the text.
         max_tokens: Most output tokens, by the parameters and the room in the context.
         round_number: Grows by one per verification, from a number that no other request of the engine has used.
+        priority: Smaller goes first.
         sequence: Its sequence in the target's cache; -1 while it waits.
+        num_prefilled: Tokens, from its start, that the sequence held when it began to decode, or holds so far.
         output_ids: Tokens decided so far.
         origins: One for each output token.
         logprobs: One for each output token where asked for.
@@ -38,7 +40,9 @@ class Request:
     tracker: OutputTracker
     max_tokens: int
     round_number: int
+    priority: int = 0
     sequence: int = -1
+    num_prefilled: int = 0
     output_ids: list[int] = field(default_factory=list[int])
     origins: list[TokenOrigin] = field(default_factory=list["TokenOrigin"])
     logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
@@ -49,6 +53,15 @@ class Request:
     def num_computed_tokens(self) -> int:
         """Tokens whose keys and values the target's cache holds: all but the last."""
         return len(self.prompt_ids) + len(self.output_ids) - 1
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether tokens are decided, so that one who takes it over now does not begin at the prompt's end."""
+        return bool(self.output_ids)
+
+    def computed_tokens(self) -> list[int]:
+        """Return the tokens whose keys and values a sequence must hold for it to decode: see num_computed_tokens."""
+        return [*self.prompt_ids, *self.output_ids[:-1]]
 
     @property
     def num_remaining_tokens(self) -> int:
@@ -65,6 +78,17 @@ class Request:
         self.output_ids += token_ids[: step.num_kept]
         self.origins += origins[: step.num_kept]
         self.logprobs += logprobs[: step.num_kept]
+        self.text += step.text
+        self.finish_reason = step.finish_reason
+        return step.text
+
+    def cancel(self) -> str:
+        """End the request where it is.
+
+        Returns:
+            Text that was held back.
+        """
+        step = self.tracker.cancel()
         self.text += step.text
         self.finish_reason = step.finish_reason
         return step.text

@@ -16,6 +16,7 @@ class StartMessage:
         number: Keys its noise.
         params: Sampling parameters, seed set.
         prompt_ids: The prompt.
+        output_ids: What is decided of the output, without the last token, where the request is taken over.
         round_number: Of the round that begins (the prefill), unique over the drafter's life.
         branch_budget: Outcomes to prepare while the target prefills.
         max_depth: Tokens to prepare for each.
@@ -25,6 +26,7 @@ class StartMessage:
     number: int
     params: SamplingParams
     prompt_ids: list[int]
+    output_ids: list[int]
     round_number: int
     branch_budget: int
     max_depth: int

@@ -49,8 +49,9 @@ class SequentialSpeculator:
         """Draft for all requests together, one token per pass."""
         sessions = [self._sessions[request.index] for request in requests]
         for request, session, limit in zip(requests, sessions, limits, strict=True):
-            if session.num_committed < len(request.prompt_ids) + len(request.output_ids):
-                session.commit(0, request.output_ids[-1])
+            # The first token, and of a request that was taken over all that it had.
+            for token in request.output_ids[session.num_committed - len(request.prompt_ids) :]:
+                session.commit(0, token)
             if self._states is not None:
                 start, states = self._states.take(request)
                 self._model.write_states(request.sequence, start, states)

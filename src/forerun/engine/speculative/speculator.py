@@ -34,7 +34,7 @@ class Speculator(Protocol):
     is_alive: bool
 
     def start(self, request: Request) -> None:
-        """Learn of a request before its prefill."""
+        """Learn of a request before its prefill; one that is taken over has decided tokens already."""
         ...
 
     def speculate(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Speculation]:

@@ -66,6 +66,7 @@ class SsdSpeculator:
                 number=request.number,
                 params=request.params,
                 prompt_ids=list(request.prompt_ids),
+                output_ids=request.output_ids[:-1],
                 round_number=request.round_number,
                 branch_budget=self.branch_budget.value,
                 max_depth=self.num_speculative_tokens,

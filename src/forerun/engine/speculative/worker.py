@@ -187,6 +187,8 @@ class DraftWorker:
             fan_out=self.fan_out,
             is_joint=self._config.speculative.fan_out == "joint",
         )
+        for token in message.output_ids:
+            session.commit(0, token)
         session.prepare(branch_budget=message.branch_budget, max_depth=message.max_depth)
         self._sessions[message.request] = session
         self._num_states[message.request] = 0
