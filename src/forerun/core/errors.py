@@ -13,7 +13,8 @@
     ├── TrajectoryError         (ValueError)    recorded control data: shapes, gaps, values that are not numbers
     ├── ObjectiveError          (ValueError)    an objective of a planner: a shape or value that can't be ranked
     ├── TrainingError           (RuntimeError)  training can't go on: its files can't be written, a run failed
-    │   └── DivergenceError                     the loss or the gradient is infinite or not a number
+    │   ├── DivergenceError                     the loss or the gradient is infinite or not a number
+    │   └── CollapseError                       the embeddings of a world model say less and less
     ├── DrafterError            (RuntimeError)  the drafter failed; decoding goes on without it, so users rarely see it
     └── MissingDependencyError  (ImportError)   an optional package that this call needs is not installed
 
@@ -68,6 +69,10 @@ class TrainingError(ForerunError, RuntimeError):
 
 class DivergenceError(TrainingError):
     """A loss or gradient is infinite or not a number: these settings do not train."""
+
+
+class CollapseError(TrainingError):
+    """The embeddings of a world model shrink to a point or to a few directions: they no longer tell frames apart."""
 
 
 class DrafterError(ForerunError, RuntimeError):

@@ -2,10 +2,11 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -59,6 +60,7 @@ class TrainingLoop(Generic[Batch]):
         on_step: Told (step, loss, learning rate) after each step, before its checkpoint.
         learning_rate_fraction: Gives the fraction of the peak at a step; ``None``: a linear rise, then a half cosine to
             a twentieth.
+        state: Tensors that a step changes though the optimiser doesn't, such as running statistics; in checkpoints.
     """
 
     def __init__(
@@ -71,8 +73,9 @@ class TrainingLoop(Generic[Batch]):
         directory: Path | None = None,
         on_step: Callable[[int, float, float], None] = lambda step, loss, learning_rate: None,
         learning_rate_fraction: Callable[[int], float] | None = None,
+        state: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
-        self.config = config
+        self.config, self._state = config, state
         self._fraction = learning_rate_fraction or self._warmup_cosine
         self._batch_at, self._loss, self._directory, self._on_step = batch_at, loss, directory, on_step
         self._named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -156,7 +159,7 @@ class TrainingLoop(Generic[Batch]):
         """Write weights, moments and the loss curve; the file appears whole or not at all."""
         if self._directory is None:
             return
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {f"state.{name}": tensor for name, tensor in self._state.items()}
         for name, parameter in self._named:
             tensors[f"weight.{name}"] = parameter.detach()
             for key, value in optimizer_of(parameter, self._optimizers).state[parameter].items():
@@ -186,6 +189,8 @@ class TrainingLoop(Generic[Batch]):
             optimizer_of(parameter, self._optimizers).state[parameter] = {
                 key: tensors[f"{key}.{name}"] for key in STATE_KEYS if f"{key}.{name}" in tensors
             }
+        for name, tensor in self._state.items():
+            tensor.copy_(tensors[f"state.{name}"])
         if self._average is not None:
             self._average.load({name: tensors[f"average.{name}"] for name, _ in self._named})
         losses: list[float] = json.loads(record["losses"])
