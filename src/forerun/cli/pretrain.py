@@ -6,6 +6,7 @@ from pathlib import Path
 from forerun.cli.console import write_json, write_line
 from forerun.cli.options import Commands, add_command, add_json_option, add_number, add_threads_option
 from forerun.cli.pretrain_distill import add_distill
+from forerun.cli.pretrain_joint import add_joint
 from forerun.cli.pretrain_options import (
     add_data_option,
     add_recipe_options,
@@ -27,6 +28,7 @@ examples:
   forerun pretrain train --data data --out runs --seed 0
   forerun pretrain train --data data --out runs --seed 1
   forerun pretrain ensemble runs/* --data data --out pair
+  forerun pretrain joint small medium large --data data
   forerun pretrain distill --ensemble pair --data data --out runs --size 75k
   forerun pretrain tune --data data --out runs --size 25k --unique-tokens 50000
   forerun pretrain reproduce --scale smoke --out study    all of it, in minutes, and a page about it
@@ -46,6 +48,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     _add_prepare(actions)
     _add_train(actions)
     _add_ensemble(actions)
+    add_joint(actions)
     add_distill(actions)
     add_tune(actions)
     add_reproduce(actions)

@@ -72,6 +72,11 @@ def held_out_token_nats(
     return np.concatenate([torch.stack(parts).flatten(1).numpy() for parts in passes], axis=1).astype(np.float32)
 
 
+def document_starts(stream: TokenStream) -> Int64[np.ndarray, " documents"]:
+    """Return where each document's predicted tokens start; the first token of all is not predicted."""
+    return np.maximum(stream.starts[:-1] - 1, 0)
+
+
 def _nats_by_pass(
     laws: Laws, stream: TokenStream, *, sequence_tokens: int, batch_sequences: int
 ) -> Iterator[list[Tensor]]:

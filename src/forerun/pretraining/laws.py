@@ -7,8 +7,9 @@ Reference:
     Besiroglu et al. 2024 (arXiv 2404.10102) on fits that stopped early and intervals that were too narrow.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final
 
 import numpy as np
@@ -84,6 +85,11 @@ def interval_of(replicates: ArrayLike) -> Interval:
     values = np.asarray(replicates, np.float64)
     low, high = np.quantile(values[1:], (0.025, 0.975), method="inverted_cdf")
     return Interval(value=float(values[0]), low=float(low), high=float(high))
+
+
+def interval_json(interval: Interval) -> dict[str, float | None]:
+    """Return an interval as JSON types; an infinite end is ``None``."""
+    return {name: value if math.isfinite(value) else None for name, value in asdict(interval).items()}
 
 
 def fit_power_law(x: Sequence[float], losses: Sequence[float]) -> PowerLaw:

@@ -1,13 +1,12 @@
 """Statements of the paper, and what a study says about each: a number, its interval, a verdict."""
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from forerun.pretraining.laws import Interval, interval_of
+from forerun.pretraining.laws import Interval, interval_json, interval_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,9 +49,19 @@ def below(most: float) -> Side:
     return lambda value: value < most
 
 
+def not_identified(statement: str, paper: str, problems: Sequence[str], unit: str) -> Claim:
+    """Return a claim on which there is no number."""
+    note = f"not identified: {'; '.join(problems)}"
+    return Claim(statement=statement, paper=paper, found=None, unit=unit, verdict="open", note=note)
+
+
 def claim_of(statement: str, paper: str, values: np.ndarray, unit: str, side: Side, *, note: str = "") -> Claim:
     """Judge a statement by an estimate and its replicates."""
-    interval = interval_of(values)
+    return claim_about(statement, paper, interval_of(values), unit, side, note=note)
+
+
+def claim_about(statement: str, paper: str, interval: Interval, unit: str, side: Side, *, note: str = "") -> Claim:
+    """Judge a statement by an interval."""
     return Claim(
         statement=statement,
         paper=paper,
@@ -67,8 +76,3 @@ def verdict_of(interval: Interval, side: Side) -> str:
     """Return what a whole interval says about which side it is on."""
     ends: Sequence[bool] = (side(interval.low), side(interval.high))
     return "open" if ends[0] != ends[1] else "holds" if ends[0] else "does not hold"
-
-
-def interval_json(interval: Interval) -> dict[str, float | None]:
-    """Return an interval as JSON types; an infinite end is ``None``."""
-    return {name: value if math.isfinite(value) else None for name, value in asdict(interval).items()}

@@ -16,7 +16,7 @@ from forerun.core.errors import CheckpointError, CorpusError
 from forerun.models.decoder import Decoder
 from forerun.nn.law_average import Average
 from forerun.pretraining.ensemble import average_law, load_member
-from forerun.pretraining.evaluation import held_out_token_nats
+from forerun.pretraining.evaluation import document_starts, held_out_token_nats
 from forerun.pretraining.prepared_corpus import open_test
 from forerun.pretraining.run_store import Run
 from forerun.recipes.pretrain_study.reproduce import run_of
@@ -107,7 +107,7 @@ def _open_and_measure(
 ) -> tuple[dict[str, np.ndarray], int]:
     data = folder / study.data
     stream, num_bytes = open_test(data, int(study.scale["test_tokens"]))
-    starts = np.maximum(stream.starts[:-1] - 1, 0)  # the first token of all is not predicted
+    starts = document_starts(stream)
     if len(starts) < 2:
         raise CorpusError(
             f"{data}: its test split has {len(starts)} document, at least 2 are needed for an interval; prepare a "

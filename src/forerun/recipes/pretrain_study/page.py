@@ -5,7 +5,7 @@ from html import escape
 from importlib import resources
 from typing import Any
 
-from forerun.recipes.pretrain_study.chart import Axes, Point, Series, chart_svg
+from forerun.recipes.pretrain_study.figures import figures
 from forerun.recipes.pretrain_study.study_file import RUNS_FOLDER
 
 _PAPER_TOKENS = 209_715_200
@@ -37,11 +37,12 @@ def page_html(found: dict[str, Any]) -> str:
 <p>Settings were chosen on the tune split. Every number below, unless it says tune, is of the test split:
 {test["num_documents"]} documents, {test["num_tokens"]:,} tokens, opened {opened}. Brackets and bars are 95 % intervals
 over documents, and over seeds and members where there are several.{caution}</p>
-<h2>Claims</h2>{_claims(found["claims"], study["scale"]["unique_tokens"])}
+<h2>Claims</h2>{_claims(found["claims"], study["scale"]["unique_tokens"])}{_open_ends(found["open_ends"])}
 <h2>Charts</h2><p class="soft">Hover for numbers, click for the run.</p>
-<div class="charts">{"".join(_charts(found))}</div>
+<div class="charts">{"".join(figures(found))}</div>
 <h2>Laws</h2>{_laws(found["laws"])}
 <h2>Data efficiency</h2>{_efficiency(found["efficiency"])}
+<h2>Students</h2>{_students(found["students"])}
 <h2>Tuning</h2>{_tuning(found)}
 <h2>Runs</h2>{_runs(found)}"""
     return (
@@ -70,129 +71,57 @@ def _claims(claims: Sequence[dict[str, Any]], unique_tokens: int) -> str:
     return _table(("claim", "paper", "here", "verdict", ""), rows) + note
 
 
-def _charts(found: dict[str, Any]) -> list[str]:
-    def tuned(name: str, label: str) -> Series:
-        return Series(name=label, points=[_tuned_point(item) for item in found[name]])
+def _open_ends(winners: Sequence[dict[str, Any]]) -> str:
+    """Return which settings were best at the end of a ladder: a claim is about what was tried."""
+    if not winners:
+        return ""
+    named = "; ".join(
+        f"{item['recipe']} {item['size']}{_on_text(item)} ({', '.join(item['ends'])})".replace("_", " ")
+        for item in winners
+    )
+    note = "Best at the end of a ladder, so that something beyond it could be better"
+    return f"<p class='soft'>{note}: {escape(named)}.</p>"
 
-    counts = [
-        Series(name=f"{item['size']} members", points=[_mean_of(item, count, x=count) for count in _counts(item)])
-        for item in found["ensembles"]
-    ]
-    deepest = min(len(item["curve"]) for item in found["ensembles"])
-    plane = [
-        Series(
-            name=f"{count} member{'s' if count > 1 else ''}",
-            points=[_mean_of(item, count, x=_params(item)) for item in found["ensembles"]],
+
+def _on_text(item: dict[str, Any]) -> str:
+    return f" on {item['unique_tokens']:,} tokens" if item["recipe"] == "more text" else ""
+
+
+def _students(students: Sequence[dict[str, Any]]) -> str:
+    rows = [
+        (
+            item["size"],
+            f"{len(item['teacher'])} models" if item["kind"] == "ensemble" else "one model",
+            f"{item['share_of_teacher']['total']:.3f}",
+            f"{item['share_of_teacher']['without_embeddings']:.3f}",
+            _interval(item["loss"], unit=""),
+            _interval(_percent(item["kept"]), unit="%")
+            if item["kept"]
+            else f"{_interval(item['minus_teacher'], unit='nats', is_signed=True)} against its teacher",
+            "; ".join(_candidate(candidate) for candidate in item["candidates"]),
         )
-        for count in sorted({1, 2, deepest})
+        for item in students
     ]
-    limits = Series(
-        name="limit in members (not observed)",
-        points=[
-            _point(_params(item), item["limit"], f"limit of {item['size']} ensembles", item["members"][0])
-            for item in found["ensembles"]
-        ],
-        is_dashed=True,
+    columns = (
+        "student",
+        "of",
+        "share of parameters",
+        "without embeddings",
+        "test loss",
+        "gain kept",
+        "tried: tune loss",
     )
-    students = [
-        Series(
-            name=f"{item['size']} student of {'an ensemble' if item['kind'] == 'ensemble' else 'one model'}",
-            points=[_point(_params(item), item["loss"], f"student {item['size']}, {item['kind']}", item["run"])],
-        )
-        for item in found["students"]
-    ]
-    regularised = tuned("regularised", "regularised single")
-    parameters = Axes(x_label="parameters without embeddings", y_label="test loss, nats a token")
-    members = Axes(x_label="members", y_label=parameters.y_label, is_x_log=False)
-    tokens = Axes(x_label="unique tokens of the standard recipe", y_label=parameters.y_label)
-    more = sorted([_best_standard(found), *found["more_text"]], key=lambda item: item["unique_tokens"])
-    first = more[0]["unique_tokens"]
-    best = min(found["ensembles"], key=lambda item: item["curve"][-1]["value"])
-    methods = [
-        Series(
-            name="standard",
-            points=[
-                _point(item["unique_tokens"], item["loss"], f"standard {item['size']}", item["runs"][0])
-                for item in more
-            ],
-        ),
-        Series(
-            name="regularised single, on the limited text",
-            points=[
-                min(
-                    (
-                        _point(first, item["loss"], f"regularised {item['size']}", item["runs"][0])
-                        for item in found["regularised"]
-                    ),
-                    key=lambda point: point.y,
-                )
-            ],
-        ),
-        Series(
-            name=f"ensemble of {len(best['curve'])}, on the limited text",
-            points=[_point(first, best["curve"][-1], f"ensemble of {best['size']}", best["members"][0])],
-        ),
-    ]
-    ensembles = Series(
-        name="ensemble, parameters of all members",
-        points=[
-            _point(
-                _params(item) * len(item["curve"]), item["curve"][-1], f"ensemble of {item['size']}", item["members"][0]
-            )
-            for item in found["ensembles"]
-        ],
-    )
-    return [
-        _figure("Loss against size", [tuned("standard", "standard (weight decay 0.1)"), regularised], parameters),
-        _figure("Loss against the number of members", counts, members),
-        _figure("The joint plane: size and members", [*plane, limits], parameters),
-        _figure(
-            "Data efficiency", methods, tokens, "Where the standard recipe reaches a loss, so much text it is worth."
-        ),
-        _figure("Distillation", [regularised, ensembles, *students], parameters),
-    ]
+    return _table(columns, rows)
 
 
-def _best_standard(found: dict[str, Any]) -> dict[str, Any]:
-    return min(found["standard"], key=lambda item: item["tune_loss_nats"])
+def _percent(interval: dict[str, float | None]) -> dict[str, float | None]:
+    return {name: None if value is None else 100 * value for name, value in interval.items()}
 
 
-def _figure(title: str, series: Sequence[Series], axes: Axes, note: str = "") -> str:
-    text = f"<p>{escape(note)}</p>" if note else ""
-    return f"<figure><figcaption>{escape(title)}</figcaption>{chart_svg(series, axes, title=title)}{text}</figure>"
-
-
-def _params(item: dict[str, Any]) -> float:
-    return float(item["num_params"]["without_embeddings"])
-
-
-def _point(x: float, interval: dict[str, Any], name: str, run: str) -> Point:
-    return Point(
-        x=x,
-        y=interval["value"],
-        low=interval["low"],
-        high=interval["high"],
-        link=f"#run-{run}",
-        hover=f"{name}: {interval['value']:.4f} [{interval['low']:.4f}, {interval['high']:.4f}]",
-    )
-
-
-def _tuned_point(item: dict[str, Any]) -> Point:
-    settings = item["settings"]
-    name = (
-        f"{item['size']}, learning rate {settings['learning_rate']:g}, weight decay {settings['weight_decay']:g}, "
-        f"{settings['num_epochs']:g} epochs"
-    )
-    return _point(_params(item), item["loss"], name, item["runs"][0])
-
-
-def _counts(item: dict[str, Any]) -> range:
-    return range(1, len(item["curve"]) + 1)
-
-
-def _mean_of(item: dict[str, Any], count: int, *, x: float) -> Point:
-    """Return the point of ensembles of so many members."""
-    return _point(x, item["curve"][count - 1], f"{item['size']}, {count} of the members", item["members"][count - 1])
+def _candidate(candidate: dict[str, Any]) -> str:
+    sampled = candidate.get("sampled_tokens", 0)
+    text = f", {sampled:,} tokens sampled" if sampled else ""
+    return f"weight decay {candidate['weight_decay']:g}{text}: {candidate['tune_loss_nats']:.4f}"
 
 
 def _laws(laws: dict[str, Any]) -> str:
