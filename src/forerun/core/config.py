@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from types import NoneType, UnionType
-from typing import Any, Final, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Generic, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from forerun.core.errors import ConfigError
 
@@ -63,6 +63,24 @@ def resolve(
     origins |= dict.fromkeys(arguments, "argument")
     values |= arguments
     return Resolved(config=_build(config_type, values, prefix=""), origins=origins)
+
+
+def config_from_record(config_type: type[ConfigT], record: Mapping[str, Any]) -> ConfigT:
+    """Return the options that ``dataclasses.asdict`` turned into JSON types; one that is missing has its default.
+
+    Args:
+        config_type: A dataclass whose nested options are dataclasses too.
+        record: The options.
+
+    Raises:
+        ConfigError: An option is unknown or out of range.
+    """
+    types = dict(option_types(config_type))
+    values = dict(_flat(record))
+    for key in values:
+        if key not in types:
+            raise unknown_name("option", key, types)
+    return _build(config_type, values, prefix="")
 
 
 def option_types(config_type: type, *, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -121,6 +139,14 @@ def _build(config_type: type[ConfigT], values: Mapping[str, Any], *, prefix: str
         elif key in values:
             own[field.name] = values[key]
     return config_type(**own)
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _flat(cast(Mapping[str, Any], value), f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def parse_value(text: str, kind: Any, *, name: str) -> Any:

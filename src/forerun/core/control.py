@@ -74,9 +74,9 @@ class ActionBounds:
 
     def __post_init__(self) -> None:
         if self.low.shape != self.high.shape or self.low.ndim != 1 or not bool((self.low < self.high).all()):
+            low, high = self.low.numpy(force=True), self.high.numpy(force=True)
             raise ConfigError(
-                f"action bounds low={self.low.numpy(force=True)}, high={self.high.numpy(force=True)}: must be two vectors of one length, "
-                "low below high in every place"
+                f"action bounds low={low}, high={high}: must be two vectors of one length, low below high everywhere"
             )
 
     @classmethod

@@ -1,0 +1,1 @@
+"""Diffusion model predictive control: action proposals, multi-step dynamics and values, learned apart."""

@@ -1,0 +1,92 @@
+"""A diffusion model of sequences, given what is known: the part that proposal and dynamics share."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from forerun.models.denoiser import build_denoiser
+from forerun.worldmodels.diffusion.config import DiffusionConfig
+from forerun.worldmodels.diffusion.noise_schedule import NoiseSchedule
+from forerun.worldmodels.diffusion.sampler import DiffusionSampler, SamplerConfig
+
+
+class ConditionalDiffusion(nn.Module):
+    """Sequences of F steps with C numbers, in normalised units.
+
+    Args:
+        config: Network, noise levels, sampler.
+        horizon: F.
+        channels: C.
+        context_dim: Numbers known of the whole sequence.
+        aligned_dim: Numbers known of each step; 0 for none.
+    """
+
+    def __init__(
+        self, config: DiffusionConfig, *, horizon: int, channels: int, context_dim: int, aligned_dim: int = 0
+    ) -> None:
+        super().__init__()
+        self._shape = (horizon, channels)
+        self.denoiser = build_denoiser(
+            config.denoiser, horizon=horizon, channels=channels, context_dim=context_dim, aligned_dim=aligned_dim
+        )
+        self._schedule = NoiseSchedule(config.schedule)
+        self.sampler_config = config.sampler
+
+    def loss(
+        self,
+        clean: Float[Tensor, "batch horizon channels"],
+        *,
+        context: Float[Tensor, "batch context"],
+        aligned: Float[Tensor, "batch horizon aligned"] | None,
+        is_real: Bool[Tensor, "batch horizon"],
+        generator: torch.Generator,
+    ) -> Float[Tensor, ""]:
+        """Return the mean squared error of the network's guess over the real steps.
+
+        Args:
+            clean: The sequences.
+            context: Known of each.
+            aligned: Known of each step.
+            is_real: Steps that count.
+            generator: Of levels and noise.
+        """
+        batch = len(clean)
+        levels = self._schedule.config.num_train_timesteps
+        level = torch.randint(1, levels + 1, (batch,), generator=generator)
+        epsilon = torch.randn(clean.shape, generator=generator)
+        noisy = self._schedule.noised(clean, epsilon, level)
+        guess = self.denoiser(noisy, level / levels, self.denoiser.embed_known(context, aligned))
+        errors = (guess - self._schedule.target(clean, epsilon, level)) ** 2
+        weights = is_real.float()[..., None]
+        return (errors * weights).sum() / (weights.sum() * clean.shape[-1])
+
+    @torch.no_grad()
+    def sample(
+        self,
+        *,
+        context: Float[Tensor, "rows context"],
+        aligned: Float[Tensor, "rows horizon aligned"] | None,
+        generator: torch.Generator,
+        near: Float[Tensor, "rows horizon channels"] | None = None,
+        first: float = 1.0,
+        sampler: SamplerConfig | None = None,
+    ) -> Float[Tensor, "rows horizon channels"]:
+        """Draw a sequence for each row.
+
+        Args:
+            context: Known of each.
+            aligned: Known of each step.
+            generator: Of every number drawn.
+            near: Sequences to begin from, noised to a share ``first`` of the levels; ``None``: pure noise.
+            first: See ``near``.
+            sampler: How; ``None``: as configured.
+        """
+        known = self.denoiser.embed_known(context, aligned)
+
+        def denoise(noisy: Tensor, level: Tensor) -> Tensor:
+            return self.denoiser(noisy, level, known)
+
+        chosen = DiffusionSampler(sampler or self.sampler_config, self._schedule)
+        if near is None:
+            return chosen.sample(denoise, (len(context), *self._shape), generator=generator)
+        return chosen.refine(denoise, near, first=first, generator=generator)
