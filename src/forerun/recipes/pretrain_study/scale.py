@@ -129,7 +129,7 @@ SCALES: Final[dict[ScaleName, StudyScale]] = {
         vocab_size=1024,
         unique_tokens=32_768,
         multiples=(1, 2, 4, 8),
-        sizes=("25k", "75k", "150k", "440k"),
+        sizes=("25k", "75k", "150k", "250k"),
         sequence_tokens=128,
         batch_sequences=8,
         tune_tokens=32_768,
@@ -141,7 +141,7 @@ SCALES: Final[dict[ScaleName, StudyScale]] = {
         start=(6e-3, 1.6, 8, 16),
         num_seeds=3,
         num_members=5,
-        student_sizes=("25k", "75k", "150k", "250k"),
+        student_sizes=("25k", "75k", "150k"),
     ),
 }
 """``smoke`` shows that everything works, in minutes; ``cpu`` is meant to show the paper's effects on a few cores."""
