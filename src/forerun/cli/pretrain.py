@@ -1,4 +1,4 @@
-"""``forerun pretrain``: prepare a corpus, train models on it, average them; and where its other actions are."""
+"""``forerun pretrain``: prepare a corpus, train models on it; and where its other actions are."""
 
 import argparse
 from pathlib import Path
@@ -6,14 +6,15 @@ from pathlib import Path
 from forerun.cli.console import write_json, write_line
 from forerun.cli.options import Commands, add_command, add_json_option, add_number, add_threads_option
 from forerun.cli.pretrain_distill import add_distill
+from forerun.cli.pretrain_ensemble import add_ensemble
 from forerun.cli.pretrain_joint import add_joint
 from forerun.cli.pretrain_options import (
-    add_data_option,
     add_recipe_options,
     add_run_options,
     run_config,
     write_run,
 )
+from forerun.cli.pretrain_snapshots import add_snapshots
 from forerun.cli.pretrain_study import add_report, add_reproduce
 from forerun.cli.pretrain_tune import add_tune
 from forerun.cli.progress import progress_bars
@@ -47,7 +48,8 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     _add_prepare(actions)
     _add_train(actions)
-    _add_ensemble(actions)
+    add_ensemble(actions)
+    add_snapshots(actions)
     add_joint(actions)
     add_distill(actions)
     add_tune(actions)
@@ -102,23 +104,6 @@ def _add_train(actions: Commands) -> None:
     train.set_defaults(action=_train)
 
 
-def _add_ensemble(actions: Commands) -> None:
-    ensemble = actions.add_parser(
-        "ensemble",
-        help="average runs and measure them on the tune split",
-        description="Measures every run alone, and the ensembles of the first 1, 2, ... runs by both averages.",
-    )
-    ensemble.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders that training printed")
-    add_data_option(ensemble)
-    ensemble.add_argument("--out", type=Path, metavar="DIR", help="write the ensemble checkpoint there")
-    ensemble.add_argument(
-        "--average", choices=("probability", "logit"), help="average of the checkpoint (default: the better one)"
-    )
-    add_threads_option(ensemble)
-    add_json_option(ensemble)
-    ensemble.set_defaults(action=_ensemble)
-
-
 def _prepare(args: argparse.Namespace) -> int:
     from forerun.data.deduplication import DeduplicationConfig
     from forerun.data.split import SplitConfig
@@ -163,32 +148,4 @@ def _train(args: argparse.Namespace) -> int:
             corpus, args.out, config, report=lambda done, total, detail: show("train", done, total, detail)
         )
     write_run(finished, args.json)
-    return 0
-
-
-def _ensemble(args: argparse.Namespace) -> int:
-    import torch
-
-    from forerun.pretraining.ensemble import ensemble_json, evaluate_ensemble, write_ensemble
-    from forerun.pretraining.prepared_corpus import open_corpus
-
-    torch.set_num_threads(args.threads)
-    corpus = open_corpus(args.data)
-    with progress_bars() as show:
-        result = evaluate_ensemble(args.runs, corpus, report=lambda done, total: show("measure", done, total, ""))
-    write_line("tune loss, nats a token")
-    write_line(f"{'members':>7}  {'alone':>8}  {'probability':>11}  {'logit':>8}  run")
-    rows = zip(
-        result.members, result.member_losses, result.by_count["probability"], result.by_count["logit"], strict=True
-    )
-    for count, (folder, alone, probability, logit) in enumerate(rows, start=1):
-        write_line(
-            f"{count:>7}  {alone.loss_nats:>8.4f}  {probability.loss_nats:>11.4f}  {logit.loss_nats:>8.4f}  {folder}"
-        )
-    average = args.average or result.best_average
-    if args.out is not None:
-        write_ensemble(args.out, result, average=average, data_sha256=corpus.manifest.data_sha256)
-        write_line(f"wrote {args.out} ({average} average of {len(result.members)} runs)")
-    if args.json is not None:
-        write_json(args.json, {"average": average, **ensemble_json(result)})
     return 0

@@ -61,10 +61,12 @@ class Task(Generic[Batch]):
     Attributes:
         batches: What it sees at which step.
         loss: A decoder in training and a batch to the scalar to minimise.
+        start: Where training begins, given away; ``None`` for fresh weights by the config's seed.
     """
 
     batches: Batches[Batch]
     loss: Callable[[Decoder, Batch], torch.Tensor]
+    start: Decoder | None = None
 
 
 def next_token_loss(decoder: Decoder, ids_BT: torch.Tensor) -> torch.Tensor:
@@ -161,7 +163,7 @@ def _train(
     report: Report,
 ) -> None:
     started_at, started_cpu_s = datetime.now(UTC).isoformat(timespec="seconds"), time.process_time()
-    decoder = fresh_decoder(
+    decoder = task.start or fresh_decoder(
         config.shape, vocab_size=corpus.manifest.vocab_size, max_len=config.sequence_tokens, seed=config.seed
     )
     decoder.set_dropout(config.dropout)
