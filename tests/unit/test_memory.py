@@ -1,5 +1,7 @@
 """Arrays take memory only as they are written."""
 
+import platform
+import subprocess
 import sys
 
 import numpy as np
@@ -29,3 +31,25 @@ def test_only_written_parts_take_memory():
         array[1 << 20] = 1
     assert process.memory_info().rss - before < 20 << 20
     assert sum(float(array[1 << 20]) for array in arrays) == 100
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library has no such option")
+def test_freed_memory_is_not_asked_for_again():
+    """In a process of its own, for it is for life: 8 MiB that are taken again and again fault in once."""
+    program = (
+        "import ctypes, resource\n"
+        "from forerun.core.memory import keep_freed_memory\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(20):\n"
+        "        block = bytearray(8 << 20)\n"
+        "        block[::4096] = bytes(2048)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "before = faults()\n"
+        "keep_freed_memory()\n"
+        "faults()\n"
+        "print(before, faults())\n"
+    )
+    command = [sys.executable, "-c", program]
+    first, second = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert 20 * int(second) < int(first)

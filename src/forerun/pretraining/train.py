@@ -18,8 +18,10 @@ from torch.nn.functional import cross_entropy, log_softmax
 from forerun.core.atomic_files import folder_in_the_making, write_json_file
 from forerun.core.env import package_versions
 from forerun.core.errors import ConfigError, DivergenceError, TrainingError
+from forerun.core.memory import keep_freed_memory
 from forerun.models.decoder import Decoder
 from forerun.models.export import save_huggingface
+from forerun.models.fused_training import can_fuse, fused_next_token_loss
 from forerun.models.load import MODEL_FOLDER
 from forerun.pretraining.batches import EpochBatches
 from forerun.pretraining.config import PretrainConfig
@@ -71,6 +73,8 @@ class Task(Generic[Batch]):
 
 def next_token_loss(decoder: Decoder, ids_BT: torch.Tensor) -> torch.Tensor:
     """Return the mean loss of every id of a row but the first, in nats."""
+    if can_fuse(decoder, num_tokens=ids_BT.shape[1] - 1):
+        return fused_next_token_loss(decoder, ids_BT)
     return cross_entropy(decoder(ids_BT[:, :-1]).flatten(0, 1), ids_BT[:, 1:].flatten())
 
 
@@ -163,6 +167,7 @@ def _train(
     report: Report,
 ) -> None:
     started_at, started_cpu_s = datetime.now(UTC).isoformat(timespec="seconds"), time.process_time()
+    keep_freed_memory()
     decoder = task.start or fresh_decoder(
         config.shape, vocab_size=corpus.manifest.vocab_size, max_len=config.sequence_tokens, seed=config.seed
     )

@@ -46,6 +46,7 @@ def build_optimizers(
             [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}],
             lr=learning_rate,
             betas=(0.9, 0.95),
+            fused=True,
         )
     ]
     if hidden:

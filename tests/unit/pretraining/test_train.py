@@ -109,7 +109,7 @@ def test_a_finished_run_is_not_made_again_and_another_seed_is_another_run(whole,
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_remedy(corpus, tmp_path, tiny, monkeypatch):
-    monkeypatch.setattr(train, "cross_entropy", lambda logits, targets: logits.sum() * float("nan"))
+    monkeypatch.setattr(train, "next_token_loss", lambda decoder, ids: decoder(ids).sum() * float("nan"))
     with pytest.raises(TrainingError, match=r"the loss at step 0 is nan.*learning rate"):
         pretrain(corpus, tmp_path, tiny())
     [folder] = tmp_path.iterdir()

@@ -128,7 +128,7 @@ def test_processes_make_the_runs_that_one_process_makes_and_a_failure_loses_none
 
 
 def test_a_run_that_diverges_is_no_result_but_no_failure_either(prepared, tmp_path, tiny, monkeypatch):
-    monkeypatch.setattr("forerun.pretraining.train.cross_entropy", lambda logits, targets: logits.sum() * math.inf)
+    monkeypatch.setattr("forerun.pretraining.train.next_token_loss", lambda decoder, ids: decoder(ids).sum() * math.inf)
     assert LocalExecutor(1).make([Job(data=prepared, store=tmp_path, config=tiny())]) == [None]
     with pytest.raises(ConfigError, match="num_workers=0"):
         LocalExecutor(0)
