@@ -18,6 +18,7 @@ COMMANDS: Final = (
     "race",
     "generate",
     "chat",
+    "serve",
     "train_draft",
     "pretrain",
     "bench",

@@ -1,34 +1,21 @@
 """The engine's public face: load a target and a draft, and decode."""
 
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from numbers import Integral
 from types import TracebackType
 from typing import Self
 
-import torch
-
-from forerun.core.dtype_choice import choose_dtype
-from forerun.core.env import available_cores, cpu_info, pin_process
-from forerun.core.errors import ConfigError, RequestError
-from forerun.core.memory import release_free_memory
-from forerun.core.rows import Rows
+from forerun.core.errors import RequestError
 from forerun.engine.config import EngineConfig
 from forerun.engine.core import EngineCore
-from forerun.engine.logits import LogitsProcessor
 from forerun.engine.metrics import DecodeCounters
 from forerun.engine.outputs import Completion, DecodeMetrics, StreamChunk
 from forerun.engine.request import Request
+from forerun.engine.resources import EngineResources
 from forerun.engine.sampling import SamplingParams
-from forerun.engine.speculation import SpeculatorFactory
-from forerun.engine.stop import OutputTracker
-from forerun.models.load import load_checkpoint
-from forerun.models.runner import build_target
 from forerun.models.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
-_ROUNDS_PER_REQUEST = 1 << 24
 
 
 class LLM:
@@ -60,45 +47,15 @@ class LLM:
     def __init__(self, target: str = "default", **options: object) -> None:
         config = EngineConfig(target=target, **options)  # pyright: ignore[reportArgumentType] (checked by the dataclass)
         self.config = config
-        cores = config.cores or available_cores()
-        torch.set_num_threads(config.num_threads)
-        checkpoint = load_checkpoint(config.target)
-        dtype = choose_dtype(
-            config.dtype,
-            cpu=cpu_info(),
-            weights_are_quantized=checkpoint.quantised,
-            is_ensemble=checkpoint.ensemble is not None,
-        ).dtype
-        capacity = min(config.max_model_len or 4096, checkpoint.config.max_len)
-        if config.max_model_len is not None and config.max_model_len > checkpoint.config.max_len:
-            raise ConfigError(
-                f"max_model_len={config.max_model_len}: {config.target} was trained for {checkpoint.config.max_len} "
-                "tokens; use at most that"
-            )
-        self._factory = SpeculatorFactory(config, checkpoint, dtype=dtype, capacity=capacity, cores=cores)
-        self._cores_before = available_cores()
-        self._checkpoint = checkpoint
-        self._max_len = capacity
-        try:
-            if self._factory.target_cores:
-                pin_process(*self._factory.target_cores)
-            self._target = build_target(checkpoint, dtype=dtype, num_sequences=config.max_num_seqs, capacity=capacity)
-            # The first pass loads kernels or compiles them: better now than while a request waits.
-            self._target.forward(Rows.chains([(0, 0, [0])]))
-            self._factory.wait_until_ready(self._target)
-            release_free_memory()
-        except BaseException:
-            self.close()
-            raise
-        self._num_requests = 0
+        self._resources = EngineResources(config)
         self._is_decoding = False
         self._counters = DecodeCounters()
-        self._way = self._factory.way_for_call(1)
+        self._way = self._resources.way_for_call(1)
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The target's tokenizer."""
-        return self._checkpoint.tokenizer
+        return self._resources.tokenizer
 
     @property
     def last_metrics(self) -> DecodeMetrics:
@@ -149,9 +106,7 @@ class LLM:
 
     def close(self) -> None:
         """End the drafter's process, if there is one, and give this process its cores back. The engine ends with it."""
-        self._factory.close()
-        if available_cores() != self._cores_before:
-            pin_process(*self._cores_before)
+        self._resources.close()
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -171,8 +126,10 @@ class LLM:
             )
         self._is_decoding = True
         self._counters = DecodeCounters()
-        core = EngineCore(self._target, verification=self.config.speculative.verification, counters=self._counters)
-        self._way = self._factory.way_for_call(len(requests))
+        core = EngineCore(
+            self._resources.target, verification=self.config.speculative.verification, counters=self._counters
+        )
+        self._way = self._resources.way_for_call(len(requests))
         try:
             yield from core.run(requests, self._way.speculator, self._way.controller)
         finally:
@@ -191,33 +148,8 @@ class LLM:
         ]
 
     def _request(self, index: int, prompt: Prompt, params: SamplingParams) -> Request:
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
-        vocab_size = self._checkpoint.config.vocab_size
-        if not ids:
-            raise RequestError(f"prompt {index} is empty: give at least one token")
-        if len(ids) + 1 > self._max_len:
-            raise RequestError(
-                f"prompt {index} has {len(ids)} tokens; the context holds {self._max_len} with at least one new token: "
-                "shorten it, or raise max_model_len if the model allows"
-            )
-        if any(not 0 <= token < vocab_size for token in ids):
-            raise RequestError(f"prompt {index} has token ids outside [0, {vocab_size}): use this model's tokenizer")
-        if params.seed is None:
-            params = replace(params, seed=secrets.randbits(63))
-        room = self._max_len - len(ids)
-        max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
-        self._num_requests += 1
-        eos_ids = self._checkpoint.eos_ids
-        return Request(
-            index=index,
-            number=index,
-            prompt_ids=tuple(ids),
-            params=params,
-            processor=LogitsProcessor(params, ids, eos_ids, vocab_size),
-            tracker=OutputTracker(params, eos_ids, self.tokenizer.token_bytes, max_tokens=max_tokens),
-            max_tokens=max_tokens,
-            round_number=self._num_requests * _ROUNDS_PER_REQUEST,
-        )
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        return self._resources.new_request(ids, params, index=index, number=index, name=f"prompt {index}")
 
     def _completion(self, request: Request) -> Completion:
         return Completion(

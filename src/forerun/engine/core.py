@@ -277,6 +277,7 @@ class EngineCore:
             counters.num_proposed += len(speculation.token_ids)
             counters.num_accepted += num_accepted
             counters.accepted_counts[num_accepted] += 1
+            counters.proposed_counts[len(speculation.token_ids)] += 1
             if speculation.is_hit is not None:
                 counters.num_look_ups += 1
                 counters.num_hits += speculation.is_hit

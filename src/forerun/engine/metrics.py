@@ -26,6 +26,7 @@ class DecodeCounters:
         num_hits: Rounds of requests whose outcome had been predicted.
         num_look_ups: Rounds of requests in which a prediction was looked for.
         accepted_counts: How often each number of draft tokens was accepted.
+        proposed_counts: How often each number of them was proposed.
     """
 
     prefill_s: float = 0.0
@@ -43,6 +44,7 @@ class DecodeCounters:
     num_hits: int = 0
     num_look_ups: int = 0
     accepted_counts: Counter[int] = field(default_factory=Counter[int])
+    proposed_counts: Counter[int] = field(default_factory=Counter[int])
 
     def metrics(self, *, method: str, cores: int) -> DecodeMetrics:
         """Return rates and shares."""

@@ -103,6 +103,16 @@ class SpeculatorFactory:
         way.enter()
         return way
 
+    def every_way(self, target: LanguageModel) -> tuple[Way, ...]:
+        """Return a way for each method that is ready, decoding without a draft always among them.
+
+        Args:
+            target: The target's runner.
+        """
+        if all(way.method != "none" for way in self._ways):
+            return (*self._ways, self._way("none", target))
+        return tuple(self._ways)
+
     def close(self) -> None:
         """Release the draft, and end the process."""
         for way in self._ways:
@@ -125,16 +135,15 @@ class SpeculatorFactory:
         return [method]
 
     def _way(self, method: Method, target: LanguageModel) -> Way:
-        """Make a method ready. Beside SSD, SD gets the drafter's core as one more thread of the target."""
+        """Make a method ready. Beside SSD, the others get the drafter's core as one more thread of the target."""
         speculator: Speculator
-        num_threads = self._config.num_threads
+        num_threads = self._config.num_threads + (self._process is not None and method != "ssd")
         if method == "none":
             speculator = NoSpeculator()
         elif method == "ssd":
             speculator = self._ssd(target)
         else:
             speculator = NgramSpeculator() if self._draft_name == "ngram" else self._sequential(target)
-            num_threads += self._process is not None
         return Way(
             method=method,
             speculator=speculator,

@@ -1,0 +1,161 @@
+"""What an engine holds over its life: models, tokenizer, ways to decode; and how a request is made for them."""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from forerun.core.dtype_choice import choose_dtype
+from forerun.core.env import available_cores, cpu_info, pin_process
+from forerun.core.errors import ConfigError, RequestError
+from forerun.core.memory import release_free_memory
+from forerun.core.protocols import LanguageModel
+from forerun.core.rows import Rows
+from forerun.engine.config import EngineConfig
+from forerun.engine.logits import LogitsProcessor
+from forerun.engine.request import Request
+from forerun.engine.sampling import SamplingParams
+from forerun.engine.speculation import SpeculatorFactory
+from forerun.engine.speculative.ways import Way
+from forerun.engine.stop import OutputTracker
+from forerun.models.load import load_checkpoint
+from forerun.models.runner import build_target
+from forerun.models.tokenizer import Tokenizer
+
+_ROUNDS_PER_REQUEST = 1 << 24
+
+
+class EngineResources:
+    """Loaded models and what speculation needs.
+
+    Args:
+        config: The engine's.
+
+    Raises:
+        ConfigError: Options that don't go together.
+        ModelLoadError: A model is missing, corrupt or unsupported.
+        VocabMismatchError: The draft's tokens are not the target's.
+
+    Effects:
+        Pins this process to its cores where ``cores`` is given or the method is ``ssd``; SSD starts a process, which
+        :meth:`close` (or the end of this one) ends.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        cores = config.cores or available_cores()
+        torch.set_num_threads(config.num_threads)
+        checkpoint = load_checkpoint(config.target)
+        dtype = choose_dtype(
+            config.dtype,
+            cpu=cpu_info(),
+            weights_are_quantized=checkpoint.quantised,
+            is_ensemble=checkpoint.ensemble is not None,
+        ).dtype
+        capacity = min(config.max_model_len or 4096, checkpoint.config.max_len)
+        if config.max_model_len is not None and config.max_model_len > checkpoint.config.max_len:
+            raise ConfigError(
+                f"max_model_len={config.max_model_len}: {config.target} was trained for {checkpoint.config.max_len} "
+                "tokens; use at most that"
+            )
+        self._factory = SpeculatorFactory(config, checkpoint, dtype=dtype, capacity=capacity, cores=cores)
+        self._cores_before = available_cores()
+        self._checkpoint = checkpoint
+        self._num_requests = 0
+        self.max_len = capacity
+        try:
+            if self._factory.target_cores:
+                pin_process(*self._factory.target_cores)
+            self.target: LanguageModel = build_target(
+                checkpoint, dtype=dtype, num_sequences=config.max_num_seqs, capacity=capacity
+            )
+            # The first pass loads kernels or compiles them: better now than while a request waits.
+            self.target.forward(Rows.chains([(0, 0, [0])]))
+            self._factory.wait_until_ready(self.target)
+            release_free_memory()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The target's tokenizer."""
+        return self._checkpoint.tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the target's embedding: ids below it can be given."""
+        return self._checkpoint.config.vocab_size
+
+    @property
+    def layer_ids(self) -> range:
+        """Every layer of the target, of all members of an ensemble."""
+        ensemble = self._checkpoint.ensemble
+        members = (self._checkpoint,) if ensemble is None else ensemble.members
+        return range(sum(member.config.num_layers for member in members))
+
+    def way_for_call(self, num_requests: int) -> Way:
+        """As :meth:`forerun.engine.speculation.SpeculatorFactory.way_for_call`."""
+        return self._factory.way_for_call(num_requests)
+
+    def every_way(self) -> tuple[Way, ...]:
+        """As :meth:`forerun.engine.speculation.SpeculatorFactory.every_way`."""
+        return self._factory.every_way(self.target)
+
+    def new_request(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        index: int,
+        number: int,
+        name: str,
+        priority: int = 0,
+    ) -> Request:
+        """Return a request, checked against the model.
+
+        Args:
+            prompt_ids: The prompt.
+            params: Sampling parameters; a seed is drawn if there is none.
+            index: No other request in the engine has the same.
+            number: Keys its noise, with the seed.
+            name: What to call the prompt in an error.
+            priority: Smaller goes first.
+
+        Raises:
+            RequestError: The prompt is empty, too long, or holds what is no token; or parameters contradict it.
+        """
+        ids = [int(token) for token in prompt_ids]
+        if not ids:
+            raise RequestError(f"{name} is empty: give at least one token")
+        if len(ids) + 1 > self.max_len:
+            raise RequestError(
+                f"{name} has {len(ids)} tokens; the context holds {self.max_len} with at least one new token: "
+                "shorten it, or raise max_model_len if the model allows"
+            )
+        if any(not 0 <= token < self.vocab_size for token in ids):
+            raise RequestError(f"{name} has token ids outside [0, {self.vocab_size}): use this model's tokenizer")
+        if params.seed is None:
+            params = replace(params, seed=secrets.randbits(63))
+        room = self.max_len - len(ids)
+        max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
+        self._num_requests += 1
+        eos_ids = self._checkpoint.eos_ids
+        return Request(
+            index=index,
+            number=number,
+            prompt_ids=tuple(ids),
+            params=params,
+            processor=LogitsProcessor(params, ids, eos_ids, self.vocab_size),
+            tracker=OutputTracker(params, eos_ids, self.tokenizer.token_bytes, max_tokens=max_tokens),
+            max_tokens=max_tokens,
+            round_number=self._num_requests * _ROUNDS_PER_REQUEST,
+            priority=priority,
+        )
+
+    def close(self) -> None:
+        """End the drafter's process, if there is one, and give this process its cores back."""
+        self._factory.close()
+        if available_cores() != self._cores_before:
+            pin_process(*self._cores_before)

@@ -1,0 +1,156 @@
+"""The engine's chunks as OpenAI's API writes them, whole or as a stream."""
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from forerun.engine.detokenizer import IncrementalDetokenizer
+from forerun.engine.outputs import StreamChunk, TokenLogprob
+from forerun.engine.server.bridge import Call
+from forerun.engine.server.engine_thread import Delivery, Resources
+
+Kind = Literal["chat", "text"]
+_REASONS = {"stop": "stop", "length": "length", "cancelled": "stop"}
+
+
+@dataclass(slots=True)
+class _ChoiceText:
+    """What a choice has so far."""
+
+    detokenizer: IncrementalDetokenizer
+    text: str = ""
+    num_tokens: int = 0
+    finish_reason: str | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
+    tokens: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    text_offset: int = 0
+    has_begun: bool = False
+
+
+class Answer:
+    """Builds the answer to one call.
+
+    Args:
+        kind: ``chat`` or ``text``.
+        call: The call.
+        resources: For the text of tokens.
+        model: Name of the model.
+        reports_logprobs: Whether log-probabilities were asked for.
+        returns_tokens: Whether ids, texts and origins of tokens were.
+    """
+
+    def __init__(
+        self, kind: Kind, call: Call, resources: Resources, *, model: str, reports_logprobs: bool, returns_tokens: bool
+    ) -> None:
+        self._kind, self._call, self._resources, self._model = kind, call, resources, model
+        self._reports_logprobs, self._returns_tokens = reports_logprobs, returns_tokens
+        self.id = f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+        token_bytes = resources.tokenizer.token_bytes
+        self._choices = [_ChoiceText(detokenizer=IncrementalDetokenizer(token_bytes)) for _ in call.requests]
+
+    @property
+    def num_completion_tokens(self) -> int:
+        """Tokens so far, over all choices."""
+        return sum(choice.num_tokens for choice in self._choices)
+
+    @property
+    def texts(self) -> list[str]:
+        """Text of each choice so far."""
+        return [choice.text for choice in self._choices]
+
+    def usage(self) -> dict[str, Any]:
+        """Return the numbers of tokens; a prompt counts once, however many completions it gets."""
+        num_prompt = sum(len(request.prompt_ids) for request in self._call.requests if request.number == 0)
+        num_completion = self.num_completion_tokens
+        return {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": num_completion,
+            "total_tokens": num_prompt + num_completion,
+        }
+
+    def add(self, place: int, delivery: Delivery) -> dict[str, Any] | None:
+        """Take a chunk.
+
+        Returns:
+            The object to stream; ``None`` where the chunk shows nothing, as text is held back.
+        """
+        choice, chunk = self._choices[place], delivery.chunk
+        choice.text += chunk.text
+        choice.num_tokens += len(chunk.token_ids)
+        choice.logprobs += chunk.logprobs
+        tokens = self._tokens(choice, chunk, delivery.time_s) if self._returns_tokens else []
+        choice.tokens += tokens
+        if chunk.finish_reason is not None:
+            choice.finish_reason = _REASONS[chunk.finish_reason]
+        if not (chunk.text or chunk.logprobs or tokens or chunk.finish_reason):
+            return None
+        content: dict[str, Any] = {"index": place, "finish_reason": choice.finish_reason}
+        content["logprobs"] = self._logprobs(choice, chunk.logprobs) if self._reports_logprobs else None
+        if self._kind == "chat":
+            content["delta"] = (
+                {"content": chunk.text} if choice.has_begun else {"role": "assistant", "content": chunk.text}
+            )
+            choice.has_begun = True
+        else:
+            content["text"] = chunk.text
+        if self._returns_tokens:
+            content["tokens"] = tokens
+        return self._object([content], is_chunk=True)
+
+    def last_chunk(self) -> dict[str, Any]:
+        """Return the chunk with the usage."""
+        return self._object([], is_chunk=True) | {"usage": self.usage()}
+
+    def whole(self) -> dict[str, Any]:
+        """Return the answer as one object."""
+        choices: list[dict[str, Any]] = []
+        for place, choice in enumerate(self._choices):
+            content: dict[str, Any] = {"index": place, "finish_reason": choice.finish_reason}
+            content["logprobs"] = self._logprobs(choice, choice.logprobs) if self._reports_logprobs else None
+            if self._kind == "chat":
+                content["message"] = {"role": "assistant", "content": choice.text, "refusal": None}
+            else:
+                content["text"] = choice.text
+            if self._returns_tokens:
+                content["tokens"] = choice.tokens
+            choices.append(content)
+        return self._object(choices, is_chunk=False) | {"usage": self.usage()}
+
+    def _object(self, choices: list[dict[str, Any]], *, is_chunk: bool) -> dict[str, Any]:
+        kind = "text_completion" if self._kind == "text" else f"chat.completion{'.chunk' if is_chunk else ''}"
+        return {"id": self.id, "object": kind, "created": self._created, "model": self._model, "choices": choices}
+
+    def _tokens(self, choice: _ChoiceText, chunk: StreamChunk, time_s: float) -> list[dict[str, Any]]:
+        time_ms = round(1e3 * (time_s - self._call.started_s), 3)
+        return [
+            {"id": token_id, "text": choice.detokenizer.push(token_id), "origin": origin, "time_ms": time_ms}
+            for token_id, origin in zip(chunk.token_ids, chunk.origins, strict=True)
+        ]
+
+    def _logprobs(self, choice: _ChoiceText, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+        if self._kind == "chat":
+            return {"content": [self._chat_logprob(some) for some in logprobs], "refusal": None}
+        offsets: list[int] = []
+        for some in logprobs:
+            offsets.append(choice.text_offset)
+            choice.text_offset += len(self._text(some.token_id))
+        return {
+            "tokens": [self._text(some.token_id) for some in logprobs],
+            "token_logprobs": [some.logprob_nats for some in logprobs],
+            "top_logprobs": [{self._text(token): value for token, value in some.top} for some in logprobs],
+            "text_offset": offsets,
+        }
+
+    def _chat_logprob(self, some: TokenLogprob) -> dict[str, Any]:
+        top = [self._named(token, value) for token, value in some.top]
+        return self._named(some.token_id, some.logprob_nats) | {"top_logprobs": top}
+
+    def _named(self, token_id: int, logprob_nats: float) -> dict[str, Any]:
+        data = self._resources.tokenizer.token_bytes(token_id)
+        return {"token": data.decode(errors="replace"), "logprob": logprob_nats, "bytes": list(data)}
+
+    def _text(self, token_id: int) -> str:
+        return self._resources.tokenizer.token_bytes(token_id).decode(errors="replace")

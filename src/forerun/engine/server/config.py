@@ -1,0 +1,58 @@
+"""Options of the server: where it listens, and what it lets in."""
+
+from dataclasses import dataclass, field
+
+from forerun.core.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerConfig:
+    """What the server accepts, and how long anything may take.
+
+    Attributes:
+        host: Address to listen on; 0.0.0.0 for every interface.
+        port: TCP port; 0 takes a free one.
+        api_keys: Keys of which a request to the API must bear one; none: anyone may ask.
+        model_name: Name that clients ask for; ``None``: from the target's.
+        max_num_batched_tokens: Most tokens in one pass of the target; also how long a part of a prompt is.
+        max_waiting: Completions that may wait for a sequence of the cache; beyond, requests get 429.
+        max_choices: Completions that one request may ask for: prompts times ``n``.
+        max_body_bytes: Size of a request's body.
+        body_timeout_s: Time for a request's body to arrive.
+        request_timeout_s: Time for a request, waiting included.
+        drain_timeout_s: After SIGTERM, time for running requests to end.
+        max_connections: Open connections; beyond, 503.
+        cors_origins: Origins whose pages may call the API from a browser; none: no other page may.
+        reuses_prefixes: Whether prompts that begin alike share what was computed.
+        logs_prompts: Whether the log holds prompts and outputs.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    model_name: str | None = None
+    max_num_batched_tokens: int = 128
+    max_waiting: int = 64
+    max_choices: int = 16
+    max_body_bytes: int = 1 << 20
+    body_timeout_s: float = 10.0
+    request_timeout_s: float = 600.0
+    drain_timeout_s: float = 30.0
+    max_connections: int = 512
+    cors_origins: tuple[str, ...] = ()
+    reuses_prefixes: bool = True
+    logs_prompts: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port={self.port}: must be in [0, 65535]; 0 takes a free one")
+        for name in ("max_num_batched_tokens", "max_choices", "max_body_bytes", "max_connections"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: must be >= 1")
+        if self.max_waiting < 0:
+            raise ConfigError(f"max_waiting={self.max_waiting}: must be >= 0; with 0 nothing waits")
+        for name in ("body_timeout_s", "request_timeout_s", "drain_timeout_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}={getattr(self, name)}: must be > 0 seconds")
+        if any(not key.strip() or not key.isascii() for key in self.api_keys):
+            raise ConfigError("api_keys: each must be ASCII and not blank")

@@ -1,0 +1,110 @@
+"""What every request passes: its id, the keys, the count and the log line of its answer."""
+
+import hmac
+import re
+import time
+import uuid
+from collections.abc import Collection
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from forerun.engine.server.api_error import ApiError
+from forerun.engine.server.config import ServerConfig
+from forerun.engine.server.json_log import log_event
+from forerun.engine.server.metrics import ServerMetrics
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_LONGEST_PATH = 200
+_SAFE_HEADERS = {
+    "content-security-policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+
+
+class Gate:
+    """Outermost application: knows the client by its key, and the answer by its status.
+
+    Routes may leave fields for the log line in ``scope["state"]["log"]``.
+
+    Args:
+        app: What answers.
+        config: With the keys.
+        metrics: Counts answers.
+        routes: Paths by which answers are counted; others count as ``other``.
+        guarded: Beginnings of paths that need a key, if there are keys.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        config: ServerConfig,
+        metrics: ServerMetrics,
+        *,
+        routes: Collection[str],
+        guarded: tuple[str, ...],
+    ) -> None:
+        self._app, self._metrics = app, metrics
+        self._routes, self._guarded = frozenset(routes), guarded
+        self._keys = [key.encode() for key in config.api_keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 499
+        headers, path = Headers(scope=scope), str(scope["path"])
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        fields: dict[str, Any] = {}
+        scope.setdefault("state", {})["log"] = fields
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = int(message["status"])
+                out = MutableHeaders(scope=message)
+                out["x-request-id"] = request_id
+                for name, value in _SAFE_HEADERS.items():
+                    out.setdefault(name, value)
+            await send(message)
+
+        try:
+            if self._is_allowed(path, str(scope["method"]), headers):
+                await self._app(scope, receive, send_with_headers)
+            else:
+                error = ApiError(
+                    401,
+                    "no valid API key: send the header Authorization: Bearer KEY",
+                    code="invalid_api_key",
+                    headers={"www-authenticate": "Bearer"},
+                )
+                await error.response()(scope, receive, send_with_headers)
+        finally:
+            duration_s = time.perf_counter() - started
+            route = path if path in self._routes else "other"
+            self._metrics.observe_response(path=route, status=status, duration_s=duration_s)
+            client = scope.get("client")
+            log_event(
+                "request",
+                request_id=request_id,
+                method=scope["method"],
+                path=path[:_LONGEST_PATH],
+                status=status,
+                duration_s=round(duration_s, 6),
+                client=client[0] if client else None,
+                **fields,
+            )
+
+    def _is_allowed(self, path: str, method: str, headers: Headers) -> bool:
+        is_preflight = method == "OPTIONS" and "access-control-request-method" in headers
+        if not self._keys or is_preflight or not path.startswith(self._guarded):
+            return True
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        given = key.strip().encode()
+        # Every key is compared, and each in constant time: how long it takes tells nothing.
+        matches = [hmac.compare_digest(given, known) for known in self._keys]
+        return scheme.lower() == "bearer" and any(matches)

@@ -1,0 +1,163 @@
+"""What clients may send. An unknown field is an error, a wrong type too: nothing is dropped or converted."""
+
+from typing import Annotated, Any, Literal, TypeVar, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from forerun.engine.server.api_error import ApiError
+
+Method = Literal["none", "sequential", "ssd", "auto"]
+_MAX_STOPS = 16
+_MAX_ERRORS = 5
+_MOST = 2**31 - 1
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(_Strict):
+    """How a stream ends."""
+
+    include_usage: bool = Field(default=False, description="End with a chunk that has the usage.")
+
+
+class SamplingFields(_Strict):
+    """What completions and chat completions have in common. ``null`` stands for a field that is not given."""
+
+    model: str | None = Field(default=None, max_length=512, description="The served model's name.")
+    temperature: float | None = Field(default=None, ge=0, le=100)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    n: int | None = Field(default=None, ge=1, le=128, description="Completions of each prompt.")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    stop: (
+        Annotated[str, Field(min_length=1, max_length=512)]
+        | Annotated[list[Annotated[str, Field(min_length=1, max_length=512)]], Field(max_length=_MAX_STOPS)]
+        | None
+    ) = None
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    logit_bias: (
+        dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None
+    ) = Field(default=None, max_length=1024)
+    user: str | None = Field(default=None, max_length=512, description="Taken and not used.")
+    top_k: int | None = Field(default=None, ge=0, le=_MOST, description="Beyond OpenAI's API.")
+    min_p: float | None = Field(default=None, ge=0, le=1, description="Beyond OpenAI's API.")
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=100, description="Beyond OpenAI's API.")
+    stop_token_ids: list[Annotated[int, Field(ge=0, le=_MOST)]] | None = Field(default=None, max_length=1024)
+    min_tokens: int | None = Field(default=None, ge=0, le=_MOST)
+    ignore_eos: bool | None = None
+    method: Method | None = Field(default=None, description="How to decode this request; the output is the same.")
+    priority: int | None = Field(default=None, ge=-100, le=100, description="Smaller goes first.")
+    return_tokens: bool | None = Field(default=None, description="Add each token's id, text and origin.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        fields = cast("dict[str, Any]", data)
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+class CompletionRequest(SamplingFields):
+    """Body of ``/v1/completions``."""
+
+    prompt: str | list[str] | list[int] | list[list[int]] = Field(description="Text or token ids, one or several.")
+    max_tokens: int | None = Field(default=None, ge=1, le=_MOST)
+    logprobs: int | None = Field(default=None, ge=0, le=20)
+    echo: Literal[False] | None = None
+    best_of: Literal[1] | None = None
+
+
+class TextPart(_Strict):
+    """A part of a message that is text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(_Strict):
+    """A turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: None = None
+
+    def for_template(self) -> dict[str, str]:
+        """Return what a chat template takes."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class TextFormat(_Strict):
+    """Free text: the only response format there is."""
+
+    type: Literal["text"]
+
+
+class ChatRequest(SamplingFields):
+    """Body of ``/v1/chat/completions``."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=2048)
+    max_tokens: int | None = Field(default=None, ge=1, le=_MOST)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=_MOST)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    response_format: TextFormat | None = None
+
+
+class TokenizeRequest(_Strict):
+    """Body of ``/tokenize``."""
+
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool = False
+
+
+class DetokenizeRequest(_Strict):
+    """Body of ``/detokenize``."""
+
+    model: str | None = None
+    tokens: list[Annotated[int, Field(ge=0, le=_MOST)]]
+
+
+BodyT = TypeVar("BodyT", bound=BaseModel)
+
+
+def parse_body(schema: type[BodyT], content: bytes) -> BodyT:
+    """Read a body.
+
+    Args:
+        schema: What it must be.
+        content: The bytes.
+
+    Raises:
+        ApiError: 400, which names every field at fault.
+    """
+    try:
+        return schema.model_validate_json(content)
+    except ValidationError as error:
+        raise _api_error(error.errors(include_url=False, include_context=False, include_input=False)) from error
+
+
+def _api_error(details: list[ErrorDetails]) -> ApiError:
+    unknown = [_path(detail) for detail in details if detail["type"] == "extra_forbidden"]
+    if unknown:
+        names = ", ".join(unknown[:_MAX_ERRORS])
+        return ApiError(
+            400, f"not supported: {names}; leave it out or see /openapi.json for what is", param=unknown[0],
+            code="unsupported_parameter",
+        )  # fmt: skip
+    said = dict.fromkeys(f"{_path(detail) or 'body'}: {detail['msg']}" for detail in details)
+    param = _path(details[0]) or None
+    return ApiError(400, "; ".join(list(said)[:_MAX_ERRORS]), param=param, code="invalid_value")
+
+
+def _path(detail: ErrorDetails) -> str:
+    """Return the way to a field, without the names of the alternatives of a union, which are no part of the body."""
+    parts = [str(part) for part in detail["loc"] if isinstance(part, int) or part.isidentifier()]
+    return ".".join(parts)[:200]

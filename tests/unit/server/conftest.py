@@ -1,0 +1,24 @@
+"""One server for the tests that leave it as it was."""
+
+import pytest
+
+pytest.importorskip("uvicorn")
+pytest.importorskip("starlette")
+pytest.importorskip("prometheus_client")
+pytest.importorskip("httpx")
+
+import httpx  # noqa: E402
+from simulated.serving import running_server  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running_server() as running:
+        yield running
+
+
+@pytest.fixture
+def client(server):
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        yield client
+    server.idle()
