@@ -13,6 +13,9 @@ Tunes learning rate, weight decay and epochs on the tune split: from where --lea
 say, one ladder at a time, until no neighbour of the best settings is better. The standard recipe keeps the weight decay
 at 0.1. Then the winner is trained with other seeds, to see how much of its lead is noise.
 
+--search tau puts the decay's timescale on the ladder in place of the decay: the epochs in which weights forget, which
+carry over better between learning rates, sizes and amounts of text.
+
 Every point is a run in RUNS. The same command after an interruption uses the finished ones.
 """
 _EPILOG = """\
@@ -20,6 +23,7 @@ examples:
   forerun pretrain tune --data data --out runs --size 25k --unique-tokens 50000
   forerun pretrain tune --data data --out runs --size 25k --unique-tokens 50000 --recipe standard
   forerun pretrain tune --data data --out runs --size 75k --learning-rates 3e-3,6e-3 --ladder-epochs 8,16,32
+  forerun pretrain tune --data data --out runs --size 75k --unique-tokens 50000 --search tau --timescales 0.5,1,2,4
 """
 
 
@@ -35,6 +39,18 @@ def add_tune(actions: Commands) -> None:
     )
     tune.add_argument(
         "--weight-decays", type=_rungs(float), metavar="X,X,...", help="ladder (default: 0.1 to 6.4, by two)"
+    )
+    tune.add_argument(
+        "--search",
+        choices=("decay", "tau"),
+        default="decay",
+        help="ladder beside rate and epochs: the decay, or its timescale in epochs (default: %(default)s)",
+    )
+    tune.add_argument(
+        "--timescales",
+        type=_rungs(float),
+        metavar="X,X,...",
+        help="ladder of --search tau (default: 0.25 to 32, by two)",
     )
     tune.add_argument("--ladder-epochs", type=_rungs(int), metavar="N,N,...", help="ladder (default: 1 to 64, by two)")
     add_number(tune, "--num-seeds", 3, "seeds of the winner, in all")
@@ -55,15 +71,17 @@ def _rungs(kind: type[float] | type[int]) -> Callable[[str], tuple[float, ...]]:
 
 def _tune(args: argparse.Namespace) -> int:
     from forerun.pretraining.executor import LocalExecutor
-    from forerun.pretraining.tune import EPOCHS, LEARNING_RATES, WEIGHT_DECAYS, TuneConfig, tune, tune_json
+    from forerun.pretraining.tune import EPOCHS, LEARNING_RATES, TIMESCALES, WEIGHT_DECAYS, TuneConfig, tune, tune_json
 
     config = TuneConfig(
         recipe=args.recipe,
         base=run_config(args),
         learning_rates=args.learning_rates or LEARNING_RATES,
         weight_decays=args.weight_decays or WEIGHT_DECAYS,
+        timescales=args.timescales or TIMESCALES,
         epochs=tuple(int(rung) for rung in args.ladder_epochs or EPOCHS),
         num_seeds=args.num_seeds,
+        search=args.search,
     )
     with progress_bars() as show, LocalExecutor(args.workers) as executor:
         num_rounds = 0
@@ -75,15 +93,12 @@ def _tune(args: argparse.Namespace) -> int:
 
         result = tune(args.data, args.out, config, executor, report=report)
     certificate = result.certificate
-    write_line(f"{'learning rate':>13}  {'weight decay':>12}  {'epochs':>6}  {'tune loss':>9}")
+    write_line("  ".join(f"{name.replace('_', ' '):>22}" for name in certificate.best) + f"  {'tune loss':>9}")
     for settings, loss, note in (
         (certificate.best, certificate.loss_nats, "best"),
         *((neighbour.settings, neighbour.loss_nats, "") for neighbour in certificate.neighbours),
     ):
-        write_line(
-            f"{settings['learning_rate']:>13g}  {settings['weight_decay']:>12g}  {settings['num_epochs']:>6g}  "
-            f"{loss:>9.4f}  {note}".rstrip()
-        )
+        write_line(f"{'  '.join(f'{value:>22g}' for value in settings.values())}  {loss:>9.4f}  {note}".rstrip())
     deviation = result.seed_deviation_nats
     write_line(
         f"{result.standing}{': ' + ', '.join(certificate.open_ends) if certificate.open_ends else ''}; "

@@ -9,6 +9,21 @@ from forerun.core.errors import ConfigError
 from forerun.data.tokens import ReorderedTokens, TokenStream
 
 
+def steps_per_epoch(num_tokens: int, *, sequence_tokens: int, batch_sequences: int) -> int:
+    """Return the whole batches of a pass over some tokens.
+
+    Raises:
+        ConfigError: The tokens do not fill one batch.
+    """
+    steps = (num_tokens - 1) // sequence_tokens // batch_sequences
+    if steps == 0:
+        raise ConfigError(
+            f"{num_tokens} training tokens do not fill a batch of {batch_sequences} sequences of {sequence_tokens}; "
+            "give more text, or make the batch smaller"
+        )
+    return steps
+
+
 class EpochBatches:
     """Batches of an epoch after the other.
 
@@ -30,12 +45,9 @@ class EpochBatches:
         self._stream, self._seed = stream, seed
         self._sequence_tokens, self._batch_sequences = sequence_tokens, batch_sequences
         self._num_sequences = (len(stream.ids) - 1) // sequence_tokens
-        self.steps_per_epoch = self._num_sequences // batch_sequences
-        if self.steps_per_epoch == 0:
-            raise ConfigError(
-                f"{len(stream.ids)} training tokens do not fill a batch of {batch_sequences} sequences of "
-                f"{sequence_tokens}; give more text, or make the batch smaller"
-            )
+        self.steps_per_epoch = steps_per_epoch(
+            len(stream.ids), sequence_tokens=sequence_tokens, batch_sequences=batch_sequences
+        )
         self._epoch: tuple[int, ReorderedTokens, Int64[np.ndarray, " sequences"]] | None = None
 
     def at(self, step: int) -> Int64[Tensor, "sequences tokens"]:

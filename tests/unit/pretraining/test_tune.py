@@ -7,10 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forerun.core.errors import ConfigError, TrainingError
+from forerun.pretraining.config import PretrainConfig
 from forerun.pretraining.executor import LocalExecutor
 from forerun.pretraining.jobs import Job, tune_loss_of
 from forerun.pretraining.ladder import descend
-from forerun.pretraining.tune import TuneConfig, standing, tune
+from forerun.pretraining.run_store import read_run
+from forerun.pretraining.tune import TuneConfig, standing, tune, tune_json
 
 LADDERS = {"learning_rate": (0.1, 0.2, 0.4, 0.8), "num_epochs": (1, 2, 4, 8, 16)}
 
@@ -106,6 +108,47 @@ def test_a_tuning_is_made_of_runs_of_the_store_and_made_once(prepared, tmp_path,
         assert len(list(tmp_path.iterdir())) == found.certificate.num_evaluated + 1, "and one more seed"
         monkeypatch.setattr("forerun.pretraining.train.TrainingLoop", None)
         assert tune(prepared, tmp_path, tune_config, executor) == found
+
+
+def test_a_search_in_the_timescale_keeps_it_while_the_learning_rate_moves(prepared, tmp_path, tiny):
+    steps = 7  # of an epoch: 1,999 tokens in batches of 8 x 32
+    config = TuneConfig(
+        base=tiny(num_epochs=1, unique_tokens=2000, learning_rate=1e-2, weight_decay=1 / (1e-2 * 2 * steps)),
+        learning_rates=(5e-3, 1e-2, 2e-2),
+        timescales=(1.0, 2.0, 4.0),
+        epochs=(1,),
+        num_seeds=1,
+        search="tau",
+    )
+    with LocalExecutor(1) as executor:
+        found = tune(prepared, tmp_path, config, executor)
+    assert found.certificate.best.keys() == {"learning_rate", "decay_timescale_epochs", "num_epochs"}
+    settings = [read_run(folder).identity["config"] for folder in tmp_path.iterdir()]
+    assert len(settings) == found.certificate.num_evaluated >= 4
+    scales = [1 / (run["learning_rate"] * run["weight_decay"] * steps) for run in settings]
+    assert all(min(abs(scale / rung - 1) for rung in config.timescales) < 1e-5 for scale in scales)
+    at_start = {run["learning_rate"] for run, scale in zip(settings, scales, strict=True) if abs(scale - 2) < 1e-3}
+    assert at_start == {5e-3, 1e-2, 2e-2}, "the learning rate is searched along the timescale"
+    told = tune_json(found)
+    assert (told["search"], told["best_settings"]) == ("tau", found.certificate.best)
+    for folder in found.folders:
+        result = read_run(folder).result()
+        assert result["decay_timescale_epochs"] == pytest.approx(
+            found.certificate.best["decay_timescale_epochs"], rel=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"search": "wd"}, "must be one of decay, tau"),
+        ({"search": "tau", "recipe": "standard"}, "keeps its weight decay"),
+        ({"search": "tau", "base": PretrainConfig(weight_decay=0.0)}, "has no timescale"),
+    ],
+)
+def test_a_search_that_can_not_be_is_refused(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        TuneConfig(**wrong)
 
 
 def test_processes_make_the_runs_that_one_process_makes_and_a_failure_loses_none(prepared, tmp_path, tiny):
