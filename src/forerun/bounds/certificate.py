@@ -12,14 +12,14 @@ import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from forerun.bounds import verifier
 from forerun.bounds.prior import PriorGrid
 from forerun.core.errors import CertificateError, ConfigError
 from forerun.data.labelled import LabelledData
 
-_VERIFIER_TIMEOUT_S = 600
+_VERIFIER_TIMEOUT_S = 3600
 
 
 def new_manifest(*, task: str, grid: PriorGrid, train: LabelledData, delta: float, message: bytes) -> dict[str, Any]:
@@ -63,13 +63,33 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise CertificateError(f"{path}: {error}; get a fresh copy") from error
 
 
+class TrainingData(Protocol):
+    """Data that can be handed to a stand-alone verifier."""
+
+    def save(self, path: Path) -> None:
+        """Write the ``.npz`` file that the verifier reads."""
+        ...
+
+
 def run_verifier(path: Path, train: LabelledData, options: Sequence[str] = ()) -> dict[str, Any]:
-    """Ask the stand-alone verifier about a certificate, in a fresh process that shares nothing with this one.
+    """Ask the stand-alone verifier of classifiers about a certificate; see :func:`ask_verifier`.
 
     Args:
         path: The certificate.
         train: The training data.
         options: ``--measure`` or ``--grid-sha256=HEX``.
+    """
+    return ask_verifier(verifier.__file__, path, train, ["--json", *options])
+
+
+def ask_verifier(program: str, path: Path, train: TrainingData, options: Sequence[str]) -> dict[str, Any]:
+    """Run a stand-alone verifier in a fresh process that shares nothing with this one.
+
+    Args:
+        program: Its file.
+        path: The certificate.
+        train: The training data.
+        options: Arguments after the two files, such that it answers in JSON.
 
     Returns:
         Its answer: ``accepted``, ``reason``, and if accepted all that it recomputed.
@@ -80,7 +100,7 @@ def run_verifier(path: Path, train: LabelledData, options: Sequence[str] = ()) -
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data.npz"
         train.save(data)
-        command = [sys.executable, "-I", verifier.__file__, str(path), str(data), "--json", *options]
+        command = [sys.executable, "-I", program, str(path), str(data), *options]
         finished = subprocess.run(command, capture_output=True, text=True, timeout=_VERIFIER_TIMEOUT_S, check=False)
     if finished.returncode not in {0, 1} or not finished.stdout:
         said = finished.stderr.strip().splitlines()[-1:] or [f"exit status {finished.returncode}"]

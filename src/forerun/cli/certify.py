@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from forerun.cli.certify_language import TASK as LANGUAGE_TASK
+from forerun.cli.certify_language import add_language_options, run_language
 from forerun.cli.console import write_json, write_line
 from forerun.cli.options import Commands, add_command, add_json_option, add_number, add_threads_option, output_file
 
@@ -17,12 +19,16 @@ the training data, and print an upper bound on its error that holds with probabi
 data. Every choice that the decoder needs is paid for; the ledger lists it. Writes a certificate for `forerun verify`.
 
 The examples must be independent draws: one row per unit, none twice, not stratified by class.
+
+With --task bytes: a byte-level language model, and upper bounds on its bits per byte.
 """
 _EPILOG = """\
 examples:
   forerun certify --task digits
   forerun certify --task mnist1d
   forerun certify --task fashion-mnist --data DIR --report certificate.html
+  forerun certify --task bytes                        # this machine's Python standard library
+  forerun certify --task bytes --data DIR --level document
   forerun certify --data mine.npz --input-scale 0.00392156862745098 --out mine.zip
   forerun verify CERTIFICATE.zip --data digits
 """
@@ -39,14 +45,15 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--task",
-        choices=("digits", "mnist1d", "fashion-mnist"),
+        choices=("digits", "mnist1d", "fashion-mnist", LANGUAGE_TASK),
         help="a task that Forerun knows; fashion-mnist needs --data DIR with its four IDX files",
     )
     parser.add_argument(
         "--data",
         type=Path,
         metavar="PATH",
-        help=".npz with inputs [n, ...] and labels [n] from 0 on, .csv with a column label, or a folder of IDX files",
+        help=".npz with inputs [n, ...] and labels [n] from 0 on, .csv with a column label, or a folder of IDX "
+        "files; for --task bytes a folder or file of text (default: this machine's Python standard library)",
     )
     parser.add_argument(
         "--out",
@@ -66,6 +73,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         parser, "--input-scale", 1.0, "with --data: fixed factor of the inputs, chosen without looking at the data"
     )
     add_threads_option(parser)
+    add_language_options(parser)
     parser.add_argument(
         "--report", type=output_file, metavar="FILE", help="also write a page with the ledger's picture"
     )
@@ -75,6 +83,8 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Certify and print."""
+    if args.task == LANGUAGE_TASK:
+        return run_language(args)
     import torch
 
     from forerun.bounds.certify import certify, default_candidates

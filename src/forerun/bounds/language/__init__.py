@@ -1,0 +1,1 @@
+"""Certificates of byte-level language models."""
