@@ -25,6 +25,7 @@ COMMANDS: Final = (
     "certify",
     "verify",
     "bounds",
+    "world",
     "doctor",
     "config",
     "cite",

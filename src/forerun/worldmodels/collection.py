@@ -103,12 +103,19 @@ def collect(
     return {"num_episodes": num_done, "num_frames": num_frames, "num_kept": num_kept}
 
 
-def record_episodes(config: CollectConfig, numbers: range) -> PixelEpisodes:
+def record_episodes(
+    config: CollectConfig,
+    numbers: range,
+    *,
+    before_frame: Callable[[TwoRoom, int], None] = lambda world, frame: None,
+) -> PixelEpisodes:
     """Record some episodes; each is a function of the seed and its number.
 
     Args:
         config: What to record.
         numbers: Which episodes.
+        before_frame: Called with the worlds and the number of the frame that is about to be looked at; may change the
+            worlds, and with them what follows.
     """
     rngs = [np.random.default_rng((config.seed, number)) for number in numbers]
     looks = [varied(Look(), frozenset(config.factors), rng) for rng in rngs]
@@ -117,9 +124,10 @@ def record_episodes(config: CollectConfig, numbers: range) -> PixelEpisodes:
     ]
     world = TwoRoom(looks, np.stack([free_position(look, rng) for look, rng in zip(looks, rngs, strict=True)]))
     num_blocks = config.env_steps // config.frame_skip
+    before_frame(world, 0)
     frames, states = [world.render(config.resolution)], [world.positions]
     blocks: list[np.ndarray] = []
-    for _ in range(num_blocks):
+    for frame in range(1, num_blocks + 1):
         block: list[np.ndarray] = []
         for _ in range(config.frame_skip):
             actions = np.stack(
@@ -128,6 +136,7 @@ def record_episodes(config: CollectConfig, numbers: range) -> PixelEpisodes:
             world.step(actions)
             block.append(actions)
         blocks.append(np.concatenate(block, axis=1))
+        before_frame(world, frame)
         frames.append(world.render(config.resolution))
         states.append(world.positions)
     blocks.append(np.full((len(looks), config.frame_skip * ACTION_DIM), np.nan))
@@ -141,6 +150,22 @@ def record_episodes(config: CollectConfig, numbers: range) -> PixelEpisodes:
         context_names=CONTEXT_NAMES,
         source=TASK,
     )
+
+
+def recorded_with(recipe: Mapping[str, Any]) -> CollectConfig:
+    """Return the options that a dataset's recipe names.
+
+    Raises:
+        TrajectoryError: The data are not of this task.
+    """
+    if recipe.get("task") != TASK:
+        raise TrajectoryError(
+            f"data of task {recipe.get('task')!r}: worlds can be changed on purpose in {TASK!r} only; name a folder of "
+            "'forerun world collect'"
+        )
+    options: dict[str, Any] = {name: value for name, value in recipe.items() if name != "task"}
+    options["factors"] = tuple(options["factors"])
+    return CollectConfig(**options)
 
 
 def look_of(context: np.ndarray) -> Look:

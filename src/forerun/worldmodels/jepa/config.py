@@ -107,7 +107,9 @@ class JepaTrainConfig:
         has_autocast: Whether matrix products run in bfloat16.
         monitor_every: Steps between looks at the model's health.
         checkpoint_every: Steps between checkpoints.
-        seed: Root of all chance: weights, windows, directions, dropout.
+        held_out_fraction: Share of the episodes that training never sees.
+        split_seed: Draws them; the same for runs that are compared.
+        seed: Root of all other chance: weights, windows, directions, dropout.
     """
 
     model: JepaConfig = field(default_factory=JepaConfig)
@@ -121,6 +123,8 @@ class JepaTrainConfig:
     has_autocast: bool = True
     monitor_every: int = 1000
     checkpoint_every: int = 1000
+    held_out_fraction: float = 0.2
+    split_seed: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -134,6 +138,8 @@ class JepaTrainConfig:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be >= 1")
         if self.batch_size < 2:
             raise ConfigError(f"batch_size={self.batch_size}: must be >= 2; one window has no distribution")
+        if not 0 < self.held_out_fraction < 1:
+            raise ConfigError(f"held_out_fraction={self.held_out_fraction}: must lie in (0, 1)")
         if not self.learning_rate > 0:
             raise ConfigError(f"learning_rate={self.learning_rate}: must be > 0")
 
@@ -169,7 +175,7 @@ _SMOKE: Final = JepaTrainConfig(
         predictor=PredictorConfig(
             width=64, num_blocks=2, num_heads=4, head_dim=16, mlp_width=128, history=3, dropout=0.0
         ),
-        latent_dim=16,
+        latent_dim=32,
         projector_width=64,
     ),
     objective=ObjectiveConfig(weight=0.02, sigreg=SigRegConfig(num_projections=64)),

@@ -1,0 +1,175 @@
+"""``forerun world``: world models from pixels; collect, train, probe, plan, surprise, reproduce."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from forerun.cli.console import write_json, write_line
+from forerun.cli.options import Commands, add_command, add_json_option, add_number, add_threads_option
+from forerun.cli.progress import progress_bars
+from forerun.cli.world_use import add_plan, add_probe, add_reproduce, add_surprise
+
+_DESCRIPTION = """\
+A world model learned from frames and actions, without rewards and without a pretrained encoder (LeWorldModel): it
+predicts the embedding of the next frame, SIGReg keeps embeddings from collapsing, plans are made in their space.
+
+collect    record episodes of Two-Room; the same command goes on where it was cut
+train      train a model with its health on screen; a collapsing run is stopped
+probe      the health of a trained model, and what can be read off its embeddings
+plan       success at held-out tasks, between chance, a collapsed control and the expert
+surprise   how well a prediction error shows that the world broke its rules, at a false-alarm rate you set
+reproduce  all of it in one command
+"""
+_EPILOG = """\
+examples:
+  forerun world reproduce --task two-room --scale smoke --out world
+  forerun world collect --out rooms --episodes 1000
+  forerun world train --data rooms --out run --config small
+  forerun world plan --model run/model --data rooms --protocol opposite --goal landmarks
+"""
+
+
+def add_parser(commands: Commands) -> argparse.ArgumentParser:
+    """Add the command's options."""
+    parser = add_command(
+        commands,
+        "world",
+        summary="world models from pixels: train, plan, be surprised",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+    )
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    _add_collect(actions)
+    _add_train(actions)
+    add_probe(actions)
+    add_plan(actions)
+    add_surprise(actions)
+    add_reproduce(actions)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one action."""
+    import torch
+
+    torch.set_num_threads(args.threads)
+    status: int = args.action(args)
+    return status
+
+
+def _add_collect(actions: Commands) -> None:
+    collect = add_command(
+        actions,
+        "collect",
+        summary="record episodes of Two-Room",
+        description="Records frames, blocks of actions and positions. Frames are drawn only where one is kept.",
+        epilog="examples:\n  forerun world collect --out rooms --episodes 1000\n"
+        "  forerun world collect --out varied --vary color size door --seed 7",
+    )
+    collect.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the data")
+    add_number(collect, "--episodes", 1000, "how many")
+    add_number(collect, "--env-steps", 100, "actions of an episode")
+    add_number(collect, "--frame-skip", 5, "actions between two frames")
+    add_number(collect, "--resolution", 32, "pixels of a side")
+    add_number(collect, "--expert-share", 0.2, "share of episodes of the expert")
+    add_number(collect, "--random-share", 0.3, "share of random walks; the rest is the expert with noise")
+    collect.add_argument(
+        "--vary", nargs="+", choices=("color", "size", "door"), default=[], help="what differs between episodes"
+    )
+    add_number(collect, "--seed", 0, "root of all chance")
+    add_threads_option(collect)
+    add_json_option(collect)
+    collect.set_defaults(action=_collect)
+
+
+def _collect(args: argparse.Namespace) -> int:
+    from forerun.worldmodels.collection import CollectConfig, collect
+
+    config = CollectConfig(
+        num_episodes=args.episodes,
+        env_steps=args.env_steps,
+        frame_skip=args.frame_skip,
+        resolution=args.resolution,
+        expert_share=args.expert_share,
+        random_share=args.random_share,
+        factors=tuple(args.vary),
+        seed=args.seed,
+    )
+    with progress_bars() as show:
+        found = collect(args.out, config, report=lambda done, total: show("episodes", done, total, ""))
+    write_line(
+        f"{args.out}: {found['num_episodes']} episodes, {found['num_frames']} frames"
+        + (f"; {found['num_kept']} episodes were there already" if found["num_kept"] else "")
+    )
+    if args.json is not None:
+        write_json(args.json, found)
+    return 0
+
+
+def _add_train(actions: Commands) -> None:
+    train = add_command(
+        actions,
+        "train",
+        summary="train a world model",
+        description="Trains with the health of held-out embeddings on screen, and stops a run that collapses.\n"
+        "A cut run goes on with the same command.",
+        epilog="examples:\n  forerun world train --data rooms --out run --config small\n"
+        "  forerun world train --data rooms --out control --config small --lambda 0 --keep-going",
+    )
+    train.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of 'world collect'")
+    train.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run")
+    train.add_argument(
+        "--config", choices=("paper", "small", "smoke"), default="small", help="sizes (default: %(default)s)"
+    )
+    train.add_argument("--lambda", dest="weight", type=float, metavar="X", help="factor of the regulariser")
+    train.add_argument(
+        "--regularizer", choices=("sigreg", "vicreg", "ema"), default="sigreg",
+        help="what keeps embeddings from collapsing (default: %(default)s)",
+    )  # fmt: skip
+    train.add_argument(
+        "--scaling", choices=("published", "batch_invariant"), default="published",
+        help="whether SIGReg presses harder with a larger batch (default: %(default)s)",
+    )  # fmt: skip
+    train.add_argument("--steps", type=int, metavar="N", help="optimiser steps")
+    train.add_argument("--batch-size", type=int, metavar="N", help="windows of a step")
+    train.add_argument("--learning-rate", type=float, metavar="X", help="peak")
+    add_number(train, "--seed", 0, "root of all chance")
+    train.add_argument("--keep-going", action="store_true", help="let a run collapse, for a control")
+    add_threads_option(train)
+    add_json_option(train)
+    train.set_defaults(action=_train)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from forerun.data.pixel_shards import read_dataset
+    from forerun.worldmodels.jepa.config import TRAIN_CONFIGS
+    from forerun.worldmodels.jepa.train import train_world
+
+    config = TRAIN_CONFIGS[args.config]
+    changes: dict[str, Any] = {"num_steps": args.steps, "batch_size": args.batch_size}
+    changes |= {"learning_rate": args.learning_rate, "seed": args.seed}
+    objective = replace(
+        config.objective,
+        regularizer=args.regularizer,
+        weight=config.objective.weight if args.weight is None else args.weight,
+        sigreg=replace(config.objective.sigreg, scaling=args.scaling),
+    )
+    config = replace(
+        config, objective=objective, **{name: value for name, value in changes.items() if value is not None}
+    )
+    with progress_bars() as show:
+        result = train_world(
+            read_dataset(args.data),
+            args.out,
+            config,
+            stops_on_collapse=not args.keep_going,
+            report=lambda done, total, detail: show("train", done, total, detail),
+        )
+    write_line(f"{args.out / 'model'}: {result['num_params']:,} parameters, {result['cpu_s_since_start']:.0f} CPU-s")
+    if result["why_collapsed"] is not None:
+        write_line(f"collapsed: {result['why_collapsed']}")
+    if args.json is not None:
+        write_json(args.json, result)
+    return 0

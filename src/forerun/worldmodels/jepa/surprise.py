@@ -1,0 +1,156 @@
+"""Surprise: how far what was seen is from what was predicted, and an alarm with a false-alarm rate that one sets.
+
+Reference:
+    Maes et al. 2026 (arXiv 2603.19312), section 5.2, for the error as surprise; Vovk, Gammerman and Shafer 2005,
+    "Algorithmic learning in a random world", for thresholds that hold their rate whatever the law of the errors.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from forerun.core.control import History
+from forerun.core.errors import ConfigError
+from forerun.data.pixel_episodes import PixelEpisodes
+from forerun.worldmodels.jepa.model import Jepa
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """What the detector says of one frame.
+
+    Attributes:
+        surprise: Mean squared error of the prediction over the numbers of the embedding; ``None`` for the first frame,
+            which nothing predicted.
+        p_value: Share of calibration frames (and this one) that were at least as surprising; 1 for the first frame.
+        is_alarm: Whether the surprise is above the threshold.
+    """
+
+    surprise: float | None
+    p_value: float
+    is_alarm: bool
+
+
+class SurpriseDetector:
+    """Watches a stream of frames and actions.
+
+    If the stream is exchangeable with the calibration frames, the expected share of alarms is at most the rate asked
+    for, and at least that less 1 / (frames + 1). Neighbouring frames are not independent: the share over one short
+    episode varies more than independent frames would.
+
+    Args:
+        model: Predicts.
+        calibration: Surprises of undisturbed frames, which neither trained nor chose the model.
+        false_alarm_rate: Share of undisturbed frames that may raise an alarm, in (0, 1).
+
+    Raises:
+        ConfigError: The rate is out of range, or there are too few frames for one as low.
+    """
+
+    def __init__(self, model: Jepa, calibration: Float[Tensor, " frames"], *, false_alarm_rate: float) -> None:
+        self._model = model
+        self._sorted = calibration.double().sort().values
+        self.threshold = conformal_threshold(calibration, false_alarm_rate=false_alarm_rate)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the stream, for one that begins elsewhere."""
+        self._latents: list[Tensor] = []
+        self._actions: list[Tensor] = []
+
+    def update(
+        self, frame: UInt8[Tensor, "height width 3"], actions_before: Float[Tensor, " action"] | None = None
+    ) -> Reading:
+        """Take the next frame.
+
+        Args:
+            frame: What is seen.
+            actions_before: The raw block of actions since the frame before; ``None`` for the first frame of a stream.
+
+        Raises:
+            ConfigError: Actions are missing or not of the model's size.
+        """
+        latent = self._model.encode_all(frame[None])
+        if not self._latents:
+            self._latents = [latent]
+            return Reading(surprise=None, p_value=1.0, is_alarm=False)
+        if actions_before is None or actions_before.shape != (self._model.action_dim,):
+            shape = None if actions_before is None else list(actions_before.shape)
+            raise ConfigError(
+                f"actions before a frame of shape {shape}: must be [{self._model.action_dim}], the block since the "
+                "frame before; call reset() where a new stream begins"
+            )
+        self._actions.append(self._model.standardised(actions_before)[None])
+        history = self._model.predictor.history
+        self._latents, self._actions = self._latents[-history:], self._actions[-history:]
+        past = self._actions[:-1]
+        predicted = self._model.rollout(
+            History(
+                states=torch.stack(self._latents, dim=1),
+                actions=torch.stack(past, dim=1) if past else latent.new_zeros(1, 0, self._model.action_dim),
+            ),
+            self._actions[-1][:, None, None],
+            generator=torch.Generator(),
+        )
+        surprise = float((predicted[0, 0, 0] - latent[0]).square().mean())
+        self._latents.append(latent)
+        num_above = len(self._sorted) - int(torch.searchsorted(self._sorted, surprise))
+        return Reading(
+            surprise=surprise,
+            p_value=(1 + num_above) / (1 + len(self._sorted)),
+            is_alarm=surprise > self.threshold,
+        )
+
+
+@torch.no_grad()
+def episode_surprises(model: Jepa, episodes: PixelEpisodes) -> list[Float[Tensor, " frames_but_one"]]:
+    """Return for each episode the surprise of every frame but its first, all frames of all episodes at once.
+
+    The same numbers as those of a :class:`SurpriseDetector` that sees the episodes one after the other.
+    """
+    latents = model.encode_all(torch.from_numpy(episodes.pixels))
+    actions = model.standardised(torch.from_numpy(episodes.actions).float())
+    history = model.predictor.history
+    lengths, first_rows = torch.from_numpy(episodes.lengths), torch.from_numpy(episodes.first_rows)
+    position = torch.arange(len(latents)) - first_rows.repeat_interleave(lengths)
+    surprises = torch.zeros(len(latents))
+    for context in range(1, history + 1):
+        is_here = position >= history if context == history else position == context
+        rows = is_here.nonzero().squeeze(1)
+        window = rows[:, None] + torch.arange(-context, 0)
+        was_training = model.training
+        model.eval()
+        predicted = model.predict(latents[window], actions[window])[:, -1]
+        model.train(was_training)
+        surprises[rows] = (predicted - latents[rows]).square().mean(dim=1)
+    return [
+        surprises[first + 1 : first + length]
+        for first, length in zip(first_rows.tolist(), lengths.tolist(), strict=True)
+    ]
+
+
+def conformal_threshold(calibration: Float[Tensor, " frames"], *, false_alarm_rate: float) -> float:
+    """Return the surprise that a further undisturbed frame exceeds with at most the given probability.
+
+    Args:
+        calibration: Surprises of n undisturbed frames.
+        false_alarm_rate: In (0, 1), at least 1 / (n + 1).
+
+    Returns:
+        The ceil((n + 1) (1 - rate))-th smallest.
+
+    Raises:
+        ConfigError: The rate is out of range, or n is too small for it.
+    """
+    if not 0 < false_alarm_rate < 1:
+        raise ConfigError(f"false_alarm_rate={false_alarm_rate}: must lie in (0, 1)")
+    rank = math.ceil((len(calibration) + 1) * (1 - false_alarm_rate) - 1e-9)
+    if rank > len(calibration):
+        raise ConfigError(
+            f"false_alarm_rate={false_alarm_rate}: {len(calibration)} calibration frames allow "
+            f"{1 / (len(calibration) + 1):.3g} and above; calibrate on more episodes or accept a higher rate"
+        )
+    return float(calibration.sort().values[max(rank, 1) - 1])
