@@ -78,6 +78,17 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="keep an exponential average of the weights, and measure and write it (default: %(default)s, none)",
     )
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the arithmetic; weights and moments stay float32 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--gradient-checkpointing",
+        action="store_true",
+        help="compute a layer's inner values again for the gradient: less memory, a third more work",
+    )
     add_number(parser, "--seed", 0, "root of weights and order")
 
 
@@ -105,6 +116,8 @@ def run_config(args: argparse.Namespace) -> PretrainConfig:
         decay_fraction=args.decay_fraction,
         dropout=args.dropout,
         average_decay=args.average_decay,
+        precision=args.precision,
+        gradient_checkpointing=args.gradient_checkpointing,
         seed=args.seed,
     )
 

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, scaled_dot_product_attention, silu
+from torch.utils.checkpoint import checkpoint
 
 from forerun.models.config import DecoderConfig
 from forerun.nn.rope import apply_rope, rope_frequencies
@@ -132,6 +133,8 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList([DecoderLayer(config) for _ in range(config.num_layers)])
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.recomputes = False
+        """Whether a layer's inner values are computed again for the gradient instead of kept (checkpointing)."""
         self.refresh_derived()
 
     def refresh_derived(self) -> None:
@@ -179,7 +182,10 @@ class Decoder(nn.Module):
             distance = positions_BT.unsqueeze(-1) - positions_BT.unsqueeze(-2)
             mask = ((distance >= 0) & (distance < window)).unsqueeze(1)
         for index, layer in enumerate(self.layers):
-            x_BTE = layer(x_BTE, cos_BTD, sin_BTD, mask=mask, cache=None if caches is None else caches[index])
+            if self.recomputes and caches is None and torch.is_grad_enabled():
+                x_BTE = checkpoint(layer, x_BTE, cos_BTD, sin_BTD, mask=mask, cache=None, use_reentrant=False)
+            else:
+                x_BTE = layer(x_BTE, cos_BTD, sin_BTD, mask=mask, cache=None if caches is None else caches[index])
         return self.norm(x_BTE)
 
     def forward(self, token_ids_BT: Tensor) -> Tensor:

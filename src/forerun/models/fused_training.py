@@ -5,6 +5,7 @@ from typing import Final
 import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from forerun.models.decoder import Decoder, DecoderAttention, DecoderLayer, DecoderMlp
 from forerun.nn.training_ops import LayerWeights, decoder_layer, linear_cross_entropy, rms_norm
@@ -49,8 +50,13 @@ def fused_next_token_loss(decoder: Decoder, ids_BT: Int64[Tensor, "batch tokens"
     positions_T = torch.arange(ids_BT.shape[1] - 1)
     angles_TD = positions_T.unsqueeze(-1).float() * decoder.get_buffer("rope_freqs")
     cos_TD, sin_TD = angles_TD.cos(), angles_TD.sin()
-    for layer in decoder.layers:
-        x_BTE = decoder_layer(x_BTE, _weights(_layer(layer)), cos_TD=cos_TD, sin_TD=sin_TD, norm_eps=eps)
+
+    def run(x_BTE: Tensor, layer: DecoderLayer) -> Tensor:
+        return decoder_layer(x_BTE, _weights(layer), cos_TD=cos_TD, sin_TD=sin_TD, norm_eps=eps)
+
+    for module in decoder.layers:
+        layer = _layer(module)
+        x_BTE = checkpoint(run, x_BTE, layer, use_reentrant=False) if decoder.recomputes else run(x_BTE, layer)
     hidden_BTE = rms_norm(x_BTE, decoder.norm.weight, eps=eps)
     return linear_cross_entropy(hidden_BTE.flatten(0, 1), decoder.lm_head.weight, ids_BT[:, 1:].flatten())
 

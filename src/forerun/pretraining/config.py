@@ -9,6 +9,7 @@ Size = Literal["6k", "25k", "75k", "150k", "250k", "440k", "800k"]
 Recipe = Literal["standard", "regularised"]
 Optimizer = Literal["adamw", "muon"]
 Schedule = Literal["cosine", "wsd"]
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +77,10 @@ class PretrainConfig:
         dropout: Share of what each attention and MLP adds that is left out in training.
         average_decay: Share of an exponential average of the weights that stays at each step; it is what is measured
             and written. 0 keeps none.
+        precision: Of the arithmetic of training. With ``bfloat16`` weights, moments and gradients are still float32,
+            and so are the loss, held-out losses and the model that is written.
+        gradient_checkpointing: Whether a layer's inner values are computed again for the gradient instead of kept:
+            less memory, a third more work, the same numbers.
     """
 
     shape: ShapeConfig = field(default_factory=lambda: SHAPES["150k"])
@@ -96,6 +101,8 @@ class PretrainConfig:
     decay_fraction: float = 0.2
     dropout: float = 0.0
     average_decay: float = 0.0
+    precision: Precision = "float32"
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         for name in (
@@ -123,7 +130,8 @@ class PretrainConfig:
             raise ConfigError(f"warmup_fraction={self.warmup_fraction}: must be in [0, 1)")
         if not self.clip_norm > 0:
             raise ConfigError(f"clip_norm={self.clip_norm}: must be above 0; 1 is usual")
-        for name, allowed in (("optimizer", get_args(Optimizer)), ("schedule", get_args(Schedule))):
+        for name, choices in (("optimizer", Optimizer), ("schedule", Schedule), ("precision", Precision)):
+            allowed = get_args(choices)
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(allowed)}")
         if not 0 < self.decay_fraction <= 1:
@@ -141,7 +149,17 @@ class PretrainConfig:
         return {name: value for name, value in asdict(self).items() if name not in defaults or value != defaults[name]}
 
 
-_LATER_OPTIONS: Final = frozenset({"optimizer", "schedule", "decay_fraction", "dropout", "average_decay"})
+_LATER_OPTIONS: Final = frozenset(
+    {
+        "optimizer",
+        "schedule",
+        "decay_fraction",
+        "dropout",
+        "average_decay",
+        "precision",
+        "gradient_checkpointing",
+    }
+)
 
 
 WEIGHT_DECAY: Final[dict[Recipe, float]] = {"standard": 0.1, "regularised": 1.6}

@@ -172,6 +172,7 @@ def _train(
         config.shape, vocab_size=corpus.manifest.vocab_size, max_len=config.sequence_tokens, seed=config.seed
     )
     decoder.set_dropout(config.dropout)
+    decoder.recomputes = config.gradient_checkpointing
     batches = task.batches
     num_steps = config.num_epochs * batches.steps_per_epoch
     num_warmup = math.ceil(config.warmup_fraction * num_steps)
@@ -204,6 +205,7 @@ def _train(
             optimizer=config.optimizer,
             average_decay=config.average_decay,
             noise_seed=config.seed if config.dropout > 0 else None,
+            precision=config.precision,
         ),
         batch_at=batches.at,
         loss=lambda batch: task.loss(decoder, batch),

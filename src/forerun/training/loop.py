@@ -3,17 +3,18 @@
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from forerun.core.errors import CheckpointError, DivergenceError
+from forerun.training.lowered import lowered
 from forerun.training.optimizers import STATE_KEYS, OptimizerName, build_optimizers, optimizer_of
 from forerun.training.schedule import warmup_cosine
 from forerun.training.weight_average import WeightAverage
@@ -35,6 +36,7 @@ class LoopConfig:
         optimizer: AdamW, or Muon for the matrices inside the layers.
         average_decay: Share of an exponential average of the weights that stays at each step; 0 keeps none.
         noise_seed: Root of the chance in the loss (dropout), drawn anew for each step; ``None`` where it has none.
+        precision: Of the model's arithmetic; weights, gradients and moments keep the model's own format.
     """
 
     num_steps: int
@@ -46,6 +48,7 @@ class LoopConfig:
     optimizer: OptimizerName = "adamw"
     average_decay: float = 0.0
     noise_seed: int | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class TrainingLoop(Generic[Batch]):
@@ -77,6 +80,7 @@ class TrainingLoop(Generic[Batch]):
     ) -> None:
         self.config, self._state = config, state
         self._fraction = learning_rate_fraction or self._warmup_cosine
+        self._model = model
         self._batch_at, self._loss, self._directory, self._on_step = batch_at, loss, directory, on_step
         self._named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         self._optimizers = build_optimizers(
@@ -107,10 +111,11 @@ class TrainingLoop(Generic[Batch]):
             for optimizer in self._optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = self.config.learning_rate * fraction
-            with self._noise(step):
-                loss = self._loss(self._batch_at(step))
-            self._check_finite("loss", step, float(loss.detach()))
-            loss.backward()
+            with self._lowered():
+                with self._noise(step):
+                    loss = self._loss(self._batch_at(step))
+                self._check_finite("loss", step, float(loss.detach()))
+                loss.backward()
             parameters = [parameter for _, parameter in self._named]
             self._check_finite(
                 "norm of the gradient", step, float(torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm))
@@ -133,6 +138,9 @@ class TrainingLoop(Generic[Batch]):
         """Put the averaged weights into the model for a while, where an average is kept."""
         with nullcontext() if self._average is None else self._average.in_place():
             yield
+
+    def _lowered(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.config.precision == "float32" else lowered(self._model, torch.bfloat16)
 
     @contextmanager
     def _noise(self, step: int) -> Iterator[None]:

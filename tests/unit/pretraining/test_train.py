@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from forerun.core.errors import CheckpointError, ConfigError, TrainingError
 from forerun.models.load import build_decoder, load_checkpoint
@@ -129,6 +130,25 @@ def test_a_disk_that_is_full_is_a_clear_error_and_keeps_the_checkpoint(whole, co
     assert curve(pretrain(corpus, tmp_path, tiny())) == curve(whole)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.2], ids=["fused", "plain"])
+def test_values_computed_again_for_the_gradient_are_the_same(corpus, tmp_path, tiny, dropout):
+    options = {"num_epochs": 1, "dropout": dropout}
+    kept = pretrain(corpus, tmp_path, tiny(**options))
+    again = pretrain(corpus, tmp_path, tiny(**options, gradient_checkpointing=True))
+    assert again.folder != kept.folder
+    assert curve(again) == curve(kept)
+
+
+def test_in_bfloat16_a_run_learns_as_in_float32_and_keeps_wide_weights(corpus, tmp_path, tiny, monkeypatch):
+    narrow = pretrain(corpus, tmp_path, tiny(precision="bfloat16", checkpoint_every=1000))
+    wide = pretrain(corpus, tmp_path, tiny(checkpoint_every=1000))
+    differences = [abs(a - b) for a, b in zip(curve(narrow), curve(wide), strict=True)]
+    assert 1e-5 < max(differences) < 0.05
+    tensors = load_file(narrow.folder / "model" / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in tensors.values()), "masters are wide"
+
+
 def test_two_processes_do_not_make_the_same_run(corpus, tmp_path, tiny):
     def interfere(done, total, detail):
         if done == 1:
@@ -178,6 +198,7 @@ def test_batches_that_the_corpus_does_not_fill_are_refused(corpus, tmp_path, tin
         {"decay_fraction": 0},
         {"dropout": 1.0},
         {"average_decay": -0.1},
+        {"precision": "float16"},
     ],
 )
 def test_settings_out_of_range_are_refused(options):

@@ -30,7 +30,7 @@ def make_loop(directory, *, num_steps=12, stop_at=None, checkpoint_every=4, **op
 
     def loss(batch):
         kept = torch.ones(8) if config.noise_seed is None else torch.rand(8).round()
-        return ((model(batch).squeeze(-1) - batch.sum(dim=1)).square() * kept).mean()
+        return ((model(batch.to(model.weight.dtype)).squeeze(-1) - batch.sum(dim=1)).square() * kept).mean()
 
     config = LoopConfig(
         num_steps=num_steps, learning_rate=0.1, num_warmup=2, checkpoint_every=checkpoint_every, **options
@@ -44,7 +44,9 @@ def test_the_loss_falls():
     assert losses[-1] < 0.1 * losses[0]
 
 
-@pytest.mark.parametrize("options", [{}, {"optimizer": "muon", "average_decay": 0.9, "noise_seed": 3}])
+@pytest.mark.parametrize(
+    "options", [{}, {"optimizer": "muon", "average_decay": 0.9, "noise_seed": 3}, {"precision": "bfloat16"}]
+)
 def test_a_killed_run_resumes_to_the_same_curve_and_weights(tmp_path, options):
     model, loop = make_loop(tmp_path / "whole", **options)
     whole = loop.run()
@@ -73,7 +75,7 @@ def test_a_checkpoint_from_before_an_option_was_there_resumes(tmp_path):
     path = tmp_path / "checkpoint.safetensors"
     record = read_metadata(path)
     config = json.loads(record["config"])
-    del config["optimizer"], config["average_decay"], config["noise_seed"]
+    del config["optimizer"], config["average_decay"], config["noise_seed"], config["precision"]
     save_file(load_file(path), path, metadata=record | {"config": json.dumps(config)})
     assert make_loop(tmp_path)[1].run() == make_loop(None)[1].run()
 
