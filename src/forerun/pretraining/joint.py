@@ -31,6 +31,7 @@ PARAMETER_COUNTS: Final = ("without_embeddings", "total")
 """Both ways to count parameters; a law is given in either."""
 
 _FEWEST_FOR_LAW: Final = 3
+_MISFIT_SHARE: Final = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -78,9 +79,10 @@ def law_in_size(num_params: Sequence[float], losses_RN: Float64[np.ndarray, "rep
         problem = f"{count} size{'s' if count != 1 else ''} for 3 parameters"
         return SizeLaw(fit=None, limits=None, without_one=(), largest_error=None, problems=(problem,))
     fit = fit_power_law(num_params, losses_RN[0])
-    limits_R = fit_replicates(num_params, losses_RN)[:, 0]
-    limits_R[0] = fit.asymptote
-    problems = list(fit.problems)
+    laws_R3 = fit_replicates(num_params, losses_RN)
+    laws_R3[0] = fit.asymptote, fit.coefficient, fit.exponent
+    limits_R = laws_R3[:, 0]
+    problems = [*fit.problems, *_misfits(num_params, losses_RN, laws_R3)]
     if interval_of(limits_R).low <= 0:
         problems.append("the interval of the limit reaches 0")
     without_one: tuple[float, ...] = ()
@@ -92,6 +94,21 @@ def law_in_size(num_params: Sequence[float], losses_RN: Float64[np.ndarray, "rep
     return SizeLaw(
         fit=fit, limits=limits_R, without_one=without_one, largest_error=largest_error, problems=tuple(problems)
     )
+
+
+def _misfits(
+    num_params: Sequence[float],
+    losses_RN: Float64[np.ndarray, "replicates sizes"],
+    laws_R3: Float64[np.ndarray, "replicates 3"],
+) -> list[str]:
+    """Name sizes that lie off the law by more than their noise and by a share of what the sizes differ by."""
+    limit_R, coefficient_R, exponent_R = laws_R3.T
+    problems: list[str] = []
+    for size, losses_R in zip(num_params, losses_RN.T, strict=True):
+        off = interval_of(losses_R - limit_R - coefficient_R * size**-exponent_R)
+        if (off.low > 0 or off.high < 0) and abs(off.value) > _MISFIT_SHARE * np.ptp(losses_RN[0]):
+            problems.append(f"{size:,.0f} parameters lie {off.value:+.3f} nats off the law")
+    return problems
 
 
 def largest_count_error(curve_RK: Float64[np.ndarray, "replicates members"]) -> Interval | None:

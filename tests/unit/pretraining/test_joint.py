@@ -44,6 +44,16 @@ def test_a_limit_that_the_sizes_do_not_say_is_not_identified():
     assert "the interval of the limit reaches 0" in law_in_size(SIZES, rows).problems
 
 
+def test_a_size_that_lies_off_the_law_leaves_it_not_identified():
+    falling = [3.0 + 500 * size**-0.7 for size in SIZES]
+    risen = [*falling[:3], falling[2] + 0.2]
+    problems = law_in_size(SIZES, replicated(risen, 0.01)).problems
+    assert any("parameters lie" in problem for problem in problems)
+    noisy = np.asarray(risen) + 0.5 * np.random.Generator(np.random.Philox(1)).standard_normal((201, 4))
+    noisy[0] = risen
+    assert not any("parameters lie" in problem for problem in law_in_size(SIZES, noisy).problems), "it may be noise"
+
+
 def test_members_predict_the_largest_ensemble():
     curve = np.stack([[3 + 0.2 / count for count in range(1, 5)]] * 3)
     assert largest_count_error(curve).value == pytest.approx(0, abs=1e-12)

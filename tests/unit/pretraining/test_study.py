@@ -1,5 +1,6 @@
 """The study from end to end, tiny: every run once, the test split opened once, a page that says what was found."""
 
+import itertools
 import json
 import math
 import re
@@ -201,6 +202,28 @@ def test_chart_places_points_in_order_and_inside():
     assert all(0 < x < 620 and 0 < y < 340 for x, y in places)
     assert "<b>" not in svg
     assert "a &amp; b" in svg
+
+
+def test_labels_below_a_chart_stay_apart():
+    points = [Point(x=x, y=1.0) for x in (100, 104, 200, 1000)]
+    svg = chart_svg([Series(name="a", points=points)], Axes(x_label="x", y_label="y"), title="t")
+    labels = [float(x) for x in re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="middle">[\d.]+k?</text>', svg)]
+    assert len(labels) == 3
+    assert min(after - before for before, after in itertools.pairwise(labels)) >= 40
+
+
+def test_winners_at_the_end_of_a_ladder_and_the_student_nearest_to_an_eighth_are_named(study_folder, found):
+    ends = {(item["recipe"], item["size"]) for item in found["open_ends"]}
+    expected = {
+        (name, item["size"]) for name in ("standard", "regularised") for item in found[name] if item["open_ends"]
+    }
+    assert {end for end in ends if end[0] != "more text"} == expected
+    text = (study_folder / "report.html").read_text()
+    assert ("Best at the end of a ladder" in text) == bool(ends)
+    [claim] = [claim for claim in found["claims"] if "an eighth of the ensemble" in claim["statement"]]
+    student = next(item for item in found["students"] if item["kind"] == "ensemble")
+    assert f"(here {student['size']})" in claim["statement"]
+    assert claim["found"]["value"] == pytest.approx(100 * student["kept"]["value"])
 
 
 def test_token_losses_sum_to_the_loss(corpus):

@@ -6,13 +6,17 @@ from dataclasses import dataclass
 from html import escape
 from typing import Final
 
-COLORS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Told apart by people with any colour vision (Okabe and Ito)."""
+COLORS: Final = tuple(
+    f"var(--series-{number}, {color})"
+    for number, color in enumerate(("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"), start=1)
+)
+"""Told apart by people with any colour vision (Okabe and Ito); a page may set its own, as for a dark ground."""
 
 _WIDTH, _HEIGHT = 620, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 16, 16, 48
 _LEGEND_ROW = 18
 _MOST_TICKS = 6
+_LEAST_LABEL_GAP = 40
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,10 +129,13 @@ class _Frame:
             place = f"{self.y(value):.1f}"
             parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{place}" y2="{place}"/>')
             parts.append(f'<text x="{_LEFT - 8}" y="{float(place) + 4:.1f}" text-anchor="end">{value:.4g}</text>')
+        last_label = -math.inf
         for value in self._xs:
-            place = f"{self.x(value):.1f}"
-            parts.append(f'<line class="grid" x1="{place}" x2="{place}" y1="{bottom}" y2="{bottom + 5}"/>')
-            parts.append(f'<text x="{place}" y="{bottom + 19}" text-anchor="middle">{_short(value)}</text>')
+            x = self.x(value)
+            parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 5}"/>')
+            if x - last_label >= _LEAST_LABEL_GAP:
+                parts.append(f'<text x="{x:.1f}" y="{bottom + 19}" text-anchor="middle">{_short(value)}</text>')
+                last_label = x
         parts.append(f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}"/>')
         middle = (_LEFT + _WIDTH - _RIGHT) / 2
         parts.append(f'<text x="{middle}" y="{bottom + 38}" text-anchor="middle">{escape(self._axes.x_label)}</text>')

@@ -68,7 +68,7 @@ def _claims(claims: Sequence[dict[str, Any]], unique_tokens: int) -> str:
         "<p class='soft'>A claim holds, or does not, where the whole interval says so; else it is open. Differences "
         f"are in nats a token, lower is better. The paper's text is {ratio} times as long.</p>"
     )
-    return _table(("claim", "paper", "here", "verdict", ""), rows) + note
+    return _table(("claim", "paper", "here", "verdict", "note"), rows, style="cards") + note
 
 
 def _open_ends(winners: Sequence[dict[str, Any]]) -> str:
@@ -139,7 +139,7 @@ def _laws(laws: dict[str, Any]) -> str:
                     count.replace("_", " "),
                     _interval(law.get("asymptote"), unit="nats"),
                     _DASH if fit is None else f"{fit['exponent']:.2f}",
-                    f"{min(left_out):.3f} to {max(left_out):.3f}" if left_out else _DASH,
+                    f"{min(left_out):.3f} to {max(left_out):.3f}".replace("-", _MINUS) if left_out else _DASH,
                     _interval(held_out["predicted_minus_seen"], unit="nats", is_signed=True) if held_out else _DASH,
                     escape(status),
                 )
@@ -237,17 +237,22 @@ def _runs(found: dict[str, Any]) -> str:
     return _table(head, rows, anchors=[f"run-{name}" for name in found["runs"]])
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, anchors: Sequence[str] = ()) -> str:
+def _table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, anchors: Sequence[str] = (), style: str = "plain"
+) -> str:
+    """Return a table; the style ``cards`` turns rows into cards on a narrow screen."""
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     lines: list[str] = []
     for place, row in enumerate(rows):
         anchor = f' id="{anchors[place]}"' if anchors else ""
-        cells = "".join(
-            f'<td class="number">{cell}</td>' if cell[:1].isdigit() or cell[:1] in "+[" + _MINUS else f"<td>{cell}</td>"
-            for cell in row
-        )
+        cells = "".join(_cell(cell, label) for cell, label in zip(row, head, strict=True))
         lines.append(f"<tr{anchor}>{cells}</tr>")
-    return f'<div class="scroll"><table><tr>{top}</tr>{"".join(lines)}</table></div>'
+    return f'<div class="scroll"><table class="{style}"><tr>{top}</tr>{"".join(lines)}</table></div>'
+
+
+def _cell(cell: str, label: str) -> str:
+    kind = ' class="number"' if cell[:1].isdigit() or cell[:1] in {"+", "[", _MINUS} else ""
+    return f'<td{kind} data-label="{escape(label, quote=True)}">{cell}</td>'
 
 
 def _interval(interval: dict[str, Any] | None, *, unit: str, is_signed: bool = False) -> str:
