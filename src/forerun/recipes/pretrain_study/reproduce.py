@@ -138,26 +138,27 @@ class _Maker:
     def ensembles(
         self, regularised: dict[Size, TuneResult]
     ) -> tuple[dict[Size, EnsembleOfSize], dict[Size, list[Run]]]:
-        """Make an ensemble of each size, of the best single model's settings or of twice the epochs and half the decay.
+        """Make an ensemble of each size, of the best single model's settings or of settings that fit the text more.
 
-        Two members of each tell the limit in their number; the settings with the lower one get all members.
+        Two members of each settings tell, by the law C + A / K, what all members will reach; the settings with the
+        lowest loss get all members.
 
         Reference:
-            Kim et al. 2025 (arXiv 2509.14786): members want about 2x the epochs and half the weight decay.
+            Kim et al. 2025 (arXiv 2509.14786): members want about 2x the epochs and half the weight decay; there the
+            limit in K decides. It promises more than few members keep: on 33k tokens, settings with a limit 0.06 nats
+            lower lost by 0.02 nats with five members.
         """
         found: dict[Size, EnsembleOfSize] = {}
         runs_of: dict[Size, list[Run]] = {}
         for size, tuned in regularised.items():
             with self._cell("ensembles", size):
-                longer = replace(
-                    tuned.best, num_epochs=2 * tuned.best.num_epochs, weight_decay=tuned.best.weight_decay / 2
-                )
                 compared: list[tuple[float, PretrainConfig]] = []
-                for settings in (tuned.best, longer):
+                for settings in self._member_settings(tuned.best):
                     result = self._average(self._members(settings, 2))
                     alone = sum(loss.loss_nats for loss in result.member_losses) / 2
-                    compared.append((2 * result.by_count["probability"][1].loss_nats - alone, settings))
-                limit, best = min(compared, key=lambda pair: pair[0])
+                    pair = result.by_count["probability"][1].loss_nats
+                    compared.append((2 * pair - alone + 2 * (alone - pair) / self._scale.num_members, settings))
+                predicted, best = min(compared, key=lambda item: item[0])
                 runs_of[size] = self._members(best, self._scale.num_members)
                 result = self._average(runs_of[size])
             found[size] = EnsembleOfSize(
@@ -168,13 +169,18 @@ class _Maker:
                     {
                         "weight_decay": settings.weight_decay,
                         "num_epochs": settings.num_epochs,
-                        "tune_limit_nats": value,
-                        "is_chosen": value == limit,
+                        "predicted_tune_loss_nats": value,
+                        "is_chosen": value == predicted,
                     }
                     for value, settings in compared
                 ),
             )
         return found, runs_of
+
+    def _member_settings(self, best: PretrainConfig) -> list[PretrainConfig]:
+        """Return candidates for members: as alone; for twice the epochs, with the decay as it is and halved."""
+        longer = replace(best, num_epochs=min(2 * best.num_epochs, self._scale.regularised_epochs[-1]))
+        return list(dict.fromkeys([best, longer, replace(longer, weight_decay=best.weight_decay / 2)]))
 
     def more_text(self, standard: dict[Size, TuneResult]) -> list[tuple[Size, TuneResult]]:
         """Tune the standard recipe on more text, at the best size so far and the one above it.
