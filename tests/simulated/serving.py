@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from types import SimpleNamespace
 
@@ -146,14 +146,24 @@ class RunningServer:
         self._loop.close()
 
     def begin_drain(self) -> None:
-        """As a SIGTERM does."""
-        self._loop.call_soon_threadsafe(self._server.begin_drain, "test")
+        """As a SIGTERM does; nothing where the server has ended."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._server.begin_drain, "test")
 
     def wait(self) -> None:
         """Wait until the server has ended."""
         self._thread.join(60)
         assert not self._thread.is_alive()
         self._listener.close()
+
+    def until(self, condition) -> None:
+        """Wait, on the server's event loop, until its engine is as wanted; the model may be held."""
+
+        async def wait() -> None:
+            while not condition(self.app.engine):
+                await asyncio.sleep(0.001)
+
+        asyncio.run_coroutine_threadsafe(asyncio.wait_for(wait(), 60), self._loop).result(70)
 
     def idle(self) -> None:
         """Wait until every completion has ended on both sides."""

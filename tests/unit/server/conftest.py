@@ -7,8 +7,8 @@ pytest.importorskip("starlette")
 pytest.importorskip("prometheus_client")
 pytest.importorskip("httpx")
 
-import httpx  # noqa: E402
-from simulated.serving import running_server  # noqa: E402
+import httpx
+from simulated.serving import running_server
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Literal
 
 from forerun.engine.detokenizer import IncrementalDetokenizer
@@ -88,7 +89,8 @@ class Answer:
         if not (chunk.text or chunk.logprobs or tokens or chunk.finish_reason):
             return None
         content: dict[str, Any] = {"index": place, "finish_reason": choice.finish_reason}
-        content["logprobs"] = self._logprobs(choice, chunk.logprobs) if self._reports_logprobs else None
+        content["logprobs"] = self._logprobs(chunk.logprobs, offset=choice.text_offset)
+        choice.text_offset += sum(len(self._text(some.token_id)) for some in chunk.logprobs)
         if self._kind == "chat":
             content["delta"] = (
                 {"content": chunk.text} if choice.has_begun else {"role": "assistant", "content": chunk.text}
@@ -109,7 +111,7 @@ class Answer:
         choices: list[dict[str, Any]] = []
         for place, choice in enumerate(self._choices):
             content: dict[str, Any] = {"index": place, "finish_reason": choice.finish_reason}
-            content["logprobs"] = self._logprobs(choice, choice.logprobs) if self._reports_logprobs else None
+            content["logprobs"] = self._logprobs(choice.logprobs, offset=0)
             if self._kind == "chat":
                 content["message"] = {"role": "assistant", "content": choice.text, "refusal": None}
             else:
@@ -130,15 +132,15 @@ class Answer:
             for token_id, origin in zip(chunk.token_ids, chunk.origins, strict=True)
         ]
 
-    def _logprobs(self, choice: _ChoiceText, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+    def _logprobs(self, logprobs: Sequence[TokenLogprob], *, offset: int) -> dict[str, Any] | None:
+        if not self._reports_logprobs:
+            return None
         if self._kind == "chat":
             return {"content": [self._chat_logprob(some) for some in logprobs], "refusal": None}
-        offsets: list[int] = []
-        for some in logprobs:
-            offsets.append(choice.text_offset)
-            choice.text_offset += len(self._text(some.token_id))
+        texts = [self._text(some.token_id) for some in logprobs]
+        offsets = list(accumulate((len(text) for text in texts[:-1]), initial=offset)) if texts else []
         return {
-            "tokens": [self._text(some.token_id) for some in logprobs],
+            "tokens": texts,
             "token_logprobs": [some.logprob_nats for some in logprobs],
             "top_logprobs": [{self._text(token): value for token, value in some.top} for some in logprobs],
             "text_offset": offsets,
