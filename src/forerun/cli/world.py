@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from forerun.cli.console import write_json, write_line
-from forerun.cli.options import Commands, add_command, add_json_option, add_number, add_threads_option
+from forerun.cli.options import Commands, add_command, add_json_option, add_number, add_threads_option, input_file
 from forerun.cli.progress import progress_bars
 from forerun.cli.world_use import add_plan, add_probe, add_reproduce, add_surprise
 
@@ -14,6 +14,7 @@ A world model learned from frames and actions, without rewards and without a pre
 predicts the embedding of the next frame, SIGReg keeps embeddings from collapsing, plans are made in their space.
 
 collect    record episodes of Two-Room; the same command goes on where it was cut
+import     take episodes out of an HDF5 file of your own
 train      train a model with its health on screen; a collapsing run is stopped
 probe      the health of a trained model, and what can be read off its embeddings
 plan       success at held-out tasks, between chance, a collapsed control and the expert
@@ -40,6 +41,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     _add_collect(actions)
+    _add_import(actions)
     _add_train(actions)
     add_probe(actions)
     add_plan(actions)
@@ -100,6 +102,49 @@ def _collect(args: argparse.Namespace) -> int:
     write_line(
         f"{args.out}: {found['num_episodes']} episodes, {found['num_frames']} frames"
         + (f"; {found['num_kept']} episodes were there already" if found["num_kept"] else "")
+    )
+    if args.json is not None:
+        write_json(args.json, found)
+    return 0
+
+
+def _add_import(actions: Commands) -> None:
+    imported = add_command(
+        actions,
+        "import",
+        summary="take episodes out of an HDF5 file",
+        description="Reads a file with a row for each frame: frames (uint8, RGB), the action after each, the rows of\n"
+        "each episode. Keeps every frame-skip-th frame, and the actions between two as one block.",
+        epilog="examples:\n  forerun world import robot.h5 --out data --resolution 32 --state-keys proprio\n"
+        "  forerun world import demo.h5 --out data --pixels-key obs --action-key act --length-key lengths",
+    )
+    imported.add_argument("file", type=input_file, help="the HDF5 file")
+    imported.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the data")
+    for name, default in (("pixels", "pixels"), ("action", "action"), ("length", "ep_len")):
+        imported.add_argument(f"--{name}-key", default=default, metavar="KEY", help="dataset (default: %(default)s)")
+    imported.add_argument("--state-keys", nargs="+", default=[], metavar="KEY", help="known quantities, for probes")
+    add_number(imported, "--frame-skip", 5, "every so-manieth frame is kept")
+    imported.add_argument("--resolution", type=int, metavar="N", help="average frames down to N pixels of a side")
+    add_threads_option(imported)
+    add_json_option(imported)
+    imported.set_defaults(action=_import)
+
+
+def _import(args: argparse.Namespace) -> int:
+    from forerun.data.pixel_hdf5 import Hdf5Config, import_hdf5
+
+    config = Hdf5Config(
+        pixels_key=args.pixels_key,
+        action_key=args.action_key,
+        length_key=args.length_key,
+        state_keys=tuple(args.state_keys),
+        frame_skip=args.frame_skip,
+        resolution=args.resolution,
+    )
+    with progress_bars() as show:
+        found = import_hdf5(args.file, args.out, config, report=lambda done, total: show("episodes", done, total, ""))
+    write_line(
+        f"{args.out}: {found['num_episodes']} episodes, {found['num_frames']} frames; {found['num_dropped']} too short"
     )
     if args.json is not None:
         write_json(args.json, found)

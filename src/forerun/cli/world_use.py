@@ -70,6 +70,9 @@ def add_plan(actions: Commands) -> None:
     add_number(plan, "--iterations", 10, "iterations")
     add_number(plan, "--horizon", 5, "blocks of actions in a plan")
     add_number(plan, "--execute", 5, "blocks executed before the next plan")
+    plan.add_argument("--bounded", action="store_true", help="keep candidates inside the box of actions")
+    plan.add_argument("--warm-start", action="store_true", help="begin a search at what is left of the last plan")
+    plan.add_argument("--deadline-ms", type=float, metavar="X", help="end a search then, with the best so far")
     add_number(plan, "--seed", 0, "root of all chance")
     plan.add_argument("--gif", type=output_file, metavar="FILE", help="write a plan, as imagined and as it went")
     plan.set_defaults(action=_plan)
@@ -81,11 +84,13 @@ def _plan(args: argparse.Namespace) -> int:
     from forerun.recipes.world.agents import PlanConfig
     from forerun.recipes.world.evaluation import evaluate, held_out_of
     from forerun.recipes.world.pictures import check_picture_packages, write_plan_gif
+    from forerun.worldmodels.collection import check_task
     from forerun.worldmodels.jepa.checkpoint import load_model
 
     if args.gif is not None:
         check_picture_packages()
     model, manifest, dataset = _opened(args)
+    check_task(dataset.recipe)
     seen, held_out = held_out_of(dataset, manifest)
     models = {"world model": [(model, seen)]}
     if args.control is not None:
@@ -97,6 +102,9 @@ def _plan(args: argparse.Namespace) -> int:
         num_elites=args.elites,
         num_iterations=args.iterations,
         goal=args.goal,
+        is_bounded=args.bounded,
+        has_warm_start=args.warm_start,
+        deadline_s=None if args.deadline_ms is None else args.deadline_ms / 1000,
         seed=args.seed,
     )
     with progress_bars() as show:
@@ -171,11 +179,13 @@ def add_reproduce(actions: Commands) -> None:
         "table, a GIF of a plan, the plot of surprise and the health of every run. The same command goes on where it\n"
         "was cut.\n\n  smoke  about three minutes on two idle cores: shows that everything works\n"
         "  cpu    three seeds of the 'small' configuration, about an hour on two idle cores",
-        epilog="examples:\n  forerun world reproduce --task two-room --scale smoke --out world",
+        epilog="examples:\n  forerun world reproduce --task two-room --scale smoke --out world\n"
+        "  forerun world reproduce --task two-room --scale cpu --out study --seeds 1",
     )
     reproduce.add_argument("--task", choices=("two-room",), default="two-room", help="default: %(default)s")
     reproduce.add_argument("--scale", choices=("smoke", "cpu"), default="smoke", help="default: %(default)s")
     reproduce.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the study")
+    reproduce.add_argument("--seeds", type=int, metavar="N", help="models, each with a control (default: by scale)")
     add_number(reproduce, "--threads", 2, "CPU threads")
     add_json_option(reproduce)
     reproduce.set_defaults(action=_reproduce)
@@ -184,8 +194,9 @@ def add_reproduce(actions: Commands) -> None:
 def _reproduce(args: argparse.Namespace) -> int:
     from forerun.recipes.world.reproduce import SCALES, reproduce
 
+    scale = SCALES[args.scale].with_seeds(args.seeds)
     with progress_bars() as show:
-        found = reproduce(args.out, SCALES[args.scale], report=show)
+        found = reproduce(args.out, scale, report=show)
     for line in found.lines:
         write_line(line)
     write_line(f"report: {args.out / 'report.md'}")

@@ -24,6 +24,8 @@ SUCCESS_RADIUS: Final = 16.0
 WALL_X: Final = SIZE / 2
 """Where the middle of the wall is."""
 _WALL_HALF_WIDTH: Final = 5.0
+_TOUCH: Final = 1e-6
+"""Units by which a disc that touches a wall may overlap it after rounding; it is beside the wall, not in it."""
 STATE_NAMES: Final = ("x", "y")
 ACTION_DIM: Final = 2
 
@@ -136,13 +138,11 @@ class TwoRoom:
         x, y = self.positions.T
         new_x = np.clip(x + moves[:, 0], radius, SIZE - radius)
         reach = _WALL_HALF_WIDTH + radius
-        is_left, was_in_wall = x < WALL_X, np.abs(x - WALL_X) < reach
-        is_blocked = (np.abs(new_x - WALL_X) < reach) & ~self._is_in_gap(y) & ~was_in_wall
-        new_x = np.where(is_blocked, np.where(is_left, WALL_X - reach, WALL_X + reach), new_x)
+        is_blocked = _overlaps_wall(new_x, radius) & ~self._is_in_gap(y)
+        new_x = np.where(is_blocked, np.where(x < WALL_X, WALL_X - reach, WALL_X + reach), new_x)
         new_y = np.clip(y + moves[:, 1], radius, SIZE - radius)
         door_y, half = self._gaps()
-        is_in_wall = np.abs(new_x - WALL_X) < reach
-        new_y = np.where(is_in_wall, np.clip(new_y, door_y - half, door_y + half), new_y)
+        new_y = np.where(_overlaps_wall(new_x, radius), np.clip(new_y, door_y - half, door_y + half), new_y)
         self.positions = np.stack([new_x, new_y], axis=1)
 
     def render(self, resolution: int) -> UInt8[np.ndarray, "N R R 3"]:
@@ -165,7 +165,7 @@ class TwoRoom:
 
     def _is_in_gap(self, y: Float[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
         door_y, half = self._gaps()
-        return np.abs(y - door_y) <= half
+        return np.abs(y - door_y) <= half + _TOUCH
 
 
 def is_free(look: Look, position: Float[np.ndarray, " 2"]) -> bool:
@@ -173,13 +173,17 @@ def is_free(look: Look, position: Float[np.ndarray, " 2"]) -> bool:
     radius = look.agent_radius
     is_inside = bool(((position >= radius) & (position <= SIZE - radius)).all())
     return is_inside and (
-        not is_in_wall(look, position) or abs(position[1] - look.door_y) <= look.door_half_width - radius
+        not is_in_wall(look, position) or abs(position[1] - look.door_y) <= look.door_half_width - radius + _TOUCH
     )
 
 
 def is_in_wall(look: Look, position: Float[np.ndarray, " 2"]) -> bool:
     """Return whether a disc overlaps the wall's width, where only the door has room for it."""
-    return abs(float(position[0]) - WALL_X) < _WALL_HALF_WIDTH + look.agent_radius
+    return bool(_overlaps_wall(position[:1], np.array([look.agent_radius]))[0])
+
+
+def _overlaps_wall(x: Float[np.ndarray, " N"], radius: Float[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
+    return np.abs(x - WALL_X) < _WALL_HALF_WIDTH + radius - _TOUCH
 
 
 def free_position(look: Look, rng: np.random.Generator) -> Float[np.ndarray, " 2"]:

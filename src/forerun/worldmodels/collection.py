@@ -152,17 +152,26 @@ def record_episodes(
     )
 
 
+def check_task(recipe: Mapping[str, Any]) -> None:
+    """Refuse data whose world is not at hand.
+
+    Raises:
+        TrajectoryError: They are not of Two-Room.
+    """
+    if recipe.get("task") != TASK:
+        raise TrajectoryError(
+            f"data of task {recipe.get('task')!r}: only the world of {TASK!r} is at hand to act in; name a folder of "
+            "'forerun world collect'"
+        )
+
+
 def recorded_with(recipe: Mapping[str, Any]) -> CollectConfig:
     """Return the options that a dataset's recipe names.
 
     Raises:
         TrajectoryError: The data are not of this task.
     """
-    if recipe.get("task") != TASK:
-        raise TrajectoryError(
-            f"data of task {recipe.get('task')!r}: worlds can be changed on purpose in {TASK!r} only; name a folder of "
-            "'forerun world collect'"
-        )
+    check_task(recipe)
     options: dict[str, Any] = {name: value for name, value in recipe.items() if name != "task"}
     options["factors"] = tuple(options["factors"])
     return CollectConfig(**options)

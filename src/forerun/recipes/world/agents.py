@@ -1,5 +1,6 @@
 """Who acts in a task: a planner with a world model, the expert that knows the map, and chance."""
 
+import time
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -34,6 +35,8 @@ class PlanConfig:
         goal: ``latent``: squared distance to the goal's embedding (published). ``landmarks``: length of the way over a
             map of embeddings seen in training.
         is_bounded: Whether candidates stay inside the box of actions; not so in the published evaluation.
+        has_warm_start: Whether a search begins at what is left of the last plan; of no use where all of it is executed.
+        deadline_s: Seconds after which a search ends with the best so far; ``None``: after all its iterations.
         seed: Root of chance.
     """
 
@@ -44,6 +47,8 @@ class PlanConfig:
     num_iterations: int = 10
     goal: Literal["latent", "landmarks"] = "latent"
     is_bounded: bool = False
+    has_warm_start: bool = False
+    deadline_s: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -54,6 +59,8 @@ class PlanConfig:
         """
         if not 1 <= self.execute_horizon <= self.horizon:
             raise ConfigError(f"execute_horizon={self.execute_horizon}: must lie in [1, horizon={self.horizon}]")
+        if self.deadline_s is not None and not self.deadline_s > 0:
+            raise ConfigError(f"deadline_s={self.deadline_s}: must be above 0 seconds, or None for no deadline")
 
 
 class Agent(Protocol):
@@ -128,7 +135,7 @@ class PlanningAgent:
         self._goals = model.encode_all(torch.from_numpy(tasks.goal_pixels))
         self._action_dim = model.action_dim
         self._left: Tensor | None = None
-        self._num_plans = 0
+        self._warm_starts: Tensor | None = None
         self.plans: list[tuple[Int64[np.ndarray, " active"], Plan]] = []
         """Every plan made, with the numbers of its tasks."""
 
@@ -156,15 +163,21 @@ class PlanningAgent:
             objective=self._objective(active),
             bounds=self._model.action_bounds(1.0) if config.is_bounded else None,
         )
+        rows = torch.from_numpy(active)
+        deadline_s, began = config.deadline_s, time.perf_counter()
         plan = planner.plan(
             History.of_present(present, action_dim=self._action_dim),
-            generator=keyed_generator(config.seed, "plan", self._num_plans),
+            generator=keyed_generator(config.seed, "plan", len(self.plans)),
+            warm_start=None if self._warm_starts is None else self._warm_starts[rows],
+            is_late=lambda: deadline_s is not None and time.perf_counter() - began > deadline_s,
         )
-        self._num_plans += 1
         self.plans.append((active, plan))
-        blocks = torch.zeros(num_tasks, config.execute_horizon, self._action_dim)
-        blocks[torch.from_numpy(active)] = plan.actions[:, : config.execute_horizon]
-        return blocks
+        blocks = torch.zeros(num_tasks, config.horizon, self._action_dim)
+        blocks[rows] = plan.actions
+        if config.has_warm_start:
+            self._warm_starts = torch.zeros_like(blocks)
+            self._warm_starts[rows] = plan.shifted(config.execute_horizon)
+        return blocks[:, : config.execute_horizon]
 
     def _objective(self, active: np.ndarray) -> Objective:
         goals = self._goals[torch.from_numpy(active)]

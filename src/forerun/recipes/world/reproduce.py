@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from forerun.core.atomic_files import write_json_file
+from forerun.core.errors import ConfigError
 from forerun.data.pixel_shards import read_dataset
 from forerun.recipes.world.agents import PlanConfig
 from forerun.recipes.world.evaluation import Success, evaluate, held_out_of
@@ -49,6 +50,18 @@ class Scale:
     num_tasks: int
     surprise: SurpriseConfig
 
+    def with_seeds(self, num_seeds: int | None) -> "Scale":
+        """Return the scale with so many seeds, from 0 on; with its own for ``None``.
+
+        Raises:
+            ConfigError: There would be none.
+        """
+        if num_seeds is None:
+            return self
+        if num_seeds < 1:
+            raise ConfigError(f"num_seeds={num_seeds}: must be >= 1")
+        return replace(self, seeds=tuple(range(num_seeds)))
+
 
 SCALES: Final[Mapping[str, Scale]] = {
     "smoke": Scale(
@@ -56,8 +69,8 @@ SCALES: Final[Mapping[str, Scale]] = {
         collect=CollectConfig(num_episodes=300),
         train=TRAIN_CONFIGS["smoke"],
         seeds=(0,),
-        plan=PlanConfig(num_samples=100, num_elites=15, num_iterations=8),
-        num_tasks=40,
+        plan=PlanConfig(num_samples=64, num_elites=8, num_iterations=6),
+        num_tasks=30,
         surprise=SurpriseConfig(num_calibration=100, num_pairs=100),
     ),
     "cpu": Scale(

@@ -179,7 +179,7 @@ _SMOKE: Final = JepaTrainConfig(
         projector_width=64,
     ),
     objective=ObjectiveConfig(weight=0.02, sigreg=SigRegConfig(num_projections=64)),
-    num_steps=600,
+    num_steps=500,
     batch_size=64,
     learning_rate=2e-3,
     final_rate_fraction=0.01,

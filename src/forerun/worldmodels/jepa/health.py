@@ -80,6 +80,12 @@ class Health:
             )
         return None
 
+    def is_rising(self, before: "Health") -> bool:
+        """Return whether what :meth:`collapse` finds too low has grown since a look before: fresh weights start low."""
+        if not self.embedding_std >= LEAST_STD:
+            return self.embedding_std > before.embedding_std
+        return self.effective_rank > before.effective_rank
+
 
 class HealthMonitor:
     """Looks at a model, always on the same frames.

@@ -16,6 +16,7 @@ from forerun.worldmodels.jepa.model import Jepa
 
 _UNREACHED_BLOCKS = 1e3
 _NEAREST = 3
+_BESIDE = 0.5
 
 
 class LandmarkMap:
@@ -95,7 +96,9 @@ class LandmarkObjective:
             min(_NEAREST, len(self._map.landmarks)), dim=2, largest=False
         )
         ways = torch.take_along_dim(self._ways[:, None].expand(-1, last.shape[1], -1), near.indices, dim=2)
-        over_map = (near.values / spacing + ways).min(dim=2).values
+        # A landmark not much farther than the nearest one may lie on the shorter way; one behind a wall lies beyond.
+        is_beside = near.values <= near.values[:, :, :1] + _BESIDE * spacing
+        over_map = (near.values / spacing + ways).masked_fill(~is_beside, torch.inf).min(dim=2).values
         straight = (last - self._goals[:, None]).norm(dim=2) / spacing
         is_near = straight <= 1.0
         return -torch.where(is_near, straight, torch.maximum(over_map, torch.ones_like(over_map)))

@@ -33,8 +33,6 @@ RESULT_FILE: Final = "result.json"
 _RUN_FILE: Final = "run.json"
 _HEALTH_FILE: Final = "health.json"
 _CHECKPOINT_FILE: Final = "checkpoint.safetensors"
-_GRACE_FRACTION: Final = 0.1
-"""Share of the steps before which a look stops no run: fresh weights may be anything."""
 
 Report = Callable[[int, int, str], None]
 """Told (steps done, steps of the run, detail)."""
@@ -203,7 +201,8 @@ class _Run:
         self.looks.append((done, health))
         write_json_file(self._folder / _HEALTH_FILE, [{"step": step} | health.to_json() for step, health in self.looks])
         reason = health.collapse()
-        if reason is not None and self._stops and done >= _GRACE_FRACTION * self._config.num_steps:
+        is_rising = len(self.looks) < 3 or health.is_rising(self.looks[-2][1])  # the first look is at fresh weights
+        if reason is not None and self._stops and (done == self._config.num_steps or not is_rising):
             raise CollapseError(
                 f"step {done}: {reason}; take a larger --lambda than {self._config.objective.weight:g}, or give "
                 "--keep-going for a control that is meant to collapse"
