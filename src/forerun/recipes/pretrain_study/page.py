@@ -119,9 +119,10 @@ def _percent(interval: dict[str, float | None]) -> dict[str, float | None]:
 
 
 def _candidate(candidate: dict[str, Any]) -> str:
-    sampled = candidate.get("sampled_tokens", 0)
+    sampled = candidate["sampled_tokens"]
     text = f", {sampled:,} tokens sampled" if sampled else ""
-    return f"weight decay {candidate['weight_decay']:g}{text}: {candidate['tune_loss_nats']:.4f}"
+    told = f"weight decay {candidate['weight_decay']:g}{text}: {candidate['tune_loss_nats']:.4f}"
+    return f"<strong>{told}</strong>" if candidate["is_chosen"] else told
 
 
 def _laws(laws: dict[str, Any]) -> str:

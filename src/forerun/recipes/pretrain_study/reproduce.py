@@ -12,16 +12,16 @@ from typing import Any, Final
 from forerun.core.env import available_cores, cpu_info, package_versions
 from forerun.core.errors import ConfigError, TrainingError
 from forerun.models.ensemble_file import EnsembleFile
-from forerun.pretraining.config import SHAPES, WEIGHT_DECAY, PretrainConfig, Recipe, Size
-from forerun.pretraining.distill import Distillation
+from forerun.pretraining.config import SHAPES, PretrainConfig, Recipe, Size
 from forerun.pretraining.ensemble import EnsembleResult, evaluate_ensemble
 from forerun.pretraining.executor import LocalExecutor
-from forerun.pretraining.jobs import Job, tune_loss_of
+from forerun.pretraining.jobs import Job
 from forerun.pretraining.prepare import PrepareConfig, prepare_corpus
 from forerun.pretraining.prepared_corpus import PreparedCorpus, open_corpus
 from forerun.pretraining.run_store import Run, read_run
 from forerun.pretraining.tune import TuneResult, tune, tune_json
 from forerun.recipes.pretrain_study.scale import StudyScale
+from forerun.recipes.pretrain_study.students import best_student, student_candidates
 from forerun.recipes.pretrain_study.study_file import (
     DATA_FOLDER,
     RUNS_FOLDER,
@@ -224,36 +224,18 @@ class _Maker:
         return found
 
     def _student_start(self, size: Size, regularised: dict[Size, TuneResult]) -> PretrainConfig:
-        """Return the settings of the largest tuned size that is no larger, for twice its epochs."""
-        order: list[Size] = list(SHAPES)
-        tuned = [other for other in regularised if order.index(other) <= order.index(size)]
-        like = regularised[tuned[-1] if tuned else next(iter(regularised))].best
-        return replace(like, num_epochs=2 * like.num_epochs)
+        """Return the settings of the largest tuned size that is no larger."""
+        order = list(SHAPES)
+        tuned = [result for other, result in regularised.items() if order.index(other) <= order.index(size)]
+        return (tuned or list(regularised.values())[:1])[-1].best
 
     def _student(self, kind: str, size: Size, members: Sequence[Run], *, like: PretrainConfig) -> Student:
-        decays = sorted({WEIGHT_DECAY["standard"], like.weight_decay})
         teacher = EnsembleFile(members=tuple(run.folder for run in members), average="probability")
-        jobs = [self._job(replace(like, shape=SHAPES[size], weight_decay=decay), teacher=teacher) for decay in decays]
-        runs = self._executor.make(jobs, report=self._tell("students"))
-        losses = {
-            job.config.weight_decay: (tune_loss_of(run), run.folder.name)
-            for job, run in zip(jobs, runs, strict=True)
-            if run is not None
-        }
-        if not losses:
-            raise TrainingError(
-                f"no student of size {size} trains at learning rate {like.learning_rate:g}: every loss was no number; "
-                "put lower rates on the ladder"
-            )
-        return Student(
-            kind=kind,
-            size=size,
-            run=min(losses.values())[1],
-            teacher=tuple(run.folder.name for run in members),
-            candidates=tuple(
-                {"weight_decay": decay, "tune_loss_nats": loss} for decay, (loss, _) in sorted(losses.items())
-            ),
-        )
+        jobs = [
+            replace(self._job(config), teacher=teacher, distillation=distillation)
+            for config, distillation in student_candidates(size, like, self._scale)
+        ]
+        return best_student(kind, size, teacher, jobs, self._executor.make(jobs, report=self._tell("students")))
 
     def _members(self, settings: PretrainConfig, count: int) -> list[Run]:
         jobs = [self._job(replace(settings, seed=settings.seed + number)) for number in range(count)]
@@ -266,14 +248,8 @@ class _Maker:
             )
         return members
 
-    def _job(self, config: PretrainConfig, *, teacher: EnsembleFile | None = None) -> Job:
-        return Job(
-            data=self._data,
-            store=self.store,
-            config=config,
-            teacher=teacher,
-            distillation=Distillation(teacher_weight=self._scale.teacher_weight),
-        )
+    def _job(self, config: PretrainConfig) -> Job:
+        return Job(data=self._data, store=self.store, config=config)
 
     def _average(self, runs: Sequence[Run]) -> EnsembleResult:
         return evaluate_ensemble([run.folder for run in runs], self.corpus)

@@ -34,6 +34,8 @@ class StudyScale:
         num_members: Members of every ensemble.
         student_sizes: Students of the best ensemble.
         teacher_weight: Share of a student's loss that is the teacher's.
+        sampled_tokens: Text that a teacher writes for its students, tried beside real text alone; 0 for none.
+        sampled_share: Share of the rows that is sampled, where there is such text.
         num_replicates: Replicates behind an interval.
     """
 
@@ -56,6 +58,8 @@ class StudyScale:
     num_members: int
     student_sizes: tuple[Size, ...]
     teacher_weight: float = 0.8
+    sampled_tokens: int = 0
+    sampled_share: float = 0.5
     num_replicates: int = 1000
 
     def __post_init__(self) -> None:

@@ -1,0 +1,82 @@
+"""The students of a study: what each may learn from, and the best of them by the tune split."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from forerun.core.errors import TrainingError
+from forerun.models.ensemble_file import EnsembleFile
+from forerun.pretraining.config import SHAPES, WEIGHT_DECAY, PretrainConfig, Size
+from forerun.pretraining.distill import Distillation
+from forerun.pretraining.jobs import Job, tune_loss_of
+from forerun.pretraining.run_store import Run
+from forerun.pretraining.sampled_text import SampledTextConfig
+from forerun.recipes.pretrain_study.scale import StudyScale
+from forerun.recipes.pretrain_study.study_file import Student
+
+
+def student_candidates(
+    size: Size, like: PretrainConfig, scale: StudyScale
+) -> list[tuple[PretrainConfig, Distillation]]:
+    """Return what is tried for a student: the usual and the tuned weight decay, without and with sampled text.
+
+    Args:
+        size: Of the student.
+        like: Settings to take over, for twice their epochs.
+        scale: How much text is sampled, if any.
+    """
+    kinds = [Distillation(teacher_weight=scale.teacher_weight)]
+    if scale.sampled_tokens:
+        kinds.append(
+            Distillation(
+                teacher_weight=scale.teacher_weight,
+                sampled=SampledTextConfig(num_tokens=scale.sampled_tokens),
+                sampled_share=scale.sampled_share,
+            )
+        )
+    settings = replace(like, shape=SHAPES[size], num_epochs=2 * like.num_epochs)
+    decays = sorted({WEIGHT_DECAY["standard"], like.weight_decay})
+    return [(replace(settings, weight_decay=decay), kind) for kind in kinds for decay in decays]
+
+
+def best_student(
+    kind: str, size: Size, teacher: EnsembleFile, jobs: Sequence[Job], runs: Sequence[Run | None]
+) -> Student:
+    """Return the candidate with the lowest tune loss.
+
+    Args:
+        kind: ``ensemble`` or ``self``.
+        size: Of the student.
+        teacher: Whose student it is.
+        jobs: The candidates.
+        runs: Made of them; ``None`` for one that diverged.
+
+    Raises:
+        TrainingError: All of them diverged.
+    """
+    made = [(job, run, tune_loss_of(run)) for job, run in zip(jobs, runs, strict=True) if run is not None]
+    if not made:
+        raise TrainingError(
+            f"no student of size {size} trains at learning rate {jobs[0].config.learning_rate:g}: every loss was no "
+            "number; put lower rates on the ladder"
+        )
+    _, best, _ = min(made, key=lambda candidate: candidate[2])
+    return Student(
+        kind=kind,
+        size=size,
+        run=best.folder.name,
+        teacher=tuple(member.name for member in teacher.members),
+        candidates=tuple(_candidate_json(job, loss, is_chosen=run is best) for job, run, loss in made),
+    )
+
+
+def _candidate_json(job: Job, loss: float, *, is_chosen: bool) -> dict[str, Any]:
+    sampled = job.distillation.sampled
+    return {
+        "weight_decay": job.config.weight_decay,
+        "num_epochs": job.config.num_epochs,
+        "sampled_tokens": 0 if sampled is None else sampled.num_tokens,
+        "sampled_share": 0.0 if sampled is None else job.distillation.sampled_share,
+        "tune_loss_nats": loss,
+        "is_chosen": is_chosen,
+    }
