@@ -20,7 +20,7 @@ from forerun.data.normalizer import Normalizer
 from forerun.data.pixel_episodes import PixelEpisodes
 from forerun.data.pixel_shards import PixelDataset
 from forerun.nn.first_weights import seeded_weights
-from forerun.training.loop import LoopConfig, TrainingLoop
+from forerun.training.loop import LoopConfig, TrainingLoop, read_metadata
 from forerun.training.schedule import warmup_cosine
 from forerun.worldmodels.jepa.checkpoint import check_fits, save_model
 from forerun.worldmodels.jepa.config import JepaTrainConfig
@@ -210,13 +210,15 @@ class _Run:
 
     def _load_looks(self) -> None:
         """Take up the looks of a cut run that its checkpoint includes."""
-        path = self._folder / _HEALTH_FILE
-        if not (self._folder / _CHECKPOINT_FILE).is_file() or not path.is_file():
+        path, checkpoint = self._folder / _HEALTH_FILE, self._folder / _CHECKPOINT_FILE
+        if not checkpoint.is_file() or not path.is_file():
             return
+        num_done = len(json.loads(read_metadata(checkpoint)["losses"]))
         for row in json.loads(path.read_text(encoding="utf-8")):
             step = row.pop("step")
             row.pop("mean_probe_r2")
-            self.looks.append((step, Health(**row)))
+            if step <= num_done:
+                self.looks.append((step, Health(**row)))
 
     def _state(self) -> dict[str, Tensor]:
         state = {f"model.{name}": tensor for name, tensor in self.model.named_buffers()}
