@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from forerun.cli.certify_decoder import add_decoder_options, run_decoders
 from forerun.cli.certify_language import TASK as LANGUAGE_TASK
 from forerun.cli.certify_language import add_language_options, run_language
 from forerun.cli.console import write_json, write_line
@@ -20,7 +21,8 @@ data. Every choice that the decoder needs is paid for; the ledger lists it. Writ
 
 The examples must be independent draws: one row per unit, none twice, not stratified by class.
 
-With --task bytes: a byte-level language model, and upper bounds on its bits per byte.
+With --task bytes: a byte-level language model, and upper bounds on its bits per byte. With --model: models that
+`forerun pretrain` made, rounded to few bits; of several the one with the least bound.
 """
 _EPILOG = """\
 examples:
@@ -29,6 +31,7 @@ examples:
   forerun certify --task fashion-mnist --data DIR --report certificate.html
   forerun certify --task bytes                        # this machine's Python standard library
   forerun certify --task bytes --data DIR --level document
+  forerun certify --model RUN ENSEMBLE STUDENT --data CORPUS
   forerun certify --data mine.npz --input-scale 0.00392156862745098 --out mine.zip
   forerun verify CERTIFICATE.zip --data digits
 """
@@ -74,6 +77,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     )
     add_threads_option(parser)
     add_language_options(parser)
+    add_decoder_options(parser)
     parser.add_argument(
         "--report", type=output_file, metavar="FILE", help="also write a page with the ledger's picture"
     )
@@ -83,6 +87,8 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Certify and print."""
+    if args.model is not None:
+        return run_decoders(args)
     if args.task == LANGUAGE_TASK:
         return run_language(args)
     import torch

@@ -17,7 +17,7 @@ def add_language_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``--task bytes``."""
     group = parser.add_argument_group("language models (--task bytes)")
     add_number(group, "--num-bytes", 8_000_000, "bytes to train on, in whole documents; the rest is held out")
-    add_number(group, "--fit-bytes", 2_000_000, "bytes of these to fit on; all are scored and certified")
+    add_number(group, "--fit-bytes", 1_000_000, "bytes of these to fit on; all are scored and certified")
     group.add_argument(
         "--level",
         choices=("token", "document"),

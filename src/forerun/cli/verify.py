@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from forerun.cli.certify_decoder import is_decoder_certificate, verify_decoder
 from forerun.cli.certify_language import is_language_certificate, verify_language
 from forerun.cli.console import write_json, write_line
 from forerun.cli.options import Commands, add_json_option, input_file
@@ -27,6 +28,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "--grid-sha256", metavar="HEX", help="digest of the grid fixed beforehand; needed for grids of your own"
     )
+    parser.add_argument("--base", type=Path, metavar="RUN", help="frozen base, for the certificate of an adapter")
     add_json_option(parser)
     return parser
 
@@ -37,7 +39,9 @@ def run(args: argparse.Namespace) -> int:
 
     options = [] if args.grid_sha256 is None else [f"--grid-sha256={args.grid_sha256}"]
     manifest = read_manifest(args.certificate)
-    if is_language_certificate(manifest):
+    if is_decoder_certificate(manifest):
+        answer = verify_decoder(args, manifest, options)
+    elif is_language_certificate(manifest):
         answer = verify_language(args.certificate, manifest, args.data, options)
     else:
         answer = _verify_classifier(args, manifest, options)

@@ -1,7 +1,8 @@
-"""Certify a byte-level language model: fit, round, code, score the decoded model, bound, write, verify elsewhere."""
+"""Certify a byte-level language model: fit, round, code; decode, score and bound elsewhere; write."""
 
 import hashlib
 import math
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -127,11 +128,11 @@ def certify_language(
         report: Told a line about each step.
 
     Returns:
-        The numbers, confirmed by the verifier in a process of its own.
+        The numbers, as the verifier found them in a process of its own.
 
     Raises:
         ConfigError: delta or ``fit_bytes`` is unusable.
-        CertificateError: The verifier does not confirm what was written.
+        CertificateError: The verifier can't measure what was coded.
     """
     complexity_nats(code_length_bits=0.0, delta=delta)
     config = default_fit(task, level)
@@ -148,15 +149,11 @@ def certify_language(
         "message_sha256": hashlib.sha256(code).hexdigest(),
         "delta": delta,
     }
-    found = verifier.measure(manifest, code, task.train.text, task.train.ends)
+    found = _measure(task, manifest, code)
     manifest["claims"] = found
     holdout = _holdout(task, code, delta=delta)
     manifest["beside"] = {"level": level, "holdout": holdout}
     write_certificate(path, manifest, code)
-    report("verifying in another process")
-    answer = ask_verifier(verifier.__file__, path, task.train, [f"--grid-sha256={task.grid.sha256}"])
-    if not answer["accepted"]:
-        raise CertificateError(f"{path}: the verifier rejects it: {answer['reason']}; this is a fault of Forerun")
     return LanguageResult(
         level=level,
         num_bytes=found["num_bytes"],
@@ -171,6 +168,17 @@ def certify_language(
         data_sha256=manifest["data_sha256"],
         grid_sha256=task.grid.sha256,
     )
+
+
+def _measure(task: LanguageTask, manifest: dict[str, Any], code: bytes) -> dict[str, Any]:
+    """Have the message decoded, scored and bounded in a fresh process; ``forerun verify`` will do just the same."""
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / "draft.zip"
+        write_certificate(draft, manifest, code)
+        found = ask_verifier(verifier.__file__, draft, task.train, ["--measure"])
+    if not found.pop("accepted"):
+        raise CertificateError(f"the verifier can't measure the message: {found['reason']}; this is a fault of Forerun")
+    return {name: value for name, value in found.items() if name != "reason"}
 
 
 def _holdout(task: LanguageTask, code: bytes, *, delta: float) -> dict[str, Any] | None:

@@ -43,7 +43,7 @@ class FitConfig:
         by_document: Whether each document counts alike, or each byte.
     """
 
-    num_bytes: int = 2_000_000
+    num_bytes: int = 1_000_000
     learning_rates: tuple[float, ...] = (0.05, 0.02, 0.01)
     bit_price: float = 5e-6
     smoothing: int = 4

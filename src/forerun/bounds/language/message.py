@@ -60,11 +60,12 @@ def encode_language_message(message: LanguageMessage, grid: LanguageGrid) -> byt
     ):
         encoder.encode(getattr(message, name), 1, len(options))
     for steps in (message.weights, message.votes, message.biases):
-        _encode_steps(encoder, map(int, steps.ravel()))
+        encode_steps(encoder, map(int, steps.ravel()))
     return encoder.finish()
 
 
-def _encode_steps(encoder: ArithmeticEncoder, steps: Iterable[int]) -> None:
+def encode_steps(encoder: ArithmeticEncoder, steps: Iterable[int]) -> None:
+    """Code whole numbers of steps, at most ``MAX_STEPS`` either way, as the verifiers read them."""
     zero_coins, more_coins = [[0, 0], [0, 0]], [[0, 0] for _ in range(MAX_COINS)]
     before = 0
     for value in steps:

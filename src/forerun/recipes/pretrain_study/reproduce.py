@@ -14,7 +14,7 @@ from forerun.core.errors import ConfigError, TrainingError
 from forerun.models.ensemble_file import EnsembleFile
 from forerun.pretraining.config import SHAPES, PretrainConfig, Recipe, Size
 from forerun.pretraining.ensemble import EnsembleResult, evaluate_ensemble
-from forerun.pretraining.executor import LocalExecutor
+from forerun.pretraining.executor import Executor, LocalExecutor
 from forerun.pretraining.jobs import Job
 from forerun.pretraining.prepare import PrepareConfig, prepare_corpus
 from forerun.pretraining.prepared_corpus import PreparedCorpus, open_corpus
@@ -45,6 +45,7 @@ def reproduce(
     corpus: str = "default",
     data: Path | None = None,
     num_workers: int | None = None,
+    executor: Executor | None = None,
     report: Report = lambda stage, done, total, detail: None,
 ) -> Study:
     """Make every run of a study, or those that are missing, and write ``study.json``; the test split stays closed.
@@ -55,6 +56,7 @@ def reproduce(
         corpus: What to prepare, as ``forerun pretrain prepare`` takes it; not used with ``data`` or once prepared.
         data: A prepared corpus instead.
         num_workers: Processes, one thread each; ``None``: one for each core.
+        executor: What makes the runs instead of such processes; ended with the study.
         report: Progress.
 
     Returns:
@@ -65,8 +67,8 @@ def reproduce(
         CorpusError: The corpus can't be read or was changed.
         TrainingError: A run failed; finished ones are kept.
     """
-    with LocalExecutor(num_workers) as executor:
-        maker = _Maker(folder, scale, executor, report)
+    with executor or LocalExecutor(num_workers) as workers:
+        maker = _Maker(folder, scale, workers, report)
         with maker.timed("prepare"):
             maker.open(corpus, data)
         standard = maker.tuned("standard")
@@ -86,7 +88,7 @@ def reproduce(
         students=tuple(students),
         num_runs=sum(1 for _ in maker.store.glob("*/result.json")),
         elapsed_s=maker.elapsed_s,
-        machine=_machine(executor.num_workers),
+        machine=_machine(workers.num_workers),
     )
     write_study(folder, study)
     return study
@@ -97,7 +99,7 @@ class _Maker:
 
     corpus: PreparedCorpus
 
-    def __init__(self, folder: Path, scale: StudyScale, executor: LocalExecutor, report: Report) -> None:
+    def __init__(self, folder: Path, scale: StudyScale, executor: Executor, report: Report) -> None:
         self._folder, self._scale, self._executor, self._report = folder, scale, executor, report
         self.store = folder / RUNS_FOLDER
         self.elapsed_s: dict[str, float] = {}
