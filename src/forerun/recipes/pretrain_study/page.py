@@ -119,10 +119,10 @@ def _percent(interval: dict[str, float | None]) -> dict[str, float | None]:
 
 
 def _candidate(candidate: dict[str, Any]) -> str:
-    sampled = candidate["sampled_tokens"]
+    sampled = candidate.get("sampled_tokens", 0)  # a study of an older release has none
     text = f", {sampled:,} tokens sampled" if sampled else ""
     told = f"weight decay {candidate['weight_decay']:g}{text}: {candidate['tune_loss_nats']:.4f}"
-    return f"<strong>{told}</strong>" if candidate["is_chosen"] else told
+    return f"<strong>{told}</strong>" if candidate.get("is_chosen") else told
 
 
 def _laws(laws: dict[str, Any]) -> str:
