@@ -14,7 +14,7 @@ def read_parquet(file: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a Parquet file in order, a batch in memory at a time.
 
     Raises:
-        CorpusError: The file is not Parquet.
+        CorpusError: The file is not Parquet, is damaged, or holds bytes that are no UTF-8 where text should be.
         MissingDependencyError: pyarrow is not installed.
     """
     parquet = import_optional("pyarrow.parquet", extra="pretrain", purpose=f"reading {file.name}")
@@ -23,8 +23,10 @@ def read_parquet(file: Path) -> Iterator[dict[str, Any]]:
         with parquet.ParquetFile(file) as opened:
             for batch in opened.iter_batches(batch_size=_BATCH_ROWS):
                 yield from batch.to_pylist()
-    except errors.ArrowInvalid as error:
-        raise CorpusError(f"{file}: is not a Parquet file ({error}); write it again") from error
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{file}: has a string that is not UTF-8 ({error.reason}); write it again") from error
+    except (errors.ArrowException, OSError) as error:  # which of the two, depends on where the damage lies
+        raise CorpusError(f"{file}: is not a Parquet file, or a damaged one ({error}); write it again") from error
 
 
 def read_hub_dataset(name: str) -> Iterator[dict[str, Any]]:
