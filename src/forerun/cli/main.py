@@ -22,6 +22,7 @@ COMMANDS: Final = (
     "train_draft",
     "pretrain",
     "bench",
+    "mpc",
     "certify",
     "verify",
     "bounds",

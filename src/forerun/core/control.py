@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from forerun.core.errors import ConfigError
@@ -58,6 +58,26 @@ class History:
     def num_envs(self) -> int:
         """Environments planned for."""
         return len(self.states)
+
+    def followed_by(
+        self, actions: Float[Tensor, "envs action"], states: Float[Tensor, "envs state"], *, most: int
+    ) -> "History":
+        """Return the history one step later.
+
+        Args:
+            actions: Taken in the present.
+            states: What was seen then.
+            most: States to keep at most.
+        """
+        seen = torch.cat([self.states, states[:, None]], dim=1)[:, -most:]
+        done = torch.cat([self.actions, actions[:, None]], dim=1)
+        return History(states=seen, actions=done[:, done.shape[1] - (seen.shape[1] - 1) :])
+
+    def repeated(self, count: int) -> "History":
+        """Return each environment's history several times in a row, as environments of their own."""
+        return History(
+            states=self.states.repeat_interleave(count, dim=0), actions=self.actions.repeat_interleave(count, dim=0)
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,16 +144,24 @@ class Plan:
     num_candidates: int
 
     @property
-    def is_feasible(self) -> "torch.Tensor":
+    def is_feasible(self) -> Bool[Tensor, " envs"]:
         """For each environment, whether the chosen plan breaks no hard constraint and its prediction is finite."""
         return self.scores > INFEASIBLE
 
     def shifted(self, num_executed: int) -> Float[Tensor, "envs horizon action"]:
-        """Return the actions that are left, as a warm start: moved forward, the last one repeated.
+        """Return the actions that are left, as a warm start; see :func:`moved_forward`."""
+        return moved_forward(self.actions, num_executed)
 
-        Args:
-            num_executed: Actions already executed, at least 0.
-        """
-        left = self.actions[:, num_executed:]
-        num_missing = self.actions.shape[1] - left.shape[1]
-        return torch.cat([left, self.actions[:, -1:].expand(-1, num_missing, -1)], dim=1)
+
+def moved_forward(
+    actions: Float[Tensor, "envs horizon action"], num_executed: int
+) -> Float[Tensor, "envs horizon action"]:
+    """Return sequences without their first actions, the last one repeated so that the length stays.
+
+    Args:
+        actions: The sequences.
+        num_executed: Actions to leave out, at least 0.
+    """
+    left = actions[:, num_executed:]
+    num_missing = actions.shape[1] - left.shape[1]
+    return torch.cat([left, actions[:, -1:].expand(-1, num_missing, -1)], dim=1)

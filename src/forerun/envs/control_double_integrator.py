@@ -1,5 +1,6 @@
 """The double integrator with a quadratic cost: a mass on a line, whose best control Riccati's equation gives."""
 
+from functools import cache
 from typing import Final
 
 import torch
@@ -59,14 +60,19 @@ def best_action(states: Float[Tensor, "envs 2"], env_step: int) -> Float[Tensor,
         states: The present.
         env_step: Steps already done.
     """
-    gains, _ = finite_horizon_gains(PROBLEM, NUM_STEPS)
+    gains, _ = _solution()
     return -states @ gains[min(env_step, NUM_STEPS - 1)].T
 
 
 def best_return(states: Float[Tensor, "envs 2"]) -> Float[Tensor, " envs"]:
     """Return the greatest possible return of an episode that begins in a state: minus x' P x."""
-    _, costs = finite_horizon_gains(PROBLEM, NUM_STEPS)
+    _, costs = _solution()
     return -(states @ costs[0] * states).sum(dim=-1)
+
+
+@cache
+def _solution() -> tuple[Float[Tensor, "steps 1 2"], Float[Tensor, "steps 2 2"]]:
+    return finite_horizon_gains(PROBLEM, NUM_STEPS)
 
 
 def behaviour(num_envs: int, generator: torch.Generator) -> Policy:

@@ -51,7 +51,7 @@ def make_env(num_envs: int) -> ClosedFormEnv:
 
 
 def best_action(states: Float[Tensor, "envs 3"], env_step: int) -> Float[Tensor, "envs 1"]:
-    """Return the best control that a grid of 161 angles, 121 velocities and 41 torques knows.
+    """Return the best control that a grid of 121 angles, 81 velocities and 41 torques knows.
 
     Args:
         states: The present.
@@ -67,12 +67,12 @@ def best_action(states: Float[Tensor, "envs 3"], env_step: int) -> Float[Tensor,
 
 @cache
 def _optimum() -> GridOptimum:
-    angles = torch.arange(161) * (2 * math.pi / 161) - math.pi
-    velocities = torch.linspace(-_MAX_SPEED, _MAX_SPEED, 121)
+    angles = torch.arange(121) * (2 * math.pi / 121) - math.pi
+    velocities = torch.linspace(-_MAX_SPEED, _MAX_SPEED, 81)
     return solve_on_grid(
         axes=(angles, velocities),
         is_periodic=True,
-        actions=torch.linspace(-2.0, 2.0, 21),
+        actions=torch.linspace(-2.0, 2.0, 15),
         num_steps=NUM_STEPS,
         transition=_moved,
         reward=_paid,

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from typing import Final
 
 from forerun.core.config import unknown_name
-from forerun.envs import control_double_integrator, control_pendulum
+from forerun.envs import control_double_integrator, control_halfcheetah, control_pendulum
 from forerun.envs.control_task import ControlTask
 
 _TASKS: Final[dict[str, Callable[[], ControlTask]]] = {
     "double-integrator": control_double_integrator.task,
     "pendulum": control_pendulum.task,
+    "halfcheetah": control_halfcheetah.task,
 }
 
 TASK_NAMES: Final = tuple(_TASKS)

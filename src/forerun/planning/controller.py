@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from forerun.core.control import ActionBounds, History, Plan
+from forerun.core.control import ActionBounds, History, Plan, moved_forward
 from forerun.core.errors import ConfigError, ForerunError
 from forerun.core.generator import keyed_generator
 from forerun.core.protocols import Planner
@@ -97,7 +97,8 @@ class Controller:
         self.last_plan: Plan | None = None
         self._history: History | None = None
         self._last_actions: Tensor | None = None
-        self._env_step = self._num_executed = 0
+        self._queue: Float[Tensor, "envs horizon action"] | None = None
+        self._env_step = self._num_since_plan = 0
 
     def act(self, states: Float[Tensor, "envs state"], env_step: int | None = None, /) -> Float[Tensor, "envs action"]:
         """Return the actions for what is seen now.
@@ -111,17 +112,18 @@ class Controller:
                 failures are counted in :attr:`report` and bridged by the fallback.
         """
         history = self._seen(states)
-        if self.last_plan is None or self._num_executed >= self.config.execute_horizon:
-            actions = self._replanned(history)
-        else:
-            actions = self._rest_of_plan(history)
-        self._history, self._last_actions = history, actions
+        if self._queue is None or self._num_since_plan >= self.config.execute_horizon:
+            self._queue = self._replanned(history)
+        actions = self._bounds.clamp(self._queue[:, 0])
+        self._queue = moved_forward(self._queue, 1)
+        self._num_since_plan += 1
         self._env_step += 1
+        self._history, self._last_actions = history, actions
         return actions
 
-    def _replanned(self, history: History) -> Float[Tensor, "envs action"]:
-        """Plan, and return the first actions, or what falls back for them."""
-        before, num_before, deadline = self.last_plan, self._num_executed, self.config.deadline_s
+    def _replanned(self, history: History) -> Float[Tensor, "envs horizon action"]:
+        """Return the actions to come: those of a new plan, or what stands in for it."""
+        before, deadline = self._queue, self.config.deadline_s
         began = self._clock()
         try:
             plan = self._made_plan(history, lambda: deadline is not None and self._clock() - began > deadline)
@@ -130,48 +132,35 @@ class Controller:
                 raise
             self.report.num_failed += 1
             self.report.last_error = str(error)
-            return self._fallback(history)
+            return self._stand_in(before)
         seconds = self._clock() - began
         self.report.plan_seconds.append(seconds)
-        self.report.num_cut_short += plan.num_iterations < self._num_iterations
-        is_feasible = plan.is_feasible
-        self.report.num_infeasible += int((~is_feasible).sum())
-        is_late = deadline is not None and seconds > deadline and plan.num_iterations >= self._num_iterations
-        if is_late and before is not None:
+        is_cut_short = plan.num_iterations < self._num_iterations
+        self.report.num_cut_short += is_cut_short
+        self.report.num_infeasible += int((~plan.is_feasible).sum())
+        self.last_plan, self._num_since_plan = plan, 0
+        chosen = plan.actions
+        if not self.config.executes_infeasible:
+            rest = self._stand_in(chosen if before is None else before)
+            chosen = torch.where(plan.is_feasible[:, None, None], chosen, rest)
+        if deadline is not None and seconds > deadline and not is_cut_short and before is not None:
             self.report.num_late += 1
-            actions = self._fallback(history)
-            # The plan was made for this step, which the fallback has filled: from the next one on it is of use.
-            self.last_plan, self._num_executed = plan, 1
-            return actions
-        actions = self._bounds.clamp(plan.actions[:, 0])
-        if not self.config.executes_infeasible and not bool(is_feasible.all()):
-            self.last_plan, self._num_executed = before, num_before
-            actions = torch.where(is_feasible[:, None], actions, self._fallback(history))
-        self.last_plan, self._num_executed = plan, 1
-        return actions
+            # Its first action is late for this step; from the next step on the plan is of use.
+            chosen = torch.cat([self._stand_in(before)[:, :1], chosen[:, 1:]], dim=1)
+        return chosen
 
     def _made_plan(self, history: History, is_late: Callable[[], bool]) -> Plan:
-        warm_start = None
-        if self.config.has_warm_start and self.last_plan is not None:
-            warm_start = self.last_plan.shifted(self._num_executed)
         generator = keyed_generator(self.config.seed, "plan", self._env_step)
-        return self._planner.plan(history, generator=generator, warm_start=warm_start, is_late=is_late)
+        return self._planner.plan(history, generator=generator, warm_start=self._warm_start(), is_late=is_late)
 
-    def _fallback(self, history: History) -> Float[Tensor, "envs action"]:
-        if self.config.fallback == "rest" or self.last_plan is None:
-            self._num_executed += 1
-            return self._bounds.middle.expand(history.num_envs, -1).clone()
-        return self._rest_of_plan(history)
+    def _warm_start(self) -> Float[Tensor, "envs horizon action"] | None:
+        return self._queue if self.config.has_warm_start else None
 
-    def _rest_of_plan(self, history: History) -> Float[Tensor, "envs action"]:
-        assert self.last_plan is not None
-        actions = self.last_plan.shifted(self._num_executed)[:, 0]
-        self._num_executed += 1
-        return self._bounds.clamp(actions)
+    def _stand_in(self, queue: Float[Tensor, "envs horizon action"]) -> Float[Tensor, "envs horizon action"]:
+        """Return what is done where there is no plan: what was planned before, or nothing much."""
+        return queue if self.config.fallback == "continue" else self._bounds.middle.expand_as(queue)
 
     def _seen(self, states: Float[Tensor, "envs state"]) -> History:
         if self._history is None or self._last_actions is None:
             return History.of_present(states, action_dim=len(self._bounds.low))
-        seen = torch.cat([self._history.states, states[:, None]], dim=1)[:, -self.config.history :]
-        done = torch.cat([self._history.actions, self._last_actions[:, None]], dim=1)
-        return History(states=seen, actions=done[:, done.shape[1] - (seen.shape[1] - 1) :])
+        return self._history.followed_by(self._last_actions, states, most=self.config.history)

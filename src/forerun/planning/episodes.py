@@ -18,6 +18,7 @@ def run_episodes(
     seeds: Sequence[int],
     source: str,
     on_step: Callable[[int], None] = lambda env_step: None,
+    on_action: Callable[[], None] = lambda: None,
 ) -> Trajectories:
     """Run one episode in each environment, to its end or the task's number of steps.
 
@@ -28,6 +29,7 @@ def run_episodes(
         seeds: Of the episodes, one for each environment.
         source: What the recording is called.
         on_step: Told the number of steps done.
+        on_action: Called when an action has begun to run, before what it leads to is seen.
 
     Returns:
         The episodes. Actions are those that were asked for, inside their box, whatever a weak actuator made of them.
@@ -36,6 +38,7 @@ def run_episodes(
     actions, rewards, terminated, has_ended = [], [], [], []
     for env_step in range(task.num_steps):
         chosen = task.bounds.clamp(policy(states[-1], env_step))
+        on_action()
         transition = env.step(chosen)
         actions.append(chosen)
         rewards.append(transition.rewards)

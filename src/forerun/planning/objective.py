@@ -8,6 +8,7 @@ objectives read predicted states, in the units of the task.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -209,6 +210,11 @@ class Constraint:
 
     def __init__(self, violation: StepFunction, *, name: str) -> None:
         self._violation, self.name = violation, name
+
+    def violations(self, states: Float[np.ndarray, "episodes steps state"]) -> Float[np.ndarray, "episodes steps"]:
+        """Return how far recorded states break a limit that reads states alone; 0 where they keep it."""
+        seen = torch.from_numpy(states)[:, None]
+        return self._violation(seen, seen.new_zeros((*seen.shape[:3], 0)))[:, 0].clamp(min=0.0).numpy()
 
     def total(
         self,

@@ -1,8 +1,8 @@
 """Objectives that have a name, for expressions such as ``speed(2.0) + 0.1 * energy() - keep_out(...)``.
 
-All read states and actions in the units of the task. Wishes (:func:`speed`, :func:`near`, :func:`energy`) are at most 0,
-so they are added; :func:`keep_out` and :func:`keep_in` give how far a plan trespasses: subtract them, or make them hard
-constraints.
+All read states and actions in the units of the task. Wishes (:func:`speed`, :func:`near`, :func:`energy`) are at most
+0, so they are added; :func:`keep_out` and :func:`keep_in` give how far a plan trespasses: subtract them, or make them
+hard constraints.
 """
 
 from collections.abc import Mapping

@@ -171,6 +171,6 @@ class ModelBundle:
             dynamics=DiffusionDynamics(config.dynamics, frame, offsets),
             plan_value=PlanValue(config.value, frame, offsets, returns),
             state_value=StateValue(config.value, frame.states, returns),
-            one_step=OneStepEnsemble(frame, Normalizer(zeros[0], zeros[0] + 1)),
+            one_step=OneStepEnsemble(frame, Normalizer(zeros[0], zeros[0] + 1), width=config.value.width),
             cloning=CloningProposal(config.proposal.denoiser, frame, horizon=config.horizon),
         )

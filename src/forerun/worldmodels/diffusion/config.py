@@ -84,7 +84,7 @@ def dmpc_config(scale: ScaleName, *, history: int, horizon: int, discount: float
 
 
 _NETWORKS: Final[dict[ScaleName, tuple[DenoiserConfig, DenoiserConfig]]] = {
-    "smoke": (DenoiserConfig(width=128, depth=3), DenoiserConfig(width=128, depth=2)),
+    "smoke": (DenoiserConfig(width=128, depth=2), DenoiserConfig(width=96, depth=2)),
     "small": (DenoiserConfig(width=384, depth=3), DenoiserConfig(width=256, depth=3)),
     "paper": (
         DenoiserConfig(kind="transformer", width=256, depth=5, num_heads=8, head_dim=128, inner_width=2048),

@@ -103,7 +103,7 @@ class ModelTrainer:
         """Train the one-step dynamics of the baselines."""
         window = self.source.take(torch.arange(len(self.source)))
         change = Normalizer.of_mean_and_std(window.following[:, 0] - window.states[:, -1])
-        return self._fitted("one-step", lambda: OneStepEnsemble(self._frame, change))
+        return self._fitted("one-step", lambda: OneStepEnsemble(self._frame, change, width=self.config.value.width))
 
     def cloning(self) -> CloningProposal:
         """Train the baselines' behaviour cloning."""
@@ -172,7 +172,7 @@ class ModelTrainer:
             num_warmup=min(100, 1 + training.num_steps // 10),
             weight_decay=1e-4,
             clip_norm=5.0,
-            checkpoint_every=max(500, training.num_steps // 4),
+            checkpoint_every=200,
             average_decay=training.average_decay,
         )
         TrainingLoop(

@@ -1,0 +1,56 @@
+"""``forerun mpc reproduce``: a task from nothing to a table."""
+
+import argparse
+from pathlib import Path
+
+from forerun.cli.console import write_json, write_line
+from forerun.cli.options import Commands, add_json_option, add_threads_option
+from forerun.cli.progress import progress_bars
+
+_STUDIES = ("smoke", "pendulum")
+
+
+def add_reproduce(actions: Commands) -> None:
+    """Add the action."""
+    parser = actions.add_parser(
+        "reproduce",
+        help="collect, train, compare, ask for something new, damage, adapt",
+        description="Does all of it for one task and writes results.json, a plot and a GIF. Data and models that are "
+        "in the folder are used again. The status is 1 where the known optimum is missed by more than it may.",
+    )
+    parser.add_argument("--task", required=True, choices=_STUDIES, help="smoke is the double integrator")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the study (default: mpc-TASK)")
+    add_threads_option(parser)
+    add_json_option(parser)
+    parser.set_defaults(action=_reproduce)
+
+
+def _reproduce(args: argparse.Namespace) -> int:
+    import torch
+
+    from forerun.core.errors import MissingDependencyError
+    from forerun.recipes.mpc.figure import draw_results
+    from forerun.recipes.mpc.reproduce import reproduce, study
+    from forerun.recipes.mpc.show import render_episode
+    from forerun.recipes.mpc.table import result_lines
+    from forerun.worldmodels.diffusion.bundle import ModelBundle
+
+    torch.set_num_threads(args.threads)
+    plan = study(args.task)
+    folder: Path = args.out or Path(f"mpc-{args.task}")
+    with progress_bars() as show:
+        results = reproduce(plan, folder, report=show)
+    for line in result_lines(results):
+        write_line(line)
+    written = ["results.json"]
+    try:
+        draw_results(results, folder / "results.png")
+        render_episode(ModelBundle.load(folder / "models-0"), folder / "episode.gif")
+        written += ["results.png", "episode.gif"]
+    except MissingDependencyError as error:
+        write_line(f"no pictures: {error}")
+    write_line(f"wrote {', '.join(str(folder / name) for name in written)}")
+    if args.json is not None:
+        write_json(args.json, results)
+    regrets = [bar for bar in results["bars"] if bar["name"].startswith("regret")]
+    return 0 if all(bar["is_met"] for bar in regrets) else 1

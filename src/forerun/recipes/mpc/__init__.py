@@ -1,0 +1,1 @@
+"""Diffusion model predictive control from data to a table: collect, train, plan, adapt, reproduce."""

@@ -1,0 +1,119 @@
+"""Episodes of several ways to control, on the same starts, with what they cost."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from forerun.data.trajectories import Trajectories
+from forerun.envs.control_env import BatchEnv
+from forerun.planning.episodes import run_episodes
+from forerun.planning.statistics import Estimate, estimate
+from forerun.recipes.mpc.collect import episode_seeds
+from forerun.recipes.mpc.contenders import Setting, contender
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """What one way to control reached.
+
+    Attributes:
+        name: Its key.
+        summary: In words.
+        returns: For each training seed, the return of every episode.
+        interval: Their interquartile mean with a 95% interval.
+        plan_cpu_ms: CPU milliseconds of a plan for one environment, episode and all.
+        num_failed: Plans that an error prevented.
+    """
+
+    name: str
+    summary: str
+    returns: tuple[Float[np.ndarray, " episodes"], ...]
+    interval: Estimate
+    plan_cpu_ms: float
+    num_failed: int
+
+    def as_json(self, optimum: "Score | None") -> dict[str, Any]:
+        """Return everything as JSON types, with the regret against an optimum where there is one."""
+        return {
+            "name": self.name,
+            "summary": self.summary,
+            "return": self.interval.value,
+            "low": self.interval.low,
+            "high": self.interval.high,
+            "regret": None if optimum is None else self.regret(optimum),
+            "plan_cpu_ms": self.plan_cpu_ms,
+            "num_failed": self.num_failed,
+            "returns": [group.tolist() for group in self.returns],
+        }
+
+    def regret(self, optimum: "Score") -> float:
+        """Return what is lost against the optimum, as a share of the optimum's size; means, as regret adds up."""
+        best = float(np.concatenate(optimum.returns).mean())
+        return (best - float(np.concatenate(self.returns).mean())) / abs(best)
+
+
+def episodes_of(
+    name: str, setting: Setting, *, num_episodes: int, seed: int, env: BatchEnv | None = None
+) -> tuple[Trajectories, float, int]:
+    """Run episodes of one way to control.
+
+    Args:
+        name: Of the way.
+        setting: Task, models, objective.
+        num_episodes: Side by side.
+        seed: Of the starts and of planning.
+        env: Another version of the task with that many environments; ``None``: the task's own.
+
+    Returns:
+        The episodes, CPU seconds, and plans that failed.
+    """
+    chosen, task = contender(name), setting.task
+    setting = replace(setting, control=replace(setting.control, seed=seed))
+    began = time.process_time()
+    num_failed = 0
+    seeds = episode_seeds(seed, "evaluation", num_episodes)
+    env = env or task.make_env(num_episodes)
+    if chosen.policy is not None:
+        policy = chosen.policy(setting, num_episodes, seed)
+        episodes = run_episodes(env, policy, task=task, seeds=seeds, source=name)
+    else:
+        controller = chosen.controller(setting)
+        episodes = run_episodes(env, controller.act, task=task, seeds=seeds, source=name)
+        num_failed = controller.report.num_failed
+    return episodes, time.process_time() - began, num_failed
+
+
+def score(
+    name: str,
+    settings: Sequence[Setting],
+    *,
+    num_episodes: int,
+    make_env: Callable[[int], BatchEnv] | None = None,
+) -> Score:
+    """Score one way to control.
+
+    Args:
+        name: Of the way.
+        settings: One for each training seed; its place is the seed of the episodes too.
+        num_episodes: For each of them.
+        make_env: Makes another version of the task; ``None``: the task's own.
+    """
+    groups, cpu_seconds, num_steps, num_failed = [], 0.0, 0, 0
+    for seed, setting in enumerate(settings):
+        env = None if make_env is None else make_env(num_episodes)
+        episodes, seconds, failed = episodes_of(name, setting, num_episodes=num_episodes, seed=seed, env=env)
+        groups.append(episodes.returns)
+        cpu_seconds, num_failed = cpu_seconds + seconds, num_failed + failed
+        num_steps += episodes.num_steps
+    return Score(
+        name=name,
+        summary=contender(name).summary,
+        returns=tuple(groups),
+        interval=estimate(groups),
+        plan_cpu_ms=1e3 * cpu_seconds / num_steps,
+        num_failed=num_failed,
+    )

@@ -1,0 +1,145 @@
+"""Pictures of a study and of an episode."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from forerun.core.control import Plan
+from forerun.core.dependencies import import_optional
+from forerun.core.errors import ConfigError
+
+_PURPOSE = "a figure"
+_NUM_FUTURES = 24
+_NUM_DRAWN = 4
+
+
+def draw_results(results: Mapping[str, Any], path: Path) -> None:
+    """Draw return and latency of every way to control as PNG.
+
+    Args:
+        results: Of a study.
+        path: File to write.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    figures = import_optional("matplotlib.figure", extra="plot", purpose=_PURPOSE)
+    figure = figures.Figure(figsize=(10, 4.5), layout="constrained")
+    bars, latency = figure.subplots(1, 2)
+    rows = results["rows"]
+    places = np.arange(len(rows))
+    values = np.array([row["return"] for row in rows])
+    spread = np.array([[row["return"] - row["low"] for row in rows], [row["high"] - row["return"] for row in rows]])
+    bars.errorbar(values, places, xerr=np.clip(spread, 0, None), fmt="o", capsize=3)
+    bars.set_yticks(places, [row["name"] for row in rows])
+    bars.invert_yaxis()
+    bars.set(xlabel="return, interquartile mean and 95% interval", title=results["study"]["task"])
+    bars.grid(axis="x", alpha=0.3)
+    latency.errorbar([row["plan_cpu_ms"] for row in rows], values, yerr=np.clip(spread, 0, None), fmt="o", capsize=3)
+    for row in rows:
+        latency.annotate(row["name"], (row["plan_cpu_ms"], row["return"]), fontsize=7, xytext=(4, 4),
+                         textcoords="offset points")  # fmt: skip
+    latency.set(xscale="log", xlabel="CPU ms per plan", ylabel="return", title="Latency against return")
+    latency.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Frame:
+    """One moment of an episode.
+
+    Attributes:
+        seen: States up to now.
+        future: The chosen plan's predicted states.
+        others: Predicted states of other candidates, best first.
+    """
+
+    seen: Float[np.ndarray, "steps state"]
+    future: Float[np.ndarray, "horizon state"]
+    others: Float[np.ndarray, "samples horizon state"]
+
+
+class EpisodeRecorder:
+    """Keeps what an animation needs, of the first environment of a batch."""
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+        self._seen: list[np.ndarray] = []
+
+    def take(self, state: Float[np.ndarray, " state"], plan: Plan) -> None:
+        """Keep a moment.
+
+        Args:
+            state: The present.
+            plan: Made for it.
+        """
+        self._seen.append(state.copy())
+        order = plan.future_scores[0].argsort(descending=True)[:_NUM_FUTURES]
+        self.frames.append(
+            Frame(
+                seen=np.array(self._seen),
+                future=plan.states[0].numpy().copy(),
+                others=plan.futures[0, order].numpy().copy(),
+            )
+        )
+
+
+Scene = Callable[[Any, Frame], None]
+"""Draws a task's picture of a moment on an axis of matplotlib."""
+
+
+def animate(
+    frames: Sequence[Frame], names: Sequence[str], path: Path, *, title: str, scene: Scene | None = None
+) -> None:
+    """Write an episode as a GIF: what was seen, the futures that were imagined, and the chosen one.
+
+    Args:
+        frames: Of the episode.
+        names: Of the numbers of a state; the first four that vary most are drawn.
+        path: File to write, ``.gif``.
+        title: Above the picture.
+        scene: The task's own picture beside the curves; ``None``: none.
+
+    Raises:
+        ConfigError: There is nothing to draw, or the file is no GIF.
+        MissingDependencyError: matplotlib or pillow is not installed.
+    """
+    if not frames or path.suffix.lower() != ".gif":
+        raise ConfigError(f"--render {path}: needs an episode and a name that ends in .gif")
+    figures = import_optional("matplotlib.figure", extra="plot", purpose=_PURPOSE)
+    canvases = import_optional("matplotlib.backends.backend_agg", extra="plot", purpose=_PURPOSE)
+    images = import_optional("PIL.Image", extra="plot", purpose="a GIF")
+    whole = frames[-1].seen
+    drawn = np.argsort(-np.ptp(whole, axis=0))[:_NUM_DRAWN] if whole.shape[1] > _NUM_DRAWN else range(whole.shape[1])
+    drawn = sorted(int(index) for index in drawn)
+    horizon = len(frames[0].future)
+    low, high = whole.min(axis=0), whole.max(axis=0)
+    margin = 0.25 * np.maximum(high - low, 1e-3)
+    pictures = []
+    for frame in frames:
+        figure = figures.Figure(figsize=(9 if scene else 6, 1.3 * len(drawn) + 0.6), layout="constrained", dpi=70)
+        canvas = canvases.FigureCanvasAgg(figure)
+        grid = figure.add_gridspec(len(drawn), 2 if scene else 1)
+        now = len(frame.seen) - 1
+        ahead = np.arange(now, now + horizon + 1)
+        for row, index in enumerate(drawn):
+            axis = figure.add_subplot(grid[row, 0])
+            for other in frame.others:
+                axis.plot(ahead, [frame.seen[-1, index], *other[:, index]], color="0.75", linewidth=0.6)
+            axis.plot(ahead, [frame.seen[-1, index], *frame.future[:, index]], color="#d55e00", linewidth=1.6)
+            axis.plot(frame.seen[:, index], color="#0072b2", linewidth=1.6)
+            axis.set(
+                xlim=(0, len(whole) + horizon),
+                ylim=(low[index] - margin[index], high[index] + margin[index]),
+                ylabel=names[index],
+            )
+        if scene is not None:
+            scene(figure.add_subplot(grid[:, 1]), frame)
+        figure.suptitle(f"{title}: seen (blue), imagined (grey), chosen (orange)", fontsize=9)
+        canvas.draw()
+        pictures.append(images.fromarray(np.asarray(canvas.buffer_rgba())).convert("P", palette=1))
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=80, loop=0)

@@ -1,0 +1,139 @@
+"""What D-MPC does without training: a new reward, a hard constraint, plans that are ready before they are needed."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from forerun.core.errors import ConfigError
+from forerun.data.trajectories import Trajectories
+from forerun.planning.episodes import run_episodes
+from forerun.planning.expression import ObjectiveLanguage
+from forerun.planning.speculative import SpeculationConfig, SpeculativeController
+from forerun.recipes.mpc.collect import episode_seeds
+from forerun.recipes.mpc.contenders import Setting, contender, task_objective
+from forerun.recipes.mpc.evaluate import episodes_of
+
+
+def language(setting: Setting) -> ObjectiveLanguage:
+    """Return the words of objectives for a task: its own reward is ``task()``."""
+    return ObjectiveLanguage(setting.bundle.state_names, {"task": task_objective(setting.task, setting.bundle)})
+
+
+def measure_new_goal(setting: Setting, *, name: str, value: float, num_episodes: int, seed: int) -> dict[str, Any]:
+    """Ask for a value of one number of the state that the data never aimed at, and compare with the proposal alone.
+
+    Args:
+        setting: Task and models; its objective is replaced.
+        name: Number of the state.
+        value: What it shall be.
+        num_episodes: Episodes.
+        seed: Of the starts.
+
+    Returns:
+        Mean absolute error over the second half of an episode, of SSR with the new objective and of the proposal.
+    """
+    index = setting.bundle.state_names.index(name)
+    wish = f"near({name}={value}) + 0.05 * energy()"
+    asked = replace(setting, objective=language(setting).objective(wish))
+    errors = {}
+    for way in ("ssr", "proposal"):
+        episodes, _, _ = episodes_of(way, asked, num_episodes=num_episodes, seed=seed)
+        errors[way] = _late_error(episodes, index, value)
+    return {"objective": wish, "error": errors["ssr"], "proposal_error": errors["proposal"]} | {
+        "ratio": errors["ssr"] / errors["proposal"]
+    }
+
+
+def measure_constraint(setting: Setting, *, constraint: str, num_episodes: int, seed: int) -> dict[str, Any]:
+    """Plan the task under a hard constraint, and count the steps that break it, with and without.
+
+    Args:
+        setting: Task and models.
+        constraint: As :class:`~forerun.planning.expression.ObjectiveLanguage` reads it.
+        num_episodes: Episodes.
+        seed: Of the starts.
+    """
+    words = language(setting)
+    limit = words.constraint(constraint)
+    constrained = replace(setting, objective=task_objective(setting.task, setting.bundle).subject_to(limit))
+    found = {}
+    for key, chosen in (("with", constrained), ("without", setting)):
+        episodes, _, _ = episodes_of("ssr", chosen, num_episodes=num_episodes, seed=seed)
+        states = np.stack([episode.states[1:] for episode in episodes.episodes])
+        found[key] = float((limit.violations(states) > 0).mean())
+    return {"constraint": constraint, "broken": found["with"], "broken_without": found["without"]}
+
+
+def measure_speculation(
+    setting: Setting, *, num_episodes: int, seed: int, speculation: SpeculationConfig | None = None
+) -> dict[str, Any]:
+    """Run single episodes with plans made ahead, and the same without.
+
+    Args:
+        setting: Task, models, objective.
+        num_episodes: Run one after the other, as latency is for one environment.
+        seed: Of the starts and of planning.
+        speculation: Guesses and tolerance.
+
+    Returns:
+        Hit rate, milliseconds from observation to action of hits and of misses, and both mean returns.
+
+    Raises:
+        ConfigError: There is no episode.
+    """
+    if num_episodes < 1:
+        raise ConfigError(f"num_episodes={num_episodes}: must be at least 1")
+    task, bundle = setting.task, setting.bundle
+    control = replace(setting.control, seed=seed)
+    planner_of = contender("ssr").planner
+    assert planner_of is not None
+    controller = SpeculativeController(
+        control,
+        speculation=speculation or SpeculationConfig(),
+        planner=planner_of(setting),
+        dynamics=bundle.dynamics,
+        bounds=bundle.bounds,
+        unit=bundle.dynamics.offsets.scale[0],
+    )
+    hits = misses = 0
+    hit_s, miss_s, ahead_s, returns, plain_s, plain_returns = [], [], [], [], [], []
+    for one_seed in episode_seeds(seed, "speculation", num_episodes):
+        controller.reset()
+        env = task.make_env(1)
+        episodes = run_episodes(
+            env,
+            controller.act,
+            task=task,
+            seeds=[one_seed],
+            source="speculative",
+            on_action=controller.anticipate,
+        )
+        report = controller.speculation_report
+        hits, misses = hits + report.num_hits, misses + report.num_misses
+        hit_s += report.hit_seconds
+        miss_s += report.miss_seconds
+        ahead_s += report.ahead_seconds
+        returns.append(float(episodes.returns[0]))
+        plain = contender("ssr").controller(replace(setting, control=control))
+        episodes = run_episodes(task.make_env(1), plain.act, task=task, seeds=[one_seed], source="plain")
+        plain_s += plain.report.plan_seconds
+        plain_returns.append(float(episodes.returns[0]))
+    return {
+        "hit_rate": hits / max(1, hits + misses),
+        "hit_ms": _median_ms(hit_s),
+        "miss_ms": _median_ms(miss_s),
+        "ahead_ms": _median_ms(ahead_s),
+        "plan_ms": _median_ms(plain_s),
+        "return": float(np.mean(returns)),
+        "return_without": float(np.mean(plain_returns)),
+    }
+
+
+def _late_error(episodes: Trajectories, index: int, value: float) -> float:
+    errors = [np.abs(episode.states[len(episode.states) // 2 :, index] - value) for episode in episodes.episodes]
+    return float(np.mean(np.concatenate(errors)))
+
+
+def _median_ms(seconds: list[float]) -> float | None:
+    return float(1e3 * np.median(seconds)) if seconds else None

@@ -1,0 +1,52 @@
+"""One episode with its imagined futures, as a GIF."""
+
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
+
+from forerun.core.protocols import Objective
+from forerun.envs.control_tasks import control_task
+from forerun.planning.episodes import run_episodes
+from forerun.recipes.mpc.collect import episode_seeds
+from forerun.recipes.mpc.contenders import Setting, contender, task_objective
+from forerun.recipes.mpc.figure import EpisodeRecorder, animate
+from forerun.worldmodels.diffusion.bundle import ModelBundle
+
+
+def render_episode(
+    bundle: ModelBundle,
+    path: Path,
+    *,
+    way: str = "ssr",
+    objective: Objective | None = None,
+    title: str | None = None,
+    seed: int = 0,
+) -> float:
+    """Run an episode and draw it.
+
+    Args:
+        bundle: The models.
+        path: File to write, ``.gif``.
+        way: Way to control that plans.
+        objective: What is wanted; ``None``: the task's reward.
+        title: Above the picture; ``None``: the task's name.
+        seed: Of the start and of planning.
+
+    Returns:
+        The episode's return by the task's own reward.
+    """
+    task = control_task(bundle.task)
+    setting = Setting(task=task, bundle=bundle, objective=objective or task_objective(task, bundle))
+    controller, recorder = contender(way).controller(setting), EpisodeRecorder()
+
+    def act(states: Float[Tensor, "envs state"], env_step: int, /) -> Float[Tensor, "envs action"]:
+        actions = controller.act(states)
+        assert controller.last_plan is not None
+        recorder.take(states[0].numpy(), controller.last_plan)
+        return actions
+
+    seeds = episode_seeds(seed, "evaluation", 1)
+    episodes = run_episodes(task.make_env(1), act, task=task, seeds=seeds, source="rendered")
+    animate(recorder.frames, bundle.state_names, path, title=title or task.name)
+    return float(episodes.returns[0])

@@ -1,0 +1,117 @@
+"""``forerun mpc``: from a recording to plans and adapted plans, in miniature; bad input in one line."""
+
+import json
+
+import numpy as np
+import pytest
+
+from forerun.cli.main import main
+from forerun.worldmodels.diffusion.bundle import ModelBundle
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Data and barely trained models of the double integrator."""
+    folder = tmp_path_factory.mktemp("mpc")
+    task = ["--task", "double-integrator"]
+    assert main(["mpc", "collect", *task, "--episodes", "12", "--out", str(folder / "data.npz")]) == 0
+    arguments = ["--data", str(folder / "data.npz"), "--out", str(folder / "models"), "--steps", "25"]
+    assert main(["mpc", "train", *task, *arguments, "--batch-size", "32"]) == 0
+    return folder
+
+
+def plan(folder, *options, models="models"):
+    found = folder / "found.json"
+    assert main(["mpc", "plan", "--models", str(folder / models), "--episodes", "2", "--samples", "8", *options,
+                 "--json", str(found)]) == 0  # fmt: skip
+    return json.loads(found.read_text())
+
+
+def test_planning_gives_returns_and_repeats_itself(folder):
+    first, again = plan(folder), plan(folder)
+    assert len(first["returns"]) == 2
+    assert first["returns"] == again["returns"]
+    assert first["num_failed"] == 0
+    assert plan(folder, "--seed", "1")["returns"] != first["returns"]
+
+
+def test_models_that_are_loaded_are_those_that_were_saved(folder):
+    bundle = ModelBundle.load(folder / "models")
+    bundle.save(folder / "copy", record={})
+    assert plan(folder, models="copy")["returns"] == plan(folder)["returns"]
+
+
+def test_a_new_objective_changes_what_is_done(folder):
+    right = plan(folder, "--objective", "10 * near(position=2.0)", "--planner", "random")
+    left = plan(folder, "--objective", "10 * near(position=-2.0)", "--planner", "random")
+    assert right["mean_late_state"]["position"] > left["mean_late_state"]["position"] + 0.5
+
+
+def test_a_constraint_is_taken(folder):
+    plan(folder, "--constraint", "keep_in(velocity=(-5.0, 5.0))")
+
+
+def test_a_gif_is_written(folder):
+    pytest.importorskip("matplotlib")
+    plan(folder, "--render", str(folder / "episode.gif"))
+    assert (folder / "episode.gif").read_bytes().startswith(b"GIF89a")
+
+
+def test_adapting_changes_the_dynamics_and_nothing_else(folder):
+    collected = ["mpc", "collect", "--task", "double-integrator", "--defect", "--episodes", "6"]
+    assert main([*collected, "--out", str(folder / "play.npz")]) == 0
+    arguments = ["--models", str(folder / "models"), "--play", str(folder / "play.npz"), "--rounds", "1"]
+    assert main(["mpc", "adapt", *arguments, "--steps", "20", "--out", str(folder / "adapted")]) == 0
+    before, after = (ModelBundle.load(folder / name).modules for name in ("models", "adapted"))
+    changed = {
+        name
+        for name, module in before.items()
+        if any((value != after[name].state_dict()[key]).any() for key, value in module.state_dict().items())
+    }
+    assert changed == {"dynamics"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--objective", "speed("], "can't be read"),
+        (["--objective", "fly()"], "fly: unknown word of an objective"),
+        (["--objective", "near(height=1)"], "height: unknown number of the state"),
+        (["--objective", "2 + 3"], "is a number"),
+        (["--objective", "__import__('os')"], "unknown word"),
+        (["--objective", "task().score"], "can't read"),
+        (["--constraint", "energy()"], "must be keep_out"),
+        (["--planner", "ssrr"], "did you mean ssr?"),
+        (["--episodes", "0"], "--episodes 0: must be at least 1"),
+        (["--deadline-ms", "0"], "deadline_s=0.0: must be above 0"),
+    ],
+)
+def test_bad_input_is_one_line(folder, capsys, arguments, message):
+    assert main(["mpc", "plan", "--models", str(folder / "models"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_folder_without_models(tmp_path, capsys):
+    assert main(["mpc", "plan", "--models", str(tmp_path)]) == 2
+    assert "holds no models of D-MPC" in capsys.readouterr().err
+
+
+def test_data_with_a_gap_is_refused(tmp_path, capsys):
+    states = np.zeros((4, 2))
+    states[2, 1] = np.nan
+    ends = np.array([False, False, False, True])
+    np.savez(tmp_path / "mine.npz", observations=states, actions=np.zeros((4, 1)), rewards=np.zeros(4), timeouts=ends)
+    arguments = ["--data", str(tmp_path / "mine.npz"), "--out", str(tmp_path / "models")]
+    assert main(["mpc", "train", "--task", "double-integrator", *arguments]) == 2
+    assert "states[2, 1] is nan" in capsys.readouterr().err
+
+
+def test_actions_outside_their_box_are_refused(tmp_path, capsys):
+    ends = np.arange(30) == 29
+    np.savez(tmp_path / "mine.npz", observations=np.zeros((30, 2)), actions=np.full((30, 1), 3.0), rewards=np.zeros(30),
+             timeouts=ends)  # fmt: skip
+    arguments = ["--data", str(tmp_path / "mine.npz"), "--out", str(tmp_path / "models")]
+    assert main(["mpc", "train", "--task", "double-integrator", *arguments]) == 2
+    assert "action 'force' is 3 at step 0" in capsys.readouterr().err

@@ -1,0 +1,183 @@
+"""Tasks whose optimum is known: the optimum is one, and what is built on them behaves."""
+
+import math
+
+import pytest
+import torch
+
+from forerun.core.control import ActionBounds, History
+from forerun.core.errors import ConfigError
+from forerun.core.generator import keyed_generator
+from forerun.envs import control_double_integrator as integrator
+from forerun.envs import control_pendulum as pendulum
+from forerun.envs.control_dynamics import TrueDynamics
+from forerun.envs.control_env import ClippedActuator
+from forerun.envs.control_optimum import LinearQuadratic, finite_horizon_gains, solve_on_grid
+from forerun.envs.control_task import SmoothNoise
+from forerun.envs.control_tasks import TASK_NAMES, control_task
+from forerun.planning.episodes import run_episodes
+
+TASKS = ["double-integrator", "pendulum"]
+
+
+def returns(task, policy, num_episodes=12):
+    env = task.make_env(num_episodes)
+    return torch.from_numpy(run_episodes(env, policy, task=task, seeds=range(num_episodes), source="test").returns)
+
+
+def test_riccatis_recursion_gives_the_least_cost_of_a_scalar_problem():
+    one = torch.ones(1, 1)
+    problem = LinearQuadratic(transition=one, control=one, state_cost=one, action_cost=one)
+    gains, costs = finite_horizon_gains(problem, 200)
+    golden = (1 + math.sqrt(5)) / 2  # the fixed point of p = 1 + p - p^2 / (1 + p)
+    assert float(costs[0]) == pytest.approx(golden, rel=1e-6)
+    assert float(gains[0]) == pytest.approx(golden / (1 + golden), rel=1e-6)
+    assert float(costs[-1]) == 1.0
+    assert float(gains[-1]) == 0.0
+
+
+def test_the_optimal_control_of_the_integrator_reaches_the_predicted_return_and_never_saturates():
+    task = control_task("double-integrator")
+    env = task.make_env(40)
+    starts = env.reset(range(40))
+    largest = 0.0
+
+    def policy(states, env_step):
+        nonlocal largest
+        actions = integrator.best_action(states, env_step)
+        largest = max(largest, float(actions.abs().max()))
+        return actions
+
+    found = torch.from_numpy(run_episodes(env, policy, task=task, seeds=range(40), source="test").returns)
+    assert found.tolist() == pytest.approx(integrator.best_return(starts).tolist(), rel=1e-4)
+    assert largest < 1.0
+    for factor in (0.9, 1.1):
+        other = returns(task, lambda states, step, factor=factor: factor * integrator.best_action(states, step))
+        assert bool((other < found[:12]).all())
+
+
+def test_dynamic_programming_agrees_with_riccati_where_both_apply():
+    num_points = 61
+    axis = torch.linspace(-1.0, 1.0, num_points)
+    optimum = solve_on_grid(
+        axes=(axis, axis),
+        is_periodic=False,
+        actions=torch.linspace(-1.0, 1.0, 61),
+        num_steps=20,
+        transition=integrator.transition,
+        reward=lambda states, actions: -integrator.PROBLEM.cost(states, actions),
+    )
+    _, costs = finite_horizon_gains(integrator.PROBLEM, 20)
+    states = torch.tensor([[0.3, 0.0], [-0.2, 0.2], [0.0, -0.3]])
+    exact = -(states @ costs[0] * states).sum(dim=-1)
+    # Linear interpolation of -x'Px between points h apart is too low by at most h^2/8 of its second derivatives, at
+    # each of the steps; a grid of actions d apart loses at most (R + B'PB) d^2/4 more.
+    spacing = 2.0 / (num_points - 1)
+    lost = sum(float(spacing**2 / 4 * cost.diagonal().sum() + 1.1 * spacing**2 / 4) for cost in costs)
+    gap = exact - optimum.value(states, 0)
+    assert float(gap.min()) > -1e-4
+    assert float(gap.max()) < lost
+
+
+def test_the_pendulum_is_gymnasiums():
+    gymnasium = pytest.importorskip("gymnasium")
+    theirs = gymnasium.make("Pendulum-v1").unwrapped
+    theirs.reset(seed=0)
+    theirs.state = [2.5, -0.5]
+    state = torch.tensor([math.cos(2.5), math.sin(2.5), -0.5])
+    for step in range(60):
+        action = torch.tensor([2.0 * math.sin(step / 3)])
+        after = pendulum.transition(state, action)
+        paid = float(pendulum.reward(state, action, after))
+        seen, reward, *_ = theirs.step(action.numpy())
+        assert after.tolist() == pytest.approx(seen.tolist(), abs=2e-3)
+        assert paid == pytest.approx(reward, abs=2e-3)
+        state = after
+
+
+def test_the_grids_policy_swings_up_from_anywhere():
+    task = control_task("pendulum")
+    env = task.make_env(12)
+    found = run_episodes(env, task.best_policy, task=task, seeds=range(12), source="test")
+    assert all(episode.states[-1][0] > 0.99 for episode in found.episodes)
+    assert found.returns.mean() > returns(task, task.behaviour(12, keyed_generator(0))).mean()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_episodes_are_functions_of_seeds_and_actions(name):
+    task = control_task(name)
+    env = task.make_env(2)
+    first = env.reset([3, 4])
+    assert torch.equal(env.reset([4, 3]), first.flip(0))
+    ended = [env.step(torch.zeros(2, 1)).truncated.tolist() for _ in range(task.num_steps)]
+    assert ended == [[False, False]] * (task.num_steps - 1) + [[True, True]]
+    after = env.step(torch.zeros(2, 1))
+    assert after.rewards.tolist() == [0, 0]
+    with pytest.raises(ConfigError, match="1 seeds for 2 environments"):
+        env.reset([1])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_true_dynamics_predict_the_environment(name):
+    task = control_task(name)
+    env = task.make_env(3)
+    present = env.reset(range(3))
+    actions = 4 * torch.rand(3, 6, task.action_dim, generator=keyed_generator(0)) - 2
+    model = TrueDynamics(task.transition, bounds=task.bounds)
+    history = History.of_present(present, action_dim=task.action_dim)
+    predicted = model.rollout(history, actions[:, None], generator=keyed_generator(0))[:, 0]
+    seen = torch.stack([env.step(actions[:, step]).states for step in range(6)], dim=1)
+    assert torch.allclose(predicted, seen, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TASK_NAMES)
+def test_every_task_is_consistent(name):
+    if name == "halfcheetah":
+        pytest.importorskip("mujoco")
+    task = control_task(name)
+    env = task.make_env(2)
+    states = env.reset([0, 1])
+    assert states.shape == (2, len(task.state_names))
+    assert env.bounds.low.tolist() == task.bounds.low.tolist()
+    actions = task.behaviour(2, keyed_generator(0))(states, 0)
+    made = env.step(actions)
+    assert actions.shape == (2, task.action_dim)
+    paid = task.reward(states, actions, made.states)
+    assert paid.shape == (2,)
+    assert paid.tolist() == pytest.approx(made.rewards.tolist(), abs=0.3 if name == "halfcheetah" else 1e-5)
+
+
+def test_an_unknown_task_names_the_nearest():
+    with pytest.raises(ConfigError, match="pendulun: unknown control task; did you mean pendulum"):
+        control_task("pendulun")
+
+
+def test_a_weak_actuator_clamps_only_what_is_weak():
+    seen = []
+
+    class Recorder:
+        num_envs, bounds = 1, ActionBounds.symmetric(3)
+
+        def reset(self, seeds):
+            return torch.zeros(1, 1)
+
+        def step(self, actions):
+            seen.append(actions.tolist())
+
+    env = ClippedActuator(Recorder(), limit=0.25, indices=[1])
+    actions = torch.tensor([[0.9, -0.9, 0.1]])
+    env.step(actions)
+    assert seen == [[pytest.approx([0.9, -0.25, 0.1])]]
+    assert actions.tolist() == [pytest.approx([0.9, -0.9, 0.1])]
+    for wrong in ({"limit": -1.0, "indices": [0]}, {"limit": 1.0, "indices": [3]}, {"limit": 1.0, "indices": []}):
+        with pytest.raises(ConfigError, match="an actuator clip of indices"):
+            ClippedActuator(Recorder(), **wrong)
+
+
+def test_smooth_noise_keeps_its_spread_and_remembers():
+    """20,000 numbers a step, tolerances over 5 standard errors: a false alarm is below 1e-6 with a free seed."""
+    noise = SmoothNoise((20_000,), std=0.5, memory=0.8, generator=keyed_generator(0))
+    steps = torch.stack([noise.next() for _ in range(6)])
+    assert steps.std(dim=1).tolist() == pytest.approx([0.5] * 6, abs=0.015)
+    assert float((steps[0] * steps[1]).mean() / 0.25) == pytest.approx(0.8, abs=0.04)
+    assert float((steps[0] * steps[3]).mean() / 0.25) == pytest.approx(0.512, abs=0.04)
