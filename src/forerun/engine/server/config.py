@@ -31,7 +31,7 @@ class ServerConfig:
     port: int = 8000
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     model_name: str | None = None
-    max_num_batched_tokens: int = 128
+    max_num_batched_tokens: int = 64
     max_waiting: int = 64
     max_choices: int = 16
     max_body_bytes: int = 1 << 20
