@@ -124,7 +124,8 @@ def distill(
     student, distillation = config.student, config.distillation
 
     def task(batches: EpochBatches) -> Task[MixedBatch] | Task[Tensor]:
-        decoders = [load_member(member).requires_grad_(False) for member in members]
+        is_read = distillation.loss == "kl"
+        decoders = [load_member(member).requires_grad_(False) for member in members if is_read]
 
         def text_loss(logits_BTV: Tensor, ids_BT: Tensor) -> Tensor:
             return distillation_loss(
