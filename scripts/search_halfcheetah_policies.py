@@ -17,11 +17,13 @@ DIGITS = 5
 
 
 def record(policy: LinearPolicy) -> dict:
+    """Return a policy as JSON types, rounded."""
     numbers = {name: np.round(getattr(policy, name), DIGITS).tolist() for name in ("weights", "mean", "std")}
     return numbers | {"trial_return": round(policy.trial_return, 2), "num_seen": policy.num_seen}
 
 
 def main() -> None:
+    """Search, and write the file after every step."""
     num_iterations = int(sys.argv[1]) if len(sys.argv) > 1 else 60
     known = list(linear_policies()) if TARGET.exists() else []
     config = ArsConfig(num_iterations=num_iterations, num_directions=16, num_top=4, num_env_steps=250, seed=len(known))

@@ -46,6 +46,14 @@ _ENTRIES: Final = {
         2025,
         "2509.14786",
     ),
+    "zhou2024diffusion": (
+        "Diffusion Model Predictive Control",
+        "Zhou, Guangyao and Swaminathan, Sivaramakrishnan and Raju, Rajkumar Vasudeva and Guntupalli, J. Swaroop "
+        "and Lehrach, Wolfgang and Ortiz, Joseph and Dedieu, Antoine and L{\\'a}zaro-Gredilla, Miguel "
+        "and Murphy, Kevin",
+        2024,
+        "2410.05364",
+    ),
 }
 """Key: title, authors, year of the preprint, arXiv number."""
 
@@ -55,6 +63,7 @@ _PARTS: Final = {
     "coupled": ('verification="coupled": shared Gumbel noise', ("daliri2024coupling",)),
     "default-model": ("the embedded target, SmolLM2-135M-Instruct", ("allal2025smollm2",)),
     "pretraining": ("forerun pretrain: regularised runs and their ensembles", ("kim2025pretraining",)),
+    "mpc": ("forerun mpc: diffusion proposals, multi-step diffusion dynamics", ("zhou2024diffusion",)),
 }
 """Part: what it is in Forerun, and the keys of its papers."""
 

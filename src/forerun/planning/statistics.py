@@ -37,19 +37,17 @@ def estimate(groups: Sequence[Float[np.ndarray, " samples"]], *, seed: int = 0) 
     """Return the interquartile mean of all samples, and a percentile interval.
 
     Args:
-        groups: Returns, one array for each training seed. Seeds are drawn anew and samples within them, so that the
-            interval has both kinds of chance; with one group it is over samples alone.
+        groups: Returns, one array for each training seed, all of one length. Seeds are drawn anew and samples within
+            them, so that the interval has both kinds of chance; with one group it is over samples alone.
         seed: Of the bootstrap.
 
     Reference:
         Agarwal et al. 2021 (arXiv 2108.13264) for the interquartile mean of runs.
     """
     source = np.random.default_rng(seed)
-    arrays = [np.asarray(group, dtype=np.float64) for group in groups]
-    replicates = []
-    for _ in range(_NUM_REPLICATES):
-        chosen = [arrays[index] for index in source.integers(0, len(arrays), len(arrays))]
-        drawn = np.concatenate([group[source.integers(0, len(group), len(group))] for group in chosen])
-        replicates.append(float(interquartile_mean(drawn)))
-    low, high = np.quantile(replicates, [0.025, 0.975])
-    return Estimate(value=float(interquartile_mean(np.concatenate(arrays))), low=float(low), high=float(high))
+    table = np.stack([np.asarray(group, dtype=np.float64) for group in groups])
+    num_groups, count = table.shape
+    chosen = source.integers(0, num_groups, (_NUM_REPLICATES, num_groups, 1))
+    drawn = table[chosen, source.integers(0, count, (_NUM_REPLICATES, num_groups, count))]
+    low, high = np.quantile(interquartile_mean(drawn.reshape(_NUM_REPLICATES, -1)), [0.025, 0.975])
+    return Estimate(value=float(interquartile_mean(table.reshape(-1))), low=float(low), high=float(high))

@@ -326,17 +326,10 @@ def test_an_expectile_above_a_half_is_optimistic():
     returns = Normalizer(torch.tensor(0.0), torch.tensor(1.0))
     targets = torch.tensor([0.0, 0.0, 0.0, 1.0])
 
-    def fitted(expectile):
-        torch.manual_seed(0)
+    for expectile in (0.5, 0.9):
         value = StateValue(TINY, frame().states, returns, expectile=expectile)
         torch.nn.init.zeros_(value.network.outside.weight)
-        optimizer = torch.optim.SGD([value.network.outside.bias], lr=0.2)
-        for _ in range(60):
-            optimizer.zero_grad()
-            value.loss(torch.zeros(4, 3), targets).backward()
-            optimizer.step()
-        return float(value(torch.zeros(1, 3)))
-
-    assert fitted(0.5) == pytest.approx(0.25, abs=1e-3)
-    # The expectile e solves tau * (1 - e) = (1 - tau) * 3 e.
-    assert fitted(0.9) == pytest.approx(0.9 / (0.9 + 3 * 0.1), abs=1e-3)
+        # The expectile e solves tau * (1 - e) = (1 - tau) * 3 e: there the loss is at its least.
+        torch.nn.init.constant_(value.network.outside.bias, expectile / (expectile + 3 * (1 - expectile)))
+        value.loss(torch.zeros(4, 3), targets).backward()
+        assert float(value.network.outside.bias.grad) == pytest.approx(0.0, abs=1e-6)

@@ -83,6 +83,17 @@ STUDIES: Final[dict[str, Study]] = {
         num_play_episodes=60,
         largest_regret=0.25,
     ),
+    "halfcheetah": Study(
+        task="halfcheetah",
+        scale="small",
+        num_train_steps=2000,
+        batch_size=256,
+        num_seeds=1,
+        num_episodes=8,
+        ways=("data", "cloning", "proposal", "mppi", "ssr-one-step", "ssr-paper", "ssr"),
+        new_goal=("x_velocity", 0.5),
+        num_play_episodes=60,
+    ),
 }
 """Studies by the name the command line gives them."""
 
