@@ -1,9 +1,9 @@
 """A small task whose certificate is made once: three well-parted clouds in eight dimensions."""
 
 import json
-import shutil
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,25 +36,26 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Task, Ce
     return folder / "made.zip", folder / "data.npz", task, result
 
 
+def rewrite(
+    source: Path,
+    path: Path,
+    edit: Callable[[dict], None] = lambda manifest: None,
+    message: Callable[[bytes], bytes] = lambda message: message,
+    further: tuple[str, ...] = (),
+) -> Path:
+    """Copy a certificate with a changed manifest, message, or further members."""
+    with zipfile.ZipFile(source) as archive:
+        manifest, code = json.loads(archive.read("manifest.json")), archive.read("message.bin")
+    edit(manifest)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("manifest.json", json.dumps(manifest))
+        archive.writestr("message.bin", message(code))
+        for name in further:
+            archive.writestr(name, b"running_mean")
+    return path
+
+
 @pytest.fixture
 def tampered(made: tuple[Path, Path, Task, CertifyResult], tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that copies the certificate with a changed manifest, message, or further members."""
-
-    def change(
-        edit: Callable[[dict], None] = lambda manifest: None,
-        message: Callable[[bytes], bytes] = lambda message: message,
-        further: tuple[str, ...] = (),
-    ) -> Path:
-        path = tmp_path / "tampered.zip"
-        shutil.copy(made[0], path)
-        with zipfile.ZipFile(path) as archive:
-            manifest, code = json.loads(archive.read("manifest.json")), archive.read("message.bin")
-        edit(manifest)
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("manifest.json", json.dumps(manifest))
-            archive.writestr("message.bin", message(code))
-            for name in further:
-                archive.writestr(name, b"running_mean")
-        return path
-
-    return change
+    """Return a function that rewrites the certificate."""
+    return partial(rewrite, made[0], tmp_path / "tampered.zip")

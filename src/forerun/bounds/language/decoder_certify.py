@@ -183,7 +183,6 @@ def _encode(
         options.grid,
         options.fit,
         window=options.window,
-        average=candidate.average,
         rank=options.rank,
         report=report,
     )

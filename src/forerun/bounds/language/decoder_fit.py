@@ -15,9 +15,10 @@ from forerun.bounds.language import decoder_verifier
 from forerun.bounds.language.decoder_message import DecoderGrid, DecoderMember, TensorSteps
 from forerun.core.errors import ConfigError
 from forerun.models.decoder import Decoder
-from forerun.nn.law_average import Average
 
 _ADAPTER_STEP: Final = 2.0**-5
+_LEAST_SCALE: Final = 0.02
+"""Of a tensor that is at its start, such as a norm's gains before training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +82,7 @@ class RoundedDecoder(nn.Module):
             key = verifier_name(name)
             if rank == 0:
                 away = weight.detach() - self._start(weight)
-                scale = max(float(away.square().mean().sqrt()), 1e-4)
+                scale = max(float(away.square().mean().sqrt()), _LEAST_SCALE)
                 self._add(f"{key}/0", away.clone(), grid.nearest_exponent(step_share * scale))
             elif "self_attn" in key:
                 exponent = grid.nearest_exponent(_ADAPTER_STEP)
@@ -110,9 +111,8 @@ class RoundedDecoder(nn.Module):
         tensors: dict[str, tuple[TensorSteps, ...]] = {
             verifier_name(name): () for name, _ in self._frame[0].named_parameters()
         }
-        limit = decoder_verifier.MAX_STEPS
         for key, values in self._items():
-            steps = (values.detach() / self._step(key)).round().clamp(-limit, limit).numpy().astype(np.int64)
+            steps = self._steps(key, values.detach()).numpy().astype(np.int64)
             tensors[key.partition("/")[0]] += (TensorSteps(exponent=self.exponents[key], steps=steps),)
         return DecoderMember(shape=decoder_shape(self._frame[0]), tensors=tensors)
 
@@ -128,7 +128,10 @@ class RoundedDecoder(nn.Module):
 
     def _rounded(self, key: str) -> Tensor:
         values, step = self.parts[key.replace(".", ":")], self._step(key)
-        return values + (step * (values / step).round() - values).detach()
+        return values + (step * self._steps(key, values) - values).detach()
+
+    def _steps(self, key: str, values: Tensor) -> Tensor:
+        return (values / self._step(key)).round().clamp(-decoder_verifier.MAX_STEPS, decoder_verifier.MAX_STEPS)
 
     @staticmethod
     def _start(weight: Tensor) -> float:
@@ -142,7 +145,6 @@ def round_decoders(
     config: DecoderFitConfig,
     *,
     window: int,
-    average: Average = "probability",
     rank: int = 0,
     report: Callable[[str], None] = lambda line: None,
 ) -> tuple[DecoderMember, ...]:
@@ -156,7 +158,6 @@ def round_decoders(
         grid: The options.
         config: How.
         window: Tokens predicted in one window.
-        average: How laws are averaged; for one member either.
         rank: Of adapters, or 0.
         report: Told a line about each member.
     """
@@ -178,7 +179,7 @@ def round_decoders(
             optimizer.zero_grad()
             (loss + config.bit_price * rounded.soft_bits()).backward()
             optimizer.step()
-        report(f"member {number} of {len(decoders)}: last batch {float(loss.detach()):.3f} nats per token ({average} average)")
+        report(f"member {number} of {len(decoders)}: last batch {float(loss.detach()):.3f} nats per token")
         members.append(rounded.message())
     return tuple(members)
 

@@ -12,10 +12,10 @@ before it in its window. Laws of members are averaged by probability or by logit
 scores -log2((1 - a) p + a / V).
 
 The prior. Choices are uniform over the grid's lists; the vocabulary's size takes 16 bits, and its merges, learned from
-the same text, 2 (V - 256) log2 V. A tensor is a step size from the grid's list and whole steps away from its start
-(norms: 1, others: 0, an adapter's: the base): zero or not, a fair sign, further steps, each by a Krichevsky-Trofimov
-coin. An adapter of rank r adds B @ A to the four attention matrices of each layer and sends A and B alone. All models
-share this prior, so that choosing the best of many is paid by the message that names it.
+the same text unless they came with a base, 2 (V - 256) log2 V. A tensor is a step size from the grid's list and whole
+steps away from its start (norms: 1, others: 0, an adapter's: the base): zero or not, a fair sign, further steps, each
+by a Krichevsky-Trofimov coin. An adapter of rank r adds B @ A to the four attention matrices of each layer and sends A
+and B alone. All models share this prior, so that choosing the best of many is paid by the message that names it.
 
 The bound holds with probability 1 - delta over the draw of the text, whatever its dependence, for the mean over
 positions of the expected score of a token redrawn from its law given the text before it; by the supermartingale of
@@ -128,7 +128,7 @@ def decode(message, grid, base=None):
     ledger["choices"] = decoder.num_bits
     model["vocab_size"] = vocab_size = 1 + decoder.read_uniform(1 << 16)
     ledger["vocabulary"] = decoder.num_bits - ledger["choices"]
-    ledger["tokenizer"] = 2 * max(vocab_size - 256, 0) * math.log2(vocab_size)
+    ledger["tokenizer"] = 0.0 if base is not None else 2 * max(vocab_size - 256, 0) * math.log2(vocab_size)
     require((model["ranks"] > 0) == (base is not None), "an adapter needs its base, and nothing else has one")
     for _ in range(model["member_counts"]):
         before = decoder.num_bits
