@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from forerun.core.errors import ConfigError
 from forerun.data.pixel_episodes import PixelEpisodes
 from forerun.envs.two_room import TwoRoom, free_position
 from forerun.worldmodels.collection import CollectConfig, record_episodes
@@ -40,6 +41,18 @@ class SurpriseConfig:
     num_pairs: int = 200
     false_alarm_rate: float = 0.05
     seed: int = 1_000_003
+
+    def __post_init__(self) -> None:
+        """Check before episodes are recorded what would be found out after.
+
+        Raises:
+            ConfigError: A number of episodes or the rate is out of range.
+        """
+        for name in ("num_calibration", "num_pairs"):
+            if getattr(self, name) < 2:
+                raise ConfigError(f"{name}={getattr(self, name)}: must be >= 2 episodes")
+        if not 0 < self.false_alarm_rate < 1:
+            raise ConfigError(f"false_alarm_rate={self.false_alarm_rate}: must lie in (0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

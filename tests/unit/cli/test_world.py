@@ -1,0 +1,73 @@
+"""``forerun world`` from recording to surprise, and its refusals."""
+
+import json
+
+import pytest
+import torch
+
+from forerun.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def rooms(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world") / "rooms"
+    assert main(["world", "collect", "--out", str(folder), "--episodes", "30", "--env-steps", "50"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(rooms, tmp_path_factory):
+    out = tmp_path_factory.mktemp("world") / "run"
+    command = ["world", "train", "--data", str(rooms), "--out", str(out), "--config", "smoke", "--steps", "60"]
+    assert main([*command, "--batch-size", "16", "--lambda", "0.2"]) == 0
+    return out
+
+
+def test_train_probe_plan_and_be_surprised(rooms, run, tmp_path, capsys):
+    threads = torch.get_num_threads()
+    both = ["--model", str(run / "model"), "--data", str(rooms), "--json"]
+    capsys.readouterr()
+    assert main(["world", "probe", *both, str(tmp_path / "probe.json")]) == 0
+    assert "linear probe of x" in capsys.readouterr().out
+    assert json.loads((tmp_path / "probe.json").read_text())["embedding_std"] > 0.25
+    plan = ["--tasks", "4", "--samples", "8", "--elites", "3", "--iterations", "1"]
+    assert main(["world", "plan", *both, str(tmp_path / "plan.json"), *plan]) == 0
+    out = capsys.readouterr().out
+    assert "lambda = 0: no control given" in out
+    rows = json.loads((tmp_path / "plan.json").read_text())["success"]
+    assert [row["name"] for row in rows] == ["random", "world model", "expert"]
+    assert rows[2]["success_rate"] == 1.0
+    assert main(["world", "surprise", *both, str(tmp_path / "surprise.json"), "--episodes", "6", "--rate", "0.1"]) == 0
+    assert set(json.loads((tmp_path / "surprise.json").read_text())["events"]) == {"teleport", "color", "dynamics"}
+    torch.set_num_threads(threads)
+
+
+def test_a_collapsing_run_ends_with_the_reason(rooms, tmp_path, capsys):
+    command = ["world", "train", "--data", str(rooms), "--out", str(tmp_path / "run"), "--config", "smoke"]
+    assert main([*command, "--steps", "20", "--batch-size", "8", "--lambda", "0"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("forerun: error: step 20: embeddings shrink to a point")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["collect", "--out", "{tmp}/new", "--resolution", "4"], "resolution=4"),
+        (["collect", "--out", "{rooms}", "--episodes", "7"], "other options"),
+        (["train", "--data", "{tmp}", "--out", "{tmp}/run"], "manifest.json: is missing"),
+        (["train", "--data", "{rooms}", "--out", "{tmp}/run", "--config", "paper"], "this model takes 224 x 224"),
+        (["train", "--data", "{rooms}", "--out", "{tmp}/run", "--lambda", "-1"], "lambda=-1"),
+        (["probe", "--data", "{rooms}", "--model", "{tmp}"], "holds no readable world model"),
+        (["plan", "--data", "{rooms}", "--model", "{run}/model", "--tasks", "5000"], "5000 tasks"),
+        (["plan", "--data", "{rooms}", "--model", "{run}/model", "--execute", "9"], "execute_horizon=9"),
+        (["surprise", "--data", "{rooms}", "--model", "{run}/model", "--rate", "1.5"], "false_alarm_rate=1.5"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, rooms, run, tmp_path, capsys):
+    capsys.readouterr()
+    filled = [argument.format(tmp=tmp_path, rooms=rooms, run=run) for argument in arguments]
+    assert main(["world", *filled]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
