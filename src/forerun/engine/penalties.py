@@ -45,7 +45,8 @@ class TokenPenalties:
 
     def add(self, token_id: int) -> None:
         """Count one more output token."""
-        self._count[self._slot(token_id)] += 1
+        slot = self._slot(token_id)  # first, for it may replace the array
+        self._count[slot] += 1
         self._output_ids.append(token_id)
 
     def apply(self, row: Float32[np.ndarray, " candidates"]) -> None:
