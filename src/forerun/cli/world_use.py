@@ -20,26 +20,33 @@ def add_probe(actions: Commands) -> None:
         "probe",
         summary="health of a trained model",
         description="Measures a model on episodes that it did not learn from.",
-        epilog="examples:\n  forerun world probe --model run/model --data rooms",
+        epilog="examples:\n  forerun world probe --model run/model --data rooms --map latents.png",
     )
     _add_model_options(probe)
+    probe.add_argument("--map", type=output_file, metavar="FILE", help="draw embeddings, coloured by what is known")
     probe.set_defaults(action=_probe)
 
 
 def _probe(args: argparse.Namespace) -> int:
-    from forerun.recipes.world.evaluation import held_out_of
+    from forerun.recipes.world.evaluation import held_out_of, mlp_probe_r2
+    from forerun.recipes.world.pictures import check_picture_packages, draw_latent_map
     from forerun.worldmodels.jepa.health import HealthMonitor
 
+    if args.map is not None:
+        check_picture_packages()
     model, manifest, dataset = _opened(args)
     seen, held_out = held_out_of(dataset, manifest)
     health = HealthMonitor(seen, held_out, history=model.predictor.history).look(model)
+    by_network = mlp_probe_r2(model, seen, held_out)
     write_line(health.line())
     for name, value in health.probe_r2.items():
-        write_line(f"linear probe of {name}: R² {value:.4f}")
+        write_line(f"R² of {name}: {value:.4f} by a linear probe, {by_network[name]:.4f} by a small network")
+    if args.map is not None:
+        draw_latent_map(args.map, model, held_out)
     reason = health.collapse()
     write_line("healthy" if reason is None else f"collapsed: {reason}")
     if args.json is not None:
-        write_json(args.json, health.to_json() | {"why_collapsed": reason})
+        write_json(args.json, health.to_json() | {"mlp_probe_r2": by_network, "why_collapsed": reason})
     return 0 if reason is None else 1
 
 

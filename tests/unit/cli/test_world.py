@@ -28,8 +28,10 @@ def test_train_probe_plan_and_be_surprised(rooms, run, tmp_path, capsys):
     both = ["--model", str(run / "model"), "--data", str(rooms), "--json"]
     capsys.readouterr()
     assert main(["world", "probe", *both, str(tmp_path / "probe.json")]) == 0
-    assert "linear probe of x" in capsys.readouterr().out
-    assert json.loads((tmp_path / "probe.json").read_text())["embedding_std"] > 0.25
+    assert "R² of x: " in capsys.readouterr().out
+    probed = json.loads((tmp_path / "probe.json").read_text())
+    assert probed["embedding_std"] > 0.25
+    assert set(probed["mlp_probe_r2"]) == set(probed["probe_r2"]) == {"x", "y"}
     plan = ["--tasks", "4", "--samples", "8", "--elites", "3", "--iterations", "1"]
     assert main(["world", "plan", *both, str(tmp_path / "plan.json"), *plan]) == 0
     out = capsys.readouterr().out

@@ -10,7 +10,7 @@ from forerun.core.errors import CheckpointError, CollapseError, TrajectoryError
 from forerun.worldmodels.collection import record_episodes
 from forerun.worldmodels.jepa.checkpoint import load_model
 from forerun.worldmodels.jepa.health import Health, HealthMonitor, effective_rank, gaussianity
-from forerun.worldmodels.jepa.probes import LinearProbe, r_squared
+from forerun.worldmodels.jepa.probes import LinearProbe, MlpProbe, r_squared
 from forerun.worldmodels.jepa.train import fresh_model, train_world
 
 HEALTHY = Health(
@@ -130,4 +130,6 @@ def test_a_linear_probe_reads_what_is_linear_and_nothing_else():
     squares = latents[:, :1].square()
     probe = LinearProbe.fit(latents[:200], squares[:200])
     assert float(r_squared(probe(latents[200:]), squares[200:])) < 0.3
+    network = MlpProbe.fit(latents[:200], squares[:200], num_steps=150)
+    assert float(r_squared(network(latents[200:]), squares[200:])) > 0.7
     assert r_squared(torch.zeros(4, 1), torch.ones(4, 1)).tolist() == [0.0]

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from forerun.data.pixel_episodes import PixelEpisodes
 from forerun.data.pixel_shards import PixelDataset
@@ -13,6 +15,7 @@ from forerun.recipes.world.goal_tasks import GoalTasks, Protocol, held_out_tasks
 from forerun.recipes.world.play import Played, play, wilson_interval
 from forerun.worldmodels.jepa.landmarks import LandmarkMap
 from forerun.worldmodels.jepa.model import Jepa
+from forerun.worldmodels.jepa.probes import MlpProbe, r_squared
 
 Report = Callable[[int, int, str], None]
 """Told (actions done, budget, who acts)."""
@@ -68,6 +71,34 @@ def held_out_of(dataset: PixelDataset, manifest: Mapping[str, Any]) -> tuple[Pix
     """
     config = manifest["train_config"]
     return dataset.episodes.split(config["held_out_fraction"], seed=config["split_seed"])
+
+
+def mlp_probe_r2(
+    model: Jepa, seen: PixelEpisodes, held_out: PixelEpisodes, *, num_frames: int = 4000
+) -> dict[str, float]:
+    """Return the R² of each known quantity, read off held-out embeddings by a network fitted on training ones.
+
+    Args:
+        model: Embeds.
+        seen: Fits.
+        held_out: Measures.
+        num_frames: Of each, at most, evenly over the episodes.
+    """
+    if not held_out.state_names:
+        return {}
+    (fit_latents, fit_targets), (latents, targets) = (
+        _embedded(model, episodes, num_frames) for episodes in (seen, held_out)
+    )
+    values = r_squared(MlpProbe.fit(fit_latents, fit_targets)(latents), targets)
+    return dict(zip(held_out.state_names, values.tolist(), strict=True))
+
+
+def _embedded(model: Jepa, episodes: PixelEpisodes, num_frames: int) -> tuple[Tensor, Tensor]:
+    rows = np.linspace(0, len(episodes.pixels) - 1, min(len(episodes.pixels), num_frames)).astype(int)
+    return (
+        model.encode_all(torch.from_numpy(episodes.pixels[rows])),
+        torch.from_numpy(np.float32(episodes.states[rows])),
+    )
 
 
 def evaluate(

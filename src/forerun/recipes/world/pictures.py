@@ -10,6 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from forerun.core.dependencies import import_optional
+from forerun.core.errors import TrajectoryError
 from forerun.data.pixel_episodes import PixelEpisodes
 from forerun.recipes.world.agents import PlanningAgent
 from forerun.recipes.world.goal_tasks import GoalTasks
@@ -145,6 +146,34 @@ def draw_surprise(path: Path, result: SurpriseResult) -> None:
         panels[1, column].imshow(pair)
         panels[1, column].set(xticks=[], yticks=[], xlabel="the frame before, and the frame at the event")
     panels[0, 0].set_ylabel("surprise (median, 10% to 90%)")
+    figure.savefig(path, dpi=110)
+
+
+def draw_latent_map(path: Path, model: Jepa, episodes: PixelEpisodes) -> None:
+    """Draw the embeddings of some frames in their two directions of most variance, once for each known quantity.
+
+    Args:
+        path: File to write.
+        model: Embeds.
+        episodes: At least one known quantity; frames of every episode.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+        TrajectoryError: Nothing is known of these frames.
+    """
+    figures = import_optional("matplotlib.figure", extra="plot", purpose="a figure")
+    if not episodes.state_names:
+        raise TrajectoryError(f"{episodes.source}: no known quantity to colour embeddings by; leave --map out")
+    rows = np.linspace(0, len(episodes.pixels) - 1, min(len(episodes.pixels), _GALLERY_FRAMES)).astype(int)
+    latents = model.encode_all(torch.from_numpy(episodes.pixels[rows]))
+    centred = latents - latents.mean(dim=0)
+    places = (centred @ torch.linalg.svd(centred, full_matrices=False).Vh[:2].T).numpy()
+    figure = figures.Figure(figsize=(5 * len(episodes.state_names), 4.2), layout="constrained")
+    panels = figure.subplots(1, len(episodes.state_names), squeeze=False)[0]
+    for column, (axes, name) in enumerate(zip(panels, episodes.state_names, strict=True)):
+        dots = axes.scatter(*places.T, c=episodes.states[rows, column], s=5, cmap="viridis")
+        figure.colorbar(dots, ax=axes, label=name)
+        axes.set(xlabel="first direction", ylabel="second direction")
     figure.savefig(path, dpi=110)
 
 
