@@ -43,6 +43,7 @@ TINY = StudyScale(
     num_seeds=2,
     num_members=3,
     student_sizes=("6k",),
+    sampled_tokens=256,
     num_replicates=60,
 )
 
@@ -75,8 +76,15 @@ def test_every_part_is_there_and_refers_to_runs_that_are(study_folder, found):
     assert [item.unique_tokens for item in study.more_text] == [1200]
     assert [(item.kind, len(item.teacher)) for item in study.students] == [("ensemble", 3), ("self", 1)]
     assert {len(item.members) for item in study.ensembles} == {3}
+    for item in study.students:
+        kinds = [(candidate["weight_decay"], candidate["sampled_tokens"]) for candidate in item.candidates]
+        real = sorted(item.candidates[:-1], key=lambda candidate: candidate["tune_loss_nats"])
+        assert kinds[-1] == (real[0]["weight_decay"], 256), "sampled text is tried with the better decay"
+        assert {sampled for _, sampled in kinds[:-1]} == {0}
+        [chosen] = [candidate for candidate in item.candidates if candidate["is_chosen"]]
+        assert chosen["tune_loss_nats"] == min(candidate["tune_loss_nats"] for candidate in item.candidates)
     assert set(study.all_runs()) == set(found["runs"]) <= {run.name for run in (study_folder / "runs").iterdir()}
-    assert study.num_runs == len(list((study_folder / "runs").iterdir()))
+    assert study.num_runs == len(list((study_folder / "runs").glob("*/result.json")))
     for item in study.standard:
         assert item.tuning["best"]["weight_decay"] == 0.1
         assert item.tuning["tune_loss_nats"] == min(

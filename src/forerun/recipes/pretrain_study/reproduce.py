@@ -21,7 +21,7 @@ from forerun.pretraining.prepared_corpus import PreparedCorpus, open_corpus
 from forerun.pretraining.run_store import Run, read_run
 from forerun.pretraining.tune import TuneResult, tune, tune_json
 from forerun.recipes.pretrain_study.scale import StudyScale
-from forerun.recipes.pretrain_study.students import best_student, student_candidates
+from forerun.recipes.pretrain_study.students import best_student, sampled_jobs, student_jobs
 from forerun.recipes.pretrain_study.study_file import (
     DATA_FOLDER,
     RUNS_FOLDER,
@@ -233,11 +233,11 @@ class _Maker:
 
     def _student(self, kind: str, size: Size, members: Sequence[Run], *, like: PretrainConfig) -> Student:
         teacher = EnsembleFile(members=tuple(run.folder for run in members), average="probability")
-        jobs = [
-            replace(self._job(config), teacher=teacher, distillation=distillation)
-            for config, distillation in student_candidates(size, like, self._scale)
-        ]
-        return best_student(kind, size, teacher, jobs, self._executor.make(jobs, report=self._tell("students")))
+        jobs = student_jobs(self._job(like), size, like, teacher, self._scale)
+        runs = self._executor.make(jobs, report=self._tell("students"))
+        if more := sampled_jobs(jobs, runs, self._scale):
+            jobs, runs = [*jobs, *more], [*runs, *self._executor.make(more, report=self._tell("students"))]
+        return best_student(kind, size, teacher, jobs, runs)
 
     def _members(self, settings: PretrainConfig, count: int) -> list[Run]:
         jobs = [self._job(replace(settings, seed=settings.seed + number)) for number in range(count)]

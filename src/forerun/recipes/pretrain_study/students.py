@@ -15,28 +15,36 @@ from forerun.recipes.pretrain_study.scale import StudyScale
 from forerun.recipes.pretrain_study.study_file import Student
 
 
-def student_candidates(
-    size: Size, like: PretrainConfig, scale: StudyScale
-) -> list[tuple[PretrainConfig, Distillation]]:
-    """Return what is tried for a student: the usual and the tuned weight decay, without and with sampled text.
+def student_jobs(base: Job, size: Size, like: PretrainConfig, teacher: EnsembleFile, scale: StudyScale) -> list[Job]:
+    """Return what is tried first for a student: real text, with the usual and the tuned weight decay.
 
     Args:
+        base: Names corpus and store.
         size: Of the student.
         like: Settings to take over, for twice their epochs.
-        scale: How much text is sampled, if any.
+        teacher: Whose student it is.
+        scale: Says how much the teacher weighs.
     """
-    kinds = [Distillation(teacher_weight=scale.teacher_weight)]
-    if scale.sampled_tokens:
-        kinds.append(
-            Distillation(
-                teacher_weight=scale.teacher_weight,
-                sampled=SampledTextConfig(num_tokens=scale.sampled_tokens),
-                sampled_share=scale.sampled_share,
-            )
-        )
     settings = replace(like, shape=SHAPES[size], num_epochs=2 * like.num_epochs)
-    decays = sorted({WEIGHT_DECAY["standard"], like.weight_decay})
-    return [(replace(settings, weight_decay=decay), kind) for kind in kinds for decay in decays]
+    return [
+        replace(
+            base,
+            config=replace(settings, weight_decay=decay),
+            teacher=teacher,
+            distillation=Distillation(teacher_weight=scale.teacher_weight),
+        )
+        for decay in sorted({WEIGHT_DECAY["standard"], like.weight_decay})
+    ]
+
+
+def sampled_jobs(jobs: Sequence[Job], runs: Sequence[Run | None], scale: StudyScale) -> list[Job]:
+    """Return what is tried next: the best so far, with sampled text besides; nothing where the scale has none."""
+    made = _made(jobs, runs)
+    if not scale.sampled_tokens or not made:
+        return []
+    best, _, _ = min(made, key=_loss)
+    sampled = SampledTextConfig(num_tokens=scale.sampled_tokens)
+    return [replace(best, distillation=replace(best.distillation, sampled=sampled, sampled_share=scale.sampled_share))]
 
 
 def best_student(
@@ -54,13 +62,13 @@ def best_student(
     Raises:
         TrainingError: All of them diverged.
     """
-    made = [(job, run, tune_loss_of(run)) for job, run in zip(jobs, runs, strict=True) if run is not None]
+    made = _made(jobs, runs)
     if not made:
         raise TrainingError(
             f"no student of size {size} trains at learning rate {jobs[0].config.learning_rate:g}: every loss was no "
             "number; put lower rates on the ladder"
         )
-    _, best, _ = min(made, key=lambda candidate: candidate[2])
+    _, best, _ = min(made, key=_loss)
     return Student(
         kind=kind,
         size=size,
@@ -68,6 +76,14 @@ def best_student(
         teacher=tuple(member.name for member in teacher.members),
         candidates=tuple(_candidate_json(job, loss, is_chosen=run is best) for job, run, loss in made),
     )
+
+
+def _made(jobs: Sequence[Job], runs: Sequence[Run | None]) -> list[tuple[Job, Run, float]]:
+    return [(job, run, tune_loss_of(run)) for job, run in zip(jobs, runs, strict=True) if run is not None]
+
+
+def _loss(candidate: tuple[Job, Run, float]) -> float:
+    return candidate[2]
 
 
 def _candidate_json(job: Job, loss: float, *, is_chosen: bool) -> dict[str, Any]:
