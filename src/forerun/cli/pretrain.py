@@ -12,6 +12,7 @@ from forerun.cli.pretrain_options import (
     add_recipe_options,
     add_run_options,
     run_config,
+    use_place_options,
     write_run,
 )
 from forerun.cli.pretrain_snapshots import add_snapshots
@@ -60,6 +61,8 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Run one action."""
+    if "device" in args:
+        use_place_options(args)
     status: int = args.action(args)
     return status
 
@@ -139,6 +142,7 @@ def _train(args: argparse.Namespace) -> int:
 
     from forerun.pretraining.prepared_corpus import open_corpus
     from forerun.pretraining.train import pretrain
+    from forerun.training.devices import is_first_process
 
     torch.set_num_threads(args.threads)
     config = run_config(args)
@@ -147,5 +151,6 @@ def _train(args: argparse.Namespace) -> int:
         finished = pretrain(
             corpus, args.out, config, report=lambda done, total, detail: show("train", done, total, detail)
         )
-    write_run(finished, args.json)
+    if is_first_process():
+        write_run(finished, args.json)
     return 0

@@ -1,14 +1,17 @@
 """Options that the actions of ``forerun pretrain`` share, and how they print a run."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forerun.cli.console import write_json, write_line
 from forerun.cli.options import add_number
+from forerun.core.errors import ConfigError
 from forerun.pretraining.config import SHAPES, WEIGHT_DECAY, PretrainConfig
 
 if TYPE_CHECKING:
+    from forerun.pretraining.executor import Executor
     from forerun.pretraining.run_store import Run
 
 
@@ -19,11 +22,68 @@ def add_data_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_workers_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--workers N``, for commands that make many runs."""
+def add_executor_options(parser: argparse.ArgumentParser) -> None:
+    """Add where runs are made, for commands that make many; :func:`open_executor` reads it."""
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes, one thread each (default: one for each core)"
     )
+    parser.add_argument(
+        "--executor",
+        choices=("local", "ray"),
+        default="local",
+        help="where runs are made: processes of this machine, or Ray (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--address",
+        metavar="ADDRESS",
+        help="of a Ray cluster that shares the folders, such as auto (default: start Ray on this machine)",
+    )
+    add_number(parser, "--gpus-per-run", 0.0, "share of a GPU that Ray gives a run")
+
+
+def open_executor(args: argparse.Namespace) -> "Executor":
+    """Return what makes the runs of a command.
+
+    Args:
+        args: With the options of :func:`add_executor_options`.
+
+    Raises:
+        ConfigError: An option is out of range, or is Ray's where Ray is not asked for.
+    """
+    if args.executor == "ray":
+        from forerun.pretraining.ray_executor import RayExecutor
+
+        return RayExecutor(address=args.address, num_workers=args.workers, gpus_per_run=args.gpus_per_run)
+    if args.address is not None or args.gpus_per_run > 0:
+        raise ConfigError("--address and --gpus-per-run are for --executor ray; add that, or leave them out")
+    from forerun.pretraining.executor import LocalExecutor
+
+    return LocalExecutor(args.workers)
+
+
+def add_place_options(parser: argparse.ArgumentParser) -> None:
+    """Add where runs compute and who is told of them; :func:`use_place_options` heeds it."""
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        help="where to train (default: a GPU where there is one, else the CPU)",
+    )
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="write curves for TensorBoard into the folder of each run"
+    )
+    parser.add_argument("--tracker", choices=("wandb", "trackio"), help="send curves to W&B or trackio")
+
+
+def use_place_options(args: argparse.Namespace) -> None:
+    """Set what :func:`add_place_options` read, for this process and those it starts."""
+    from forerun.training.devices import DEVICE_VARIABLE
+    from forerun.training.trackers import TRACKERS_VARIABLE
+
+    if args.device is not None:
+        os.environ[DEVICE_VARIABLE] = args.device
+    names = [*(["tensorboard"] if args.tensorboard else []), *([args.tracker] if args.tracker else [])]
+    if names:
+        os.environ[TRACKERS_VARIABLE] = ",".join(names)
 
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
@@ -90,6 +150,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="compute a layer's inner values again for the gradient: less memory, a third more work",
     )
     add_number(parser, "--seed", 0, "root of weights and order")
+    add_place_options(parser)
 
 
 def run_config(args: argparse.Namespace) -> PretrainConfig:

@@ -7,7 +7,7 @@ from typing import Any
 
 from forerun.cli.console import write_json, write_line
 from forerun.cli.options import Commands, add_command, add_json_option
-from forerun.cli.pretrain_options import add_workers_option
+from forerun.cli.pretrain_options import add_executor_options, add_place_options, open_executor
 from forerun.cli.progress import progress_bars
 
 _REPRODUCE = """\
@@ -17,12 +17,14 @@ command goes on where it was cut. Settings are chosen on the tune split; only th
 
   smoke  two sizes on 8,192 tokens, minutes: shows that everything works, not that the claims hold
   cpu    four sizes on 32,768 tokens, meant for about an hour on two idle cores
+  gpu    four sizes up to 28m on 2 million tokens, for one GPU and a corpus of your own; not run yet by its makers
 """
 _REPRODUCE_EXAMPLES = """\
 examples:
   forerun pretrain reproduce --scale smoke --out study
   forerun pretrain reproduce --scale cpu --out study --corpus my/texts
   forerun pretrain reproduce --scale cpu --out study --data data --workers 2
+  forerun pretrain reproduce --scale cpu --out /shared/study --executor ray --address auto
 """
 _REPORT = """\
 Writes DIR/report.html, one page with nothing to load, and DIR/report.json. Opens the test split, unless these runs were
@@ -39,7 +41,7 @@ def add_reproduce(actions: Commands) -> None:
         description=_REPRODUCE,
         epilog=_REPRODUCE_EXAMPLES,
     )
-    reproduce.add_argument("--scale", choices=("smoke", "cpu"), default="smoke", help="default: %(default)s")
+    reproduce.add_argument("--scale", choices=("smoke", "cpu", "gpu"), default="smoke", help="default: %(default)s")
     reproduce.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the study")
     text = reproduce.add_mutually_exclusive_group()
     text.add_argument(
@@ -49,7 +51,8 @@ def add_reproduce(actions: Commands) -> None:
         help="text to prepare, as 'forerun pretrain prepare' takes it (default: this machine's Python library)",
     )
     text.add_argument("--data", type=Path, metavar="DIR", help="a prepared corpus instead")
-    add_workers_option(reproduce)
+    add_executor_options(reproduce)
+    add_place_options(reproduce)
     add_json_option(reproduce)
     reproduce.set_defaults(action=_reproduce)
 
@@ -73,7 +76,7 @@ def _reproduce(args: argparse.Namespace) -> int:
             SCALES[args.scale],
             corpus=args.corpus,
             data=args.data,
-            num_workers=args.workers,
+            executor=open_executor(args),
             report=show,
         )
         found = write_report(args.out, report=lambda done, total: show("test", done, total, ""))

@@ -5,7 +5,13 @@ from collections.abc import Callable
 
 from forerun.cli.console import write_json, write_line
 from forerun.cli.options import Commands, add_command, add_json_option, add_number
-from forerun.cli.pretrain_options import add_recipe_options, add_run_options, add_workers_option, run_config
+from forerun.cli.pretrain_options import (
+    add_executor_options,
+    add_recipe_options,
+    add_run_options,
+    open_executor,
+    run_config,
+)
 from forerun.cli.progress import progress_bars
 
 _DESCRIPTION = """\
@@ -54,7 +60,7 @@ def add_tune(actions: Commands) -> None:
     )
     tune.add_argument("--ladder-epochs", type=_rungs(int), metavar="N,N,...", help="ladder (default: 1 to 64, by two)")
     add_number(tune, "--num-seeds", 3, "seeds of the winner, in all")
-    add_workers_option(tune)
+    add_executor_options(tune)
     add_json_option(tune)
     tune.set_defaults(action=_tune)
 
@@ -70,7 +76,6 @@ def _rungs(kind: type[float] | type[int]) -> Callable[[str], tuple[float, ...]]:
 
 
 def _tune(args: argparse.Namespace) -> int:
-    from forerun.pretraining.executor import LocalExecutor
     from forerun.pretraining.tune import EPOCHS, LEARNING_RATES, TIMESCALES, WEIGHT_DECAYS, TuneConfig, tune, tune_json
 
     config = TuneConfig(
@@ -83,7 +88,7 @@ def _tune(args: argparse.Namespace) -> int:
         num_seeds=args.num_seeds,
         search=args.search,
     )
-    with progress_bars() as show, LocalExecutor(args.workers) as executor:
+    with progress_bars() as show, open_executor(args) as executor:
         num_rounds = 0
 
         def report(done: int, total: int, detail: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any, Final, Literal, get_args
 
 from forerun.core.errors import ConfigError
 
-Size = Literal["6k", "25k", "75k", "150k", "250k", "440k", "800k"]
+Size = Literal["6k", "25k", "75k", "150k", "250k", "440k", "800k", "3m", "6m", "12m", "28m"]
 Recipe = Literal["standard", "regularised"]
 Optimizer = Literal["adamw", "muon"]
 Schedule = Literal["cosine", "wsd"]
@@ -49,6 +49,10 @@ SHAPES: Final[dict[Size, ShapeConfig]] = {
     "250k": ShapeConfig(hidden_size=72, intermediate_size=192, num_layers=4, num_heads=6),
     "440k": ShapeConfig(hidden_size=96, intermediate_size=256, num_layers=4, num_heads=6),
     "800k": ShapeConfig(hidden_size=128, intermediate_size=344, num_layers=4, num_heads=8),
+    "3m": ShapeConfig(hidden_size=256, intermediate_size=640, num_layers=4, num_heads=4),
+    "6m": ShapeConfig(hidden_size=320, intermediate_size=864, num_layers=5, num_heads=5),
+    "12m": ShapeConfig(hidden_size=384, intermediate_size=1024, num_layers=7, num_heads=6),
+    "28m": ShapeConfig(hidden_size=512, intermediate_size=1376, num_layers=9, num_heads=8),
 }
 """Shapes by their number of parameters without embedding and head."""
 

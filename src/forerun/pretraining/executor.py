@@ -1,4 +1,4 @@
-"""Many runs: where they are made. An executor takes jobs and gives finished runs; here, processes of this machine."""
+"""Many runs on the processes of this machine; and what any executor does."""
 
 import multiprocessing
 import os
@@ -18,7 +18,8 @@ from typing import Final, Protocol, Self
 import torch
 
 from forerun.core.env import available_cores
-from forerun.core.errors import ConfigError, DivergenceError, ForerunError, TrainingError
+from forerun.core.errors import ConfigError, TrainingError
+from forerun.pretraining.grid import Grid, Outcome, outcome_of
 from forerun.pretraining.jobs import Job, Report
 from forerun.pretraining.run_store import Run
 
@@ -29,7 +30,16 @@ _News = tuple[int, int, int, int, str]
 
 
 class Executor(Protocol):
-    """Makes runs, in some order and somewhere."""
+    """Makes runs, in some order and somewhere; a context that ends what works for it."""
+
+    num_workers: int
+    """Runs that are made at a time."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
     def make(self, jobs: Sequence[Job], *, report: Report = ...) -> list[Run | None]:
         """Make every run and return them in the order of the jobs, ``None`` for one whose loss was no number.
@@ -83,38 +93,30 @@ class LocalExecutor:
 
     def make(self, jobs: Sequence[Job], *, report: Report = lambda done, total, detail: None) -> list[Run | None]:
         """Make every run, see :meth:`Executor.make`."""
-        distinct = list(dict.fromkeys(jobs))
-        progress = _GridProgress(distinct, report)
-        if self.num_workers == 1 or len(distinct) == 1:
-            outcomes = [_outcome(job, progress.teller(index)) for index, job in enumerate(distinct)]
+        grid = Grid(jobs, report)
+        if self.num_workers == 1 or len(grid.distinct) == 1:
+            outcomes = [outcome_of(job, grid.teller(index)) for index, job in enumerate(grid.distinct)]
         else:
-            outcomes = self._make_apart(distinct, progress)
-        failures = [outcome for outcome in outcomes if isinstance(outcome, ForerunError)]
-        if failures:
-            raise TrainingError(
-                f"{len(failures)} of {len(distinct)} runs failed, the others are kept; the first: {failures[0]}"
-            ) from failures[0]
-        found = {
-            job: outcome for job, outcome in zip(distinct, outcomes, strict=True) if not isinstance(outcome, Exception)
-        }
-        return [found[job] for job in jobs]
+            outcomes = self._make_apart(grid)
+        return grid.in_order(outcomes)
 
-    def _make_apart(self, jobs: Sequence[Job], progress: "_GridProgress") -> "list[Run | ForerunError | None]":
+    def _make_apart(self, grid: Grid) -> list[Outcome]:
         if self._pool is None:
             self._pool = ProcessPoolExecutor(
                 self.num_workers, self._context, initializer=_start_worker, initargs=(self._news, self._cut)
             )
         self._num_grids += 1
-        # The longest first, so that no core waits at the end for one that began late.
-        order = sorted(range(len(jobs)), key=lambda index: -_weight(jobs[index]))
+        jobs = grid.distinct
         try:
-            futures = {index: self._pool.submit(_work, self._num_grids, index, jobs[index]) for index in order}
-            pending: set[Future[Run | ForerunError | None]] = set(futures.values())
+            futures = {
+                index: self._pool.submit(_work, self._num_grids, index, jobs[index]) for index in grid.longest_first()
+            }
+            pending: set[Future[Outcome]] = set(futures.values())
             while pending:
                 pending = wait(pending, timeout=_POLL_S).not_done
-                self._pass_on(progress)
+                self._pass_on(grid)
             for index in range(len(jobs)):
-                progress.teller(index)(1, 1, "")  # the last news may still be on its way
+                grid.teller(index)(1, 1, "")  # the last news may still be on its way
             return [futures[index].result() for index in range(len(jobs))]
         except BrokenProcessPool as error:
             self._pool = None
@@ -123,61 +125,14 @@ class LocalExecutor:
                 "again, with fewer workers"
             ) from error
 
-    def _pass_on(self, progress: "_GridProgress") -> None:
+    def _pass_on(self, grid: Grid) -> None:
         while True:
             try:
-                grid, index, done, total, detail = self._news.get_nowait()
+                number, index, done, total, detail = self._news.get_nowait()
             except queue.Empty:
                 return
-            if grid == self._num_grids:  # news of the grid before may arrive after its runs have ended
-                progress.teller(index)(done, total, detail)
-
-
-def _outcome(job: Job, report: Report) -> Run | ForerunError | None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        outcome = job.make(report)
-    except DivergenceError:
-        outcome = None
-    except ForerunError as error:
-        return error
-    finally:
-        torch.set_num_threads(threads)
-    report(1, 1, "")
-    return outcome
-
-
-def _weight(job: Job) -> float:
-    """Return about how long a run takes, in tokens of a model without layers."""
-    config = job.config
-    shape = config.shape
-    layer = 4 * shape.hidden_size**2 + 3 * shape.hidden_size * shape.intermediate_size
-    members = 0 if job.teacher is None else len(job.teacher.members)
-    tokens = config.num_epochs * (config.unique_tokens or 1)
-    return tokens * (1 + shape.num_layers * layer / 50_000) * (1 + members / 3)
-
-
-class _GridProgress:
-    """Adds up the progress of many runs, each counted by the time that it is thought to take."""
-
-    def __init__(self, jobs: Sequence[Job], report: Report) -> None:
-        self._weights = [_weight(job) for job in jobs]
-        self._shares, self._report = [0.0] * len(jobs), report
-
-    def teller(self, index: int) -> Report:
-        """Return the report of one run."""
-
-        def tell(done: int, total: int, detail: str) -> None:
-            if self._shares[index] >= 1:  # a run that trained has told its end itself
-                return
-            self._shares[index] = done / total
-            num_done = sum(share >= 1 for share in self._shares)
-            whole = sum(self._weights)
-            reached = sum(weight * share for weight, share in zip(self._weights, self._shares, strict=True))
-            self._report(round(1000 * reached / whole), 1000, f"{num_done} of {len(self._shares)} runs  {detail}")
-
-        return tell
+            if number == self._num_grids:  # news of the grid before may arrive after its runs have ended
+                grid.teller(index)(done, total, detail)
 
 
 class _Worker:
@@ -201,7 +156,7 @@ def _end_with(parent: BaseProcess) -> None:
     os._exit(1)  # nobody is left to work for; the run goes on from its checkpoint another time
 
 
-def _work(grid: int, index: int, job: Job) -> Run | ForerunError | None:
+def _work(grid: int, index: int, job: Job) -> Outcome:
     told_at = 0.0
 
     def report(done: int, total: int, detail: str) -> None:
@@ -212,4 +167,4 @@ def _work(grid: int, index: int, job: Job) -> Run | ForerunError | None:
             told_at = time.monotonic()
             _Worker.news.put((grid, index, done, total, detail))
 
-    return _outcome(job, report)
+    return outcome_of(job, report)

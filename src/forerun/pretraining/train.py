@@ -6,6 +6,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,8 +30,10 @@ from forerun.pretraining.evaluation import HeldOutLoss, held_out_losses
 from forerun.pretraining.initialisation import fresh_decoder, num_params
 from forerun.pretraining.prepared_corpus import PreparedCorpus
 from forerun.pretraining.run_store import Run, open_run
+from forerun.training.devices import World, join_world, share_parameters, whole
 from forerun.training.loop import LoopConfig, TrainingLoop
 from forerun.training.schedule import warmup_cosine, warmup_stable_decay
+from forerun.training.trackers import Tracker, open_trackers
 
 _TUNE_FILE: Final = "tune_losses.json"
 _CURVE_FILE: Final = "train_losses.json"
@@ -127,19 +130,48 @@ def train_run(
         Writes ``run.json``, then checkpoints and the tune loss of each epoch, then ``model/``, the loss of each step
         and ``result.json``; the checkpoint is deleted at the end.
     """
+    world = _world(config, kind=identity["kind"])
     batches = _batches(corpus, config)
     try:
+        if not world.is_writer:
+            world.wait()
         run = open_run(store, identity)
+        if world.is_writer:
+            world.wait()
         if run.result() is None:
-            with run.held():
+            with run.held() if world.is_writer else nullcontext():
                 if run.result() is None:  # nobody finished it meanwhile
-                    _train(corpus, task(batches), run, config, report=report)
+                    _train(corpus, task(batches), run, config, world, report=report)
     except (OSError, SafetensorError) as error:
         raise TrainingError(
             f"{store}: cannot be written ({error}); make room and give the same command again: it goes on from the "
             "last checkpoint"
         ) from error
     return run
+
+
+def _world(config: PretrainConfig, *, kind: str) -> World:
+    """Return the processes and devices of a run; a student is made in one process on the CPU, where its teachers are.
+
+    Raises:
+        ConfigError: The run can't be shared by so many processes.
+    """
+    world = join_world()
+    if world.size == 1:
+        return world if kind == "pretrain" else World(device=torch.device("cpu"))
+    if kind != "pretrain":
+        raise ConfigError(f"{world.size} processes for a run of the kind {kind!r}: start it without torchrun")
+    for name, usual in (("optimizer", "adamw"), ("dropout", 0.0), ("average_decay", 0.0)):
+        if getattr(config, name) != usual:
+            raise ConfigError(
+                f"{name}={getattr(config, name)!r} with {world.size} processes: only {usual!r} is known to several; "
+                "take it, or train in one process"
+            )
+    if config.batch_sequences % world.size:
+        raise ConfigError(
+            f"batch_sequences={config.batch_sequences}: must be a multiple of the {world.size} processes that share it"
+        )
+    return world
 
 
 def _batches(corpus: PreparedCorpus, config: PretrainConfig) -> EpochBatches:
@@ -163,6 +195,7 @@ def _train(
     task: Task[Any],
     run: Run,
     config: PretrainConfig,
+    world: World,
     *,
     report: Report,
 ) -> None:
@@ -171,20 +204,35 @@ def _train(
     decoder = task.start or fresh_decoder(
         config.shape, vocab_size=corpus.manifest.vocab_size, max_len=config.sequence_tokens, seed=config.seed
     )
+    decoder.to(world.device)
     decoder.set_dropout(config.dropout)
     decoder.recomputes = config.gradient_checkpointing
+    if world.size > 1:
+        share_parameters(decoder, decoder.layers, dtype=getattr(torch, config.precision))
     batches = task.batches
     num_steps = config.num_epochs * batches.steps_per_epoch
     num_warmup = math.ceil(config.warmup_fraction * num_steps)
-    tune_losses = _TuneLosses(run.folder / _TUNE_FILE)
+    tune_losses = _TuneLosses(run.folder / _TUNE_FILE, writes=world.is_writer)
+
+    def batch_at(step: int) -> Any:
+        batch = batches.at(step)
+        return world.rows(batch) if isinstance(batch, torch.Tensor) else batch
+
+    trackers: list[Tracker] = []
 
     def on_step(step: int, step_loss: float, learning_rate: float) -> None:
+        values = {"train/loss_nats": step_loss, "train/learning_rate": learning_rate}
         epoch, rest = divmod(step + 1, batches.steps_per_epoch)
         if rest == 0 and (epoch % config.tune_every_epochs == 0 or epoch == config.num_epochs):
             with loop.averaged():
-                tune_losses.add(epoch, tune_loss(decoder, corpus, config))
+                loss = tune_loss(decoder, corpus, config)
+            tune_losses.add(epoch, loss)
+            values |= {"tune/loss_nats": loss.loss_nats, "tune/bits_per_byte": loss.bits_per_byte}
+        for tracker in trackers:
+            tracker.add(values, step + 1)
         detail = f"loss {step_loss:.3f}  tune {tune_losses.latest()}  lr {learning_rate:.1e}"
-        report(step + 1, num_steps, detail)
+        if world.is_writer:
+            report(step + 1, num_steps, detail)
 
     def learning_rate_fraction(step: int) -> float:
         if config.schedule == "wsd":
@@ -207,25 +255,38 @@ def _train(
             noise_seed=config.seed if config.dropout > 0 else None,
             precision=config.precision,
         ),
-        batch_at=batches.at,
+        batch_at=batch_at,
         loss=lambda batch: task.loss(decoder, batch),
         directory=run.folder,
         on_step=on_step,
         learning_rate_fraction=learning_rate_fraction,
+        world=world,
     )
-    losses = loop.run()
-    _write_model(decoder, corpus, run.folder / MODEL_FOLDER)
+    if world.is_writer:
+        trackers += open_trackers(run.folder, run.identity, first_step=loop.num_done() + 1)
+    try:
+        losses = loop.run()
+    finally:
+        for tracker in trackers:
+            tracker.close()
+    trained = _gathered(decoder)
+    if not world.is_writer:
+        world.wait()
+        return
+    _write_model(trained, corpus, run.folder / MODEL_FOLDER)
     write_json_file(run.folder / _CURVE_FILE, losses)
     run.finish(
         {
             "tune": tune_losses.by_epoch[str(config.num_epochs)],
             "tune_loss_nats_by_epoch": {epoch: loss["loss_nats"] for epoch, loss in tune_losses.by_epoch.items()},
             "final_train_loss_nats": sum(losses[-batches.steps_per_epoch :]) / batches.steps_per_epoch,
-            "num_params": num_params(decoder),
+            "num_params": num_params(trained),
             "num_steps": num_steps,
             "unique_tokens": config.unique_tokens or len(corpus.train.ids),
             "decay_timescale_epochs": _decay_timescale(config, batches.steps_per_epoch),
             "vocab_digest": corpus.manifest.vocab_digest,
+            "device": world.device.type,
+            "num_processes": world.size,
             "versions": {"python": platform.python_version()}
             | package_versions(("forerun", "torch", "numpy", "tokenizers")),
             "started_at": started_at,
@@ -234,6 +295,7 @@ def _train(
         }
     )
     (run.folder / _CHECKPOINT_FILE).unlink(missing_ok=True)
+    world.wait()
 
 
 def tune_loss(decoder: Decoder, corpus: PreparedCorpus, config: PretrainConfig) -> HeldOutLoss:
@@ -242,7 +304,7 @@ def tune_loss(decoder: Decoder, corpus: PreparedCorpus, config: PretrainConfig) 
     was_training = decoder.training
     decoder.eval()
     [loss] = held_out_losses(
-        lambda ids_BT: [log_softmax(decoder(ids_BT), dim=-1)],
+        lambda ids_BT: [log_softmax(decoder(ids_BT.to(decoder.embed_tokens.weight.device)), dim=-1).cpu()],
         stream,
         num_bytes=num_bytes,
         sequence_tokens=config.sequence_tokens,
@@ -257,6 +319,16 @@ def _decay_timescale(config: PretrainConfig, steps_per_epoch: int) -> float | No
     return 1 / (rate * steps_per_epoch) if rate > 0 else None
 
 
+def _gathered(decoder: Decoder) -> Decoder:
+    """Return a decoder with its weights whole and on the CPU; every process must ask."""
+    weights = {name: whole(parameter.detach()).cpu() for name, parameter in decoder.named_parameters()}
+    gathered = Decoder(decoder.config)
+    with torch.no_grad():
+        for name, parameter in gathered.named_parameters():
+            parameter.copy_(weights[name])
+    return gathered
+
+
 def _write_model(decoder: Decoder, corpus: PreparedCorpus, folder: Path) -> None:
     if folder.exists():  # a run cut between here and its result
         shutil.rmtree(folder)
@@ -267,8 +339,8 @@ def _write_model(decoder: Decoder, corpus: PreparedCorpus, folder: Path) -> None
 class _TuneLosses:
     """Tune losses by epoch, kept on disk ahead of the checkpoint that counts the epoch as done."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, *, writes: bool) -> None:
+        self._path, self._writes = path, writes
         self.by_epoch: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
 
     def add(self, epoch: int, loss: HeldOutLoss) -> None:
@@ -278,7 +350,8 @@ class _TuneLosses:
                 "learning rate"
             )
         self.by_epoch[str(epoch)] = asdict(loss)
-        write_json_file(self._path, self.by_epoch)
+        if self._writes:
+            write_json_file(self._path, self.by_epoch)
 
     def latest(self) -> str:
         return f"{list(self.by_epoch.values())[-1]['loss_nats']:.3f}" if self.by_epoch else "-"

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from forerun.core.errors import CheckpointError, DivergenceError
+from forerun.training.devices import World, like, whole
 from forerun.training.lowered import lowered
 from forerun.training.optimizers import STATE_KEYS, OptimizerName, build_optimizers, optimizer_of
 from forerun.training.schedule import warmup_cosine
@@ -64,6 +65,7 @@ class TrainingLoop(Generic[Batch]):
         learning_rate_fraction: Gives the fraction of the peak at a step; ``None``: a linear rise, then a half cosine to
             a twentieth.
         state: Tensors that a step changes though the optimiser doesn't, such as running statistics; in checkpoints.
+        world: The processes that train the model together; ``None``: this one alone, on the CPU.
     """
 
     def __init__(
@@ -77,8 +79,10 @@ class TrainingLoop(Generic[Batch]):
         on_step: Callable[[int, float, float], None] = lambda step, loss, learning_rate: None,
         learning_rate_fraction: Callable[[int], float] | None = None,
         state: Mapping[str, Tensor] = MappingProxyType({}),
+        world: World | None = None,
     ) -> None:
         self.config, self._state = config, state
+        self._world = world or World(device=torch.device("cpu"))
         self._fraction = learning_rate_fraction or self._warmup_cosine
         self._model = model
         self._batch_at, self._loss, self._directory, self._on_step = batch_at, loss, directory, on_step
@@ -114,24 +118,28 @@ class TrainingLoop(Generic[Batch]):
             with self._lowered():
                 with self._noise(step):
                     loss = self._loss(self._batch_at(step))
-                self._check_finite("loss", step, float(loss.detach()))
+                loss_value = float(self._world.mean(loss.detach()))
+                self._check_finite("loss", step, loss_value)
                 loss.backward()
-            parameters = [parameter for _, parameter in self._named]
-            self._check_finite(
-                "norm of the gradient", step, float(torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm))
-            )
+            norm = torch.nn.utils.clip_grad_norm_([parameter for _, parameter in self._named], self.config.clip_norm)
+            self._check_finite("norm of the gradient", step, float(whole(norm)))
             for optimizer in self._optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             if self._average is not None:
                 self._average.update(step + 1)
-            losses.append(float(loss.detach()))
+            losses.append(loss_value)
             self._on_step(step, losses[-1], self.config.learning_rate * fraction)
             if (step + 1) % self.config.checkpoint_every == 0 or step + 1 == self.config.num_steps:
                 self._save(losses)
         if self._average is not None:
             self._average.copy_to_parameters()
         return losses
+
+    def num_done(self) -> int:
+        """Return the steps of the checkpoint that :meth:`run` will go on from; 0 without one."""
+        path = self._checkpoint()
+        return 0 if path is None else len(json.loads(read_metadata(path)["losses"]))
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -140,7 +148,11 @@ class TrainingLoop(Generic[Batch]):
             yield
 
     def _lowered(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.config.precision == "float32" else lowered(self._model, torch.bfloat16)
+        if (
+            self.config.precision == "float32" or self._world.size > 1
+        ):  # shared parameters are gathered as they should be
+            return nullcontext()
+        return lowered(self._model, torch.bfloat16)
 
     @contextmanager
     def _noise(self, step: int) -> Iterator[None]:
@@ -169,20 +181,26 @@ class TrainingLoop(Generic[Batch]):
             return
         tensors: dict[str, Tensor] = {f"state.{name}": tensor for name, tensor in self._state.items()}
         for name, parameter in self._named:
-            tensors[f"weight.{name}"] = parameter.detach()
+            tensors[f"weight.{name}"] = whole(parameter.detach())
             for key, value in optimizer_of(parameter, self._optimizers).state[parameter].items():
-                tensors[f"{key}.{name}"] = torch.as_tensor(value)
+                tensors[f"{key}.{name}"] = whole(torch.as_tensor(value))
             if self._average is not None:
                 tensors[f"average.{name}"] = self._average.tensors[name]
+        if not self._world.is_writer:
+            return
         self._directory.mkdir(parents=True, exist_ok=True)
         partial = self._directory / "checkpoint.partial"
         record = {"config": json.dumps(asdict(self.config)), "losses": json.dumps(list(losses))}
         save_file(tensors, partial, metadata=record)
         partial.rename(self._directory / "checkpoint.safetensors")
 
-    def _resume(self) -> list[float]:
+    def _checkpoint(self) -> Path | None:
         path = None if self._directory is None else self._directory / "checkpoint.safetensors"
-        if path is None or not path.exists():
+        return path if path is not None and path.exists() else None
+
+    def _resume(self) -> list[float]:
+        path = self._checkpoint()
+        if path is None:
             return []
         record = read_metadata(path)
         defaults = asdict(LoopConfig(num_steps=0))  # an option that is newer than the checkpoint had its default
@@ -193,9 +211,9 @@ class TrainingLoop(Generic[Batch]):
             )
         tensors = load_file(path)
         for name, parameter in self._named:
-            parameter.data.copy_(tensors[f"weight.{name}"])
+            parameter.data.copy_(like(tensors[f"weight.{name}"], parameter))
             optimizer_of(parameter, self._optimizers).state[parameter] = {
-                key: tensors[f"{key}.{name}"] for key in STATE_KEYS if f"{key}.{name}" in tensors
+                key: like(tensors[f"{key}.{name}"], parameter) for key in STATE_KEYS if f"{key}.{name}" in tensors
             }
         for name, tensor in self._state.items():
             tensor.copy_(tensors[f"state.{name}"])

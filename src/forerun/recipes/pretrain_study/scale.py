@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from forerun.core.errors import ConfigError
-from forerun.pretraining.config import SHAPES, WEIGHT_DECAY, PretrainConfig, Recipe, Size
+from forerun.pretraining.config import SHAPES, WEIGHT_DECAY, Precision, PretrainConfig, Recipe, Size
 from forerun.pretraining.tune import TuneConfig
 
-ScaleName = Literal["smoke", "cpu"]
+ScaleName = Literal["smoke", "cpu", "gpu"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +37,7 @@ class StudyScale:
         sampled_tokens: Text that a teacher writes for its students, tried beside real text alone; 0 for none.
         sampled_share: Share of the rows that is sampled, where there is such text.
         num_replicates: Replicates behind an interval.
+        precision: Of the arithmetic of training.
     """
 
     name: str
@@ -61,6 +62,7 @@ class StudyScale:
     sampled_tokens: int = 0
     sampled_share: float = 0.5
     num_replicates: int = 1000
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         if self.multiples[:1] != (1,) or list(self.multiples) != sorted(set(self.multiples)):
@@ -83,6 +85,7 @@ class StudyScale:
             weight_decay=WEIGHT_DECAY["standard"] if recipe == "standard" else weight_decay,
             tune_tokens=self.tune_tokens,
             tune_every_epochs=4,
+            precision=self.precision,
         )
 
     def tune_config(self, size: Size, recipe: Recipe, like: PretrainConfig | None) -> TuneConfig:
@@ -147,5 +150,27 @@ SCALES: Final[dict[ScaleName, StudyScale]] = {
         num_members=5,
         student_sizes=("25k", "75k", "150k"),
     ),
+    "gpu": StudyScale(
+        name="gpu",
+        most_bytes=None,
+        vocab_size=8192,
+        unique_tokens=2_097_152,
+        multiples=(1, 2, 4),
+        sizes=("3m", "6m", "12m", "28m"),
+        sequence_tokens=512,
+        batch_sequences=32,
+        tune_tokens=262_144,
+        test_tokens=1_048_576,
+        learning_rates=(3.75e-4, 7.5e-4, 1.5e-3, 3e-3, 6e-3),
+        weight_decays=(0.1, 0.4, 0.8, 1.6, 3.2, 6.4),
+        standard_epochs=(2, 4, 8, 16),
+        regularised_epochs=(4, 8, 16, 32),
+        start=(1.5e-3, 1.6, 8, 16),
+        num_seeds=3,
+        num_members=5,
+        student_sizes=("3m", "6m", "12m"),
+        precision="bfloat16",
+    ),
 }
-"""``smoke`` shows that everything works, in minutes; ``cpu`` is meant to show the paper's effects on a few cores."""
+"""``smoke`` shows that everything works, in minutes; ``cpu`` is meant to show the paper's effects on a few cores.
+``gpu`` has the paper's proportions at a size for one GPU and wants 9 million tokens of text; it has not been run."""
