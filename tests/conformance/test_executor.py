@@ -1,6 +1,5 @@
 """What every executor does: the same runs wherever they are made, each once, failures told when the rest is done."""
 
-import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,6 @@ def processes() -> Executor:
 
 def on_ray() -> Executor:
     pytest.importorskip("ray")
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "200")  # a busy machine takes longer than Ray's 30 s
     return RayExecutor(num_workers=2)
 
 
