@@ -15,10 +15,11 @@ from forerun.bounds.certificate import new_manifest, run_verifier, write_certifi
 from forerun.bounds.ledger import LedgerLine, ledger_lines
 from forerun.bounds.message import encode_message
 from forerun.bounds.pac_bayes import RiskBounds, affordable_bits, complexity_nats, holdout_bound, risk_bounds
-from forerun.bounds.prior import PriorGrid, build_network, prepare_inputs
+from forerun.bounds.prior import PriorGrid, build_network, num_readout_values, prepare_inputs
+from forerun.bounds.readout import READOUT_LEVELS, ReadoutConfig, search_readout
 from forerun.bounds.search import SearchConfig, search_messages
 from forerun.bounds.task import Task
-from forerun.bounds.verifier import MAGNITUDE_BITS
+from forerun.bounds.verifier import MAGNITUDE_BITS, MIN_SYMBOLS
 from forerun.core.errors import CertificateError, ConfigError
 
 
@@ -32,6 +33,7 @@ class Candidate:
         architecture: Place among the grid's architectures.
         seed: Of start and projection.
         search: How to look for messages.
+        readout: The same, for architectures of cells.
     """
 
     dim: int
@@ -39,6 +41,7 @@ class Candidate:
     architecture: int = 0
     seed: int = 0
     search: SearchConfig = field(default_factory=SearchConfig)
+    readout: ReadoutConfig = field(default_factory=ReadoutConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +96,7 @@ _CANDIDATES: Final = {
         for seed in (0, 1)
     ),
     "mnist1d": (Candidate(dim=300, levels=5, search=_LARGE),),
-    "fashion-mnist": (Candidate(dim=500, levels=5, architecture=1, search=_LARGE),),
+    "fashion-mnist": (Candidate(dim=2950, levels=5, architecture=8),),
 }
 
 
@@ -109,7 +112,7 @@ def check_affordable(
 
     Args:
         grid: The prior.
-        candidates: What will be tried; a coefficient is taken to cost at least a bit.
+        candidates: What will be tried; a coefficient is taken to cost at least a bit, behind cells nothing.
         num_samples: n.
         delta: Failure probability.
 
@@ -127,7 +130,7 @@ def check_affordable(
         affordable_bits(target_risk=chance, empirical_risk=risk, num_samples=num_samples, delta=delta)
         for risk in (0.0, 0.1)
     )
-    needed = min(_header_bits(grid, levels=item.levels) + item.dim for item in candidates)
+    needed = min(_header_bits(grid, levels=item.levels) + _least_symbol_bits(grid, item) for item in candidates)
     if without_errors < needed:
         raise ConfigError(
             f"num_train={num_samples}: too few for a bound below chance ({chance:.3g}) at delta={delta:g}: with no "
@@ -135,6 +138,11 @@ def check_affordable(
             f"takes over {needed:.0f}; give more data"
         )
     return without_errors, with_errors
+
+
+def _least_symbol_bits(grid: PriorGrid, candidate: Candidate) -> int:
+    cells = any(layer.kind == "cells" for layer in grid.architectures[candidate.architecture])
+    return MIN_SYMBOLS if cells else candidate.dim
 
 
 def certify(
@@ -208,15 +216,27 @@ def _find_messages(task: Task, candidate: Candidate, *, delta: float) -> list[by
             f"{grid.subspace_dims}, {grid.levels} and {grid.seeds}"
         )
     architecture = grid.architectures[candidate.architecture]
-    header_bits = _header_bits(grid, levels=candidate.levels)
+    other_nats = complexity_nats(code_length_bits=_header_bits(grid, levels=candidate.levels), delta=delta)
+    inputs, labels = prepare_inputs(grid, architecture, task.train.inputs), torch.from_numpy(task.train.labels)
+    if any(layer.kind == "cells" for layer in architecture):
+        needed = num_readout_values(grid, architecture)
+        if (candidate.dim, candidate.levels) != (needed, READOUT_LEVELS):
+            raise ConfigError(
+                f"dim={candidate.dim}, levels={candidate.levels}: these cells need {needed} and {READOUT_LEVELS}"
+            )
+        message = search_readout(
+            grid, inputs, labels,
+            architecture=architecture, seed=candidate.seed, other_nats=other_nats, config=candidate.readout,
+        )  # fmt: skip
+        return [encode_message(message, grid)]
     messages = search_messages(
         build_network(grid, architecture=architecture, dim=candidate.dim, seed=candidate.seed),
-        prepare_inputs(grid, architecture, task.train.inputs),
-        torch.from_numpy(task.train.labels),
+        inputs,
+        labels,
         architecture=architecture,
         levels=candidate.levels,
         seed=candidate.seed,
-        other_nats=complexity_nats(code_length_bits=header_bits, delta=delta),
+        other_nats=other_nats,
         config=candidate.search,
     )
     return [encode_message(message, grid) for message in dict.fromkeys(messages)]

@@ -16,7 +16,7 @@ _WHY: Final = {
 _FREE: Final = (
     ("buffers", "the network has none: no statistics of the data outside the message"),
     ("scales", "input scale fixed in the grid; other scales are the codebook's"),
-    ("grid", "fixed before the data, named by its digest"),
+    ("grid", "named by its digest; it must be fixed before the data, which its publisher has to show"),
     ("bound family", "nested: where the binomial bound holds, all hold"),
     ("optimiser, steps, restarts", "the bound holds for all messages at once"),
 )

@@ -1,16 +1,22 @@
 """A classifier as a message: the choices from the grid, the codebook and the symbols, in the normative code.
 
-Magnitude classes are coded adaptively (Krichevsky-Trofimov: half a count for each class to begin with), signs as fair
-coins. Every message of a grid has a probability of its own and these sum to one: what the bound needs. Nothing is
-added for the lengths of the parts, as the decoder knows them.
+Magnitude classes are coded adaptively (Krichevsky-Trofimov: half a count for each class to begin with; behind cells
+with a table of counts for each part of the spectrum), signs as fair coins. Every message of a grid has a probability
+of its own and these sum to at most one: what the bound needs. Nothing is added for the lengths of the parts, as the
+decoder knows them.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
+from forerun.bounds import verifier
 from forerun.bounds.coding import ArithmeticDecoder, ArithmeticEncoder
 from forerun.bounds.prior import Architecture, PriorGrid
 from forerun.bounds.verifier import MAGNITUDE_BITS
+
+NUM_COUNT_TABLES: Final = 7
+"""One for biases, or for all where there are no cells; six for the parts of a spectrum."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,11 +64,12 @@ def encode_message(message: Message, grid: PriorGrid) -> bytes:
         encoder.encode(options.index(value), 1, len(options))
     for step in message.magnitude_steps:
         encoder.encode(step, 1, num_magnitude_steps())
-    counts = [0] * ((message.levels + 1) // 2)
-    for symbol in message.symbols:
-        start, frequency, total = _interval(counts, abs(symbol))
+    counts = _no_counts(message.levels)
+    tables = count_tables(grid, message.architecture, len(message.symbols))
+    for symbol, table in zip(message.symbols, tables, strict=True):
+        start, frequency, total = _interval(counts[table], abs(symbol))
         encoder.encode(start, frequency, total)
-        counts[abs(symbol)] += 1
+        counts[table][abs(symbol)] += 1
         if symbol:
             encoder.encode(int(symbol > 0), 1, 2)
     return encoder.finish()
@@ -85,10 +92,11 @@ def decode_message(code: bytes, grid: PriorGrid) -> Message:
     dim = grid.subspace_dims[uniform(len(grid.subspace_dims))]
     levels = grid.levels[uniform(len(grid.levels))]
     seed = grid.seeds[uniform(len(grid.seeds))]
-    counts = [0] * ((levels + 1) // 2)
-    steps = tuple(uniform(num_magnitude_steps()) for _ in counts[1:])
+    all_counts = _no_counts(levels)
+    steps = tuple(uniform(num_magnitude_steps()) for _ in all_counts[0][1:])
     symbols: list[int] = []
-    for _ in range(dim):
+    for table in count_tables(grid, architecture, dim):
+        counts = all_counts[table]
         position = decoder.position(sum(2 * count + 1 for count in counts))
         magnitude = 0
         while sum(_interval(counts, magnitude)[:2]) <= position:
@@ -97,6 +105,20 @@ def decode_message(code: bytes, grid: PriorGrid) -> Message:
         counts[magnitude] += 1
         symbols.append(magnitude if not magnitude or uniform(2) else -magnitude)
     return Message(architecture=architecture, levels=levels, seed=seed, magnitude_steps=steps, symbols=tuple(symbols))
+
+
+def count_tables(grid: PriorGrid, architecture: Architecture, dim: int) -> list[int]:
+    """Return for each symbol which of :data:`NUM_COUNT_TABLES` tables of counts it is coded with.
+
+    Raises:
+        ValueError: The architecture can't have so many coefficients.
+    """
+    choices = {"architectures": [layer.as_json() for layer in architecture], "subspace_dims": dim}
+    return verifier.count_tables(choices, grid.as_json())
+
+
+def _no_counts(levels: int) -> list[list[int]]:
+    return [[0] * ((levels + 1) // 2) for _ in range(NUM_COUNT_TABLES)]
 
 
 def _interval(counts: Sequence[int], symbol: int) -> tuple[int, int, int]:

@@ -5,13 +5,14 @@ and restarts are not: the bound holds for every message at once, so how one was 
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from forerun.bounds import verifier
 from forerun.bounds.verifier import MAGNITUDE_BITS, MIN_SYMBOLS
@@ -27,14 +28,17 @@ class Layer:
 
     Attributes:
         kind: ``bank``: fixed filters, derivatives of a Gaussian in ``width`` directions and the Gaussian itself; comes
-            first if at all. ``conv``: learned filters. ``dense``: learned, as large as its input.
+            first if at all. ``cells``: a bank on padded inputs, then contrasts, square roots and a cosine transform
+            (:func:`~forerun.bounds.verifier.cosine_spectrum`); the layer of the scores comes straight after, and each
+            of its weights has a coefficient of its own. ``conv``: learned filters. ``dense``: learned, as large as its
+            input.
         width: Channels, or directions.
         kernel: Height and width, cut to the input's size; without meaning for ``dense``.
         stride: Of the kernel.
         pool: Height and width of the windows averaged after the ReLU, cut likewise.
     """
 
-    kind: Literal["bank", "conv", "dense"]
+    kind: Literal["bank", "cells", "conv", "dense"]
     width: int
     kernel: int = 0
     stride: int = 1
@@ -94,6 +98,8 @@ class PriorGrid:
             kinds = [layer.kind for layer in architecture]
             if "bank" in kinds[1:]:
                 raise ConfigError(f"architectures: {kinds} has a bank after its first layer; put it first")
+            if "cells" in kinds and len(kinds) > 1:
+                raise ConfigError(f"architectures: {kinds} has cells beside other layers; let them stand alone")
 
     def as_json(self) -> dict[str, Any]:
         """Return the grid as it stands in a certificate."""
@@ -112,6 +118,11 @@ class PriorGrid:
     def sha256(self) -> str:
         """Digest to publish before the data are seen; the verifier is told which one to expect."""
         return verifier.grid_sha256(json.loads(json.dumps(self.as_json())))
+
+
+def num_readout_values(grid: PriorGrid, architecture: Architecture) -> int:
+    """Return how many weights and biases the layer of the scores has."""
+    return _plan(grid, architecture)[-1][1].num_values
 
 
 def _plan(grid: PriorGrid, architecture: Architecture) -> list[tuple[str, ConvGeometry]]:
@@ -151,13 +162,20 @@ def prepare_inputs(
         inputs: Examples as they came.
     """
     kind, geometry = _plan(grid, architecture)[0]
-    values = None
-    if kind == "bank":
+    values, padding = None, (0, 0, 0, 0)
+    if kind == "cells":
+        geometry = replace(geometry, channels_out=geometry.channels_out - 1)
+        padding = tuple(size // 2 for size in reversed(geometry.kernel) for _ in range(2))
+    if kind in {"bank", "cells"}:
         filters = verifier.bank_filters(geometry.channels_out - 1, geometry.kernel) / geometry.channels_in
         weight = np.repeat(filters[:, None], geometry.channels_in, axis=1).ravel()
         values = torch.from_numpy(np.concatenate([weight, np.zeros(geometry.channels_out)])).float()
     parts = []
     for part in np.array_split(inputs, max(1, -(-len(inputs) // _BATCH))):
         maps = torch.from_numpy(part * grid.input_scale).float().view(-1, *grid.input_shape).permute(0, 3, 1, 2)
-        parts.append(maps if values is None else pool_rectified(apply_layer(maps, values, geometry), geometry))
+        if values is not None:
+            maps = pool_rectified(apply_layer(pad(maps, padding), values, geometry), geometry)
+        if kind == "cells":
+            maps = torch.from_numpy(verifier.cosine_spectrum(maps.double().numpy())).float()
+        parts.append(maps)
     return torch.cat(parts).contiguous()

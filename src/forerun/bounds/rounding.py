@@ -83,7 +83,13 @@ def _rate_changes(counts: list[int]) -> Float[Tensor, "classes classes"]:
 
 
 def descend_quadratic(
-    form: Quadratic, symbols: Int[Tensor, " dim"], steps: list[int], *, nat_weight: float, damping: float
+    form: Quadratic,
+    symbols: Int[Tensor, " dim"],
+    steps: list[int],
+    *,
+    nat_weight: float,
+    damping: float,
+    tables: Int[Tensor, " dim"] | None = None,
 ) -> Int[Tensor, " dim"]:
     """Change symbols one at a time, the best change first, until none lowers the form plus the message's length.
 
@@ -93,22 +99,27 @@ def descend_quadratic(
         steps: The m magnitudes.
         nat_weight: Cross-entropy that a nat of the message is worth.
         damping: Added to the curvature's diagonal: keeps the point where the form is true.
+        tables: Which table of counts codes each symbol; one for all where not given.
     """
     levels, top = signed_levels(steps), len(steps)
     curvature = form.curvature + damping * torch.eye(len(symbols))
     places, values = symbols + top, symbol_values(symbols, steps)
     slope = form.gradient + curvature @ (values - form.centre)
-    counts = count_magnitudes(symbols.tolist(), top)
+    tables = torch.zeros(len(symbols), dtype=torch.long) if tables is None else tables
+    counts = [count_magnitudes(symbols[tables == table].tolist(), top) for table in range(int(tables.max()) + 1)]
+    all_rates = torch.stack([_rate_changes(table) for table in counts])
     classes_of_levels = (torch.arange(len(levels)) - top).abs()
     for _ in range(_MOVES_PER_COEFFICIENT * len(symbols)):
         shift = levels[None, :] - values[:, None]
-        rates = _rate_changes(counts)[(places - top).abs()][:, classes_of_levels]
+        rates = all_rates[tables, (places - top).abs()][:, classes_of_levels]
         change = slope[:, None] * shift + curvature.diagonal()[:, None] * shift**2 / 2 + nat_weight * rates
         index, level = divmod(int(change.argmin()), len(levels))
         if float(change[index, level]) > -_LEAST_GAIN:
             break
-        counts[abs(int(places[index]) - top)] -= 1
-        counts[abs(level - top)] += 1
+        table = int(tables[index])
+        counts[table][abs(int(places[index]) - top)] -= 1
+        counts[table][abs(level - top)] += 1
+        all_rates[table] = _rate_changes(counts[table])
         slope = slope + curvature[index] * shift[index, level]
         places[index], values[index] = level, levels[level]
     return places - top

@@ -46,8 +46,9 @@ FASHION_GRID: Final = PriorGrid(
             Layer(kind="bank", width=8, kernel=5, pool=3),
             Layer(kind="conv", width=16, kernel=3, pool=2),
         ),
+        *((Layer(kind="cells", width=width, kernel=kernel, pool=4),) for kernel in (3, 5) for width in (4, 6, 8, 12)),
     ),
-    subspace_dims=(100, 200, 300, 400, 500, 600, 800, 1000),
+    subspace_dims=(100, 200, 300, 400, 500, 600, 800, 1000, 2950, 3930, 4910, 6870),
 )
 MNIST1D_GRID: Final = PriorGrid(
     input_shape=(1, NUM_FEATURES, 1),

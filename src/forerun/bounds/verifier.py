@@ -1,12 +1,9 @@
 """Check a certificate with nothing but Python and numpy: ``python verifier.py CERTIFICATE.zip DATA.npz``.
 
-This file is complete in itself and imports nothing of Forerun, so that who doubts a certificate has one short program
-to read. It decodes the message to weights, counts errors on the training data, adds up what the message costs under
-the prior, recomputes the bound, and compares all of it with what the certificate claims. Its decoder, its network and
-its bound are written independently of those that made the certificate; tests hold the two against each other.
-
-DATA.npz holds ``inputs`` [n, num_inputs] and ``labels`` [n], the training data. Exit status: 0 yes, 1 no, 2 unusable
-arguments. With ``--measure`` it prints what it measures as JSON, claims ignored.
+It imports nothing of Forerun: who doubts a certificate has one short program to read. It decodes the message, counts
+errors on the training data, adds up what the message costs under the prior, recomputes the bound, and compares all of
+it with the claims. DATA.npz holds ``inputs`` [n, num_inputs] and ``labels`` [n], the training data. Exit status:
+0 yes, 1 no, 2 unusable arguments. With ``--measure`` it prints what it measures as JSON, claims ignored.
 
 The prior (format 2). The manifest's grid lists architectures, subspace dimensions, numbers of levels and seeds; each
 choice is uniform. Then come m = (levels - 1) / 2 magnitudes of 7 bits, and d symbols: a magnitude class under the
@@ -17,6 +14,11 @@ layer of the scores comes last. Weights of a layer with fan-in f: sqrt(2 / f) * 
 coefficients / sqrt(d)); biases alike, without the uniform. "bank" layers are fixed: first derivatives of a Gaussian in
 `width` directions, and the Gaussian. Signs and uniforms are bits of SplitMix64 at counters. An example counts as an
 error unless the true class leads every other by more than MARGIN.
+
+"cells" are a bank on padded inputs; its averages become square roots: of edges by direction over the sum of all, of
+that sum, of the Gaussian; then cosine transforms over places. The layer of the scores follows at once: its weights and
+biases are the coefficients themselves. Magnitudes have seven tables of counts: of biases, and six by place in the
+spectrum (whether the horizontal frequency is odd; the vertical one: 0-1, 2-3, more).
 """
 
 import hashlib
@@ -30,7 +32,7 @@ import numpy as np
 
 STANDARD_GRID_SHA256 = {
     "digits": "4ab35dbc26268ce77ae22082824cd5fa050d02b5b30cb4709775493756884571",
-    "fashion-mnist": "9d89867ec53884483dbb5cba0eaf99d4a0cdd2fea435836acf3f4be362b36d25",
+    "fashion-mnist": "313b3aa60c32b8a06908b62dbda42a4708e6633ba73ae49bf17b60edf64ab8a3",
     "mnist1d": "aea5b4997293439c10885724899701664fe6c62f8bc412cb6d4010742940ab42",
 }
 MARGIN = 1e-6
@@ -44,9 +46,6 @@ def require(condition, reason):
     """Reject, with a ValueError that says why, unless a condition holds."""
     if not condition:
         raise ValueError(reason)
-
-
-# --- the message -----------------------------------------------------------------------------------------------------
 
 
 class Decoder:
@@ -104,14 +103,15 @@ def decode(message, grid):
         choices[name] = grid[name][decoder.read_uniform(len(grid[name]))]
         ledger[line] = decoder.num_bits - before
     num_classes = (choices["levels"] + 1) // 2
+    tables = count_tables(choices, grid)
     before = decoder.num_bits
     steps = [decoder.read_uniform(1 << MAGNITUDE_BITS) for _ in range(num_classes - 1)]
     ledger["codebook"] = decoder.num_bits - before
     magnitudes = [0.0, *(2.0 ** ((step - 64) / 8) for step in steps)]
-    counts, coefficients, before = [0] * num_classes, [], decoder.num_bits
-    for _ in range(choices["subspace_dims"]):
-        symbol = decoder.read([2 * count + 1 for count in counts])
-        counts[symbol] += 1
+    counts, coefficients, before = [[0] * num_classes for _ in range(7)], [], decoder.num_bits
+    for table in tables:
+        symbol = decoder.read([2 * count + 1 for count in counts[table]])
+        counts[table][symbol] += 1
         sign = -1.0 if symbol and not decoder.read_uniform(2) else 1.0
         coefficients.append(sign * magnitudes[symbol])
     ledger["symbols"] = decoder.num_bits - before
@@ -119,7 +119,19 @@ def decode(message, grid):
     return choices, np.array(coefficients), ledger
 
 
-# --- the classifier --------------------------------------------------------------------------------------------------
+def count_tables(choices, grid):
+    """Return for each symbol which table of counts it is coded with."""
+    plan, dim = (
+        plan_layers(choices["architectures"], grid["input_shape"], grid["num_classes"]),
+        choices["subspace_dims"],
+    )
+    if plan[0][0] != "cells":
+        return [0] * dim
+    _, channels, count, (height, width), _, _ = plan[1]
+    places = [1 + 3 * (x % 2) + min(y // 2, 2) for y in range(height) for x in range(width)]
+    tables = places * (channels * count) + [0] * count
+    require(len(plan) == 2 and len(tables) == dim, f"cells with {len(plan) - 1} learned layers and {dim} coefficients")
+    return tables
 
 
 def random_words(seed, stream, count):
@@ -146,10 +158,11 @@ def plan_layers(architecture, input_shape, num_classes):
     plan = []
     for kind, count, size, stride, pool in [*architecture, ["dense", num_classes, 0, 1, 1]]:
         kernel = (height, width) if kind == "dense" else (min(size, height), min(size, width))
-        height, width = (height - kernel[0]) // stride + 1, (width - kernel[1]) // stride + 1
+        if kind != "cells":  # These are padded.
+            height, width = (height - kernel[0]) // stride + 1, (width - kernel[1]) // stride + 1
         window = (min(pool, height), min(pool, width))
         height, width = height // window[0], width // window[1]
-        plan.append((kind, channels, count + (kind == "bank"), kernel, stride, window))
+        plan.append((kind, channels, count + {"bank": 1, "cells": 2}.get(kind, 0), kernel, stride, window))
         channels = plan[-1][2]
     return plan
 
@@ -165,7 +178,7 @@ def bank_filters(num_angles, kernel):
 
 
 def build_layers(choices, coefficients, input_shape, num_classes):
-    """Return [(weight, bias, kernel, stride, pool), ...] of the classifier that a message stands for."""
+    """Return [(weight, bias, kernel, stride, pool), ...] of a message's classifier; cells have no bias."""
     layers, dim = [], len(coefficients)
     plan = plan_layers(choices["architectures"], input_shape, num_classes)
     for index, (kind, channels, count, kernel, stride, pool) in enumerate(plan):
@@ -173,6 +186,11 @@ def build_layers(choices, coefficients, input_shape, num_classes):
         if kind == "bank":
             weight, bias = bank_filters(count - 1, kernel)[:, None] / channels, np.zeros(count)
             weight = np.repeat(weight, channels, axis=1)
+        elif kind == "cells":
+            filters, bias = bank_filters(count - 2, kernel), None
+            weight, count = np.repeat(filters[:, None] / channels, channels, axis=1), count - 1
+        elif plan[0][0] == "cells":
+            weight, bias = coefficients[: count * fan_in], coefficients[count * fan_in :]
         else:
             start, signs = layer_start_and_signs(choices["seeds"], index, count * (fan_in + 1), dim)
             start[count * fan_in :] = 0.0
@@ -182,17 +200,32 @@ def build_layers(choices, coefficients, input_shape, num_classes):
     return layers
 
 
+def cosine_spectrum(cells):
+    """Return edges by direction over their sum, that sum, and light: square roots, cosine transforms over places."""
+    total = cells[:, :-1].sum(axis=1, keepdims=True)
+    maps = np.sqrt(np.concatenate([cells[:, :-1] / (total + 0.05), total, cells[:, -1:]], axis=1))
+    for axis in (2, 3):
+        size = maps.shape[axis]
+        waves = np.cos(math.pi * np.arange(size)[:, None] * (np.arange(size) + 0.5) / size) * math.sqrt(2 / size)
+        waves[0] /= math.sqrt(2)
+        maps = np.moveaxis(np.tensordot(maps, waves, axes=(axis, 1)), -1, axis)
+    return maps
+
+
 def class_scores(layers, maps):
     """Return scores [n, classes] of inputs [n, channels, height, width]."""
     for index, (weight, bias, kernel, stride, pool) in enumerate(layers):
+        if bias is None:
+            maps = np.pad(maps, ((0, 0), (0, 0), *((size // 2, size // 2) for size in kernel)))
         patches = np.lib.stride_tricks.sliding_window_view(maps, kernel, axis=(2, 3))[:, :, ::stride, ::stride]
         num, _, height, width = patches.shape[:4]
         rows = patches.transpose(0, 2, 3, 1, 4, 5).reshape(num * height * width, -1)
-        maps = (rows @ weight.T + bias).reshape(num, height, width, -1).transpose(0, 3, 1, 2)
+        maps = (rows @ weight.T + (0.0 if bias is None else bias)).reshape(num, height, width, -1).transpose(0, 3, 1, 2)
         if index < len(layers) - 1:
             height, width = height // pool[0], width // pool[1]
             maps = np.maximum(maps, 0.0)[:, :, : height * pool[0], : width * pool[1]]
             maps = maps.reshape(num, -1, height, pool[0], width, pool[1]).mean(axis=(3, 5))
+            maps = cosine_spectrum(maps) if bias is None else maps
     return maps.reshape(len(maps), -1)
 
 
@@ -222,9 +255,6 @@ def count_errors(layers, inputs, labels, grid):
     return errors
 
 
-# --- the data --------------------------------------------------------------------------------------------------------
-
-
 def data_sha256(inputs, labels):
     """Return the digest that names a data set, order included."""
     digest = hashlib.sha256(repr(inputs.shape).encode())
@@ -247,9 +277,6 @@ def check_data(inputs, labels, num_inputs, num_classes):
     require(not stratified, "every class has the same count: a stratified sample is no independent draw")
 
 
-# --- the bound -------------------------------------------------------------------------------------------------------
-
-
 def binomial_bound(num_errors, num_samples, complexity):
     """Return the largest p at which num_errors or fewer have probability exp(-complexity); in log space."""
     if num_errors == num_samples:
@@ -267,9 +294,6 @@ def binomial_bound(num_errors, num_samples, complexity):
         else:
             low = p
     return high
-
-
-# --- the certificate -------------------------------------------------------------------------------------------------
 
 
 def read_certificate(path):
@@ -290,11 +314,7 @@ def grid_sha256(grid):
 
 
 def measure(manifest, message, inputs, labels):
-    """Return what the message is worth: its ledger, its bits, and its errors on the data.
-
-    Raises:
-        ValueError: The message is empty or corrupt, or the data are not as they must be.
-    """
+    """Return what a message is worth: its ledger, its bits, its errors; a ValueError says why it is worth nothing."""
     grid = manifest["grid"]
     require(len(message) > 0, "the message is empty: a model of zero bits certifies nothing")
     require(min(grid["subspace_dims"]) >= MIN_SYMBOLS, f"the grid has fewer than {MIN_SYMBOLS} dimensions")
@@ -315,11 +335,7 @@ def measure(manifest, message, inputs, labels):
 
 
 def verify(path, inputs, labels, expected_grid_sha256=None):
-    """Return the recomputed numbers of a certificate that holds.
-
-    Raises:
-        ValueError: It does not hold.
-    """
+    """Return the recomputed numbers of a certificate that holds; a ValueError says why it does not."""
     manifest, message = read_certificate(path)
     try:
         require(manifest["format"] == "forerun-certificate" and manifest["version"] == 2, "unknown format or version")
@@ -349,8 +365,7 @@ def verify(path, inputs, labels, expected_grid_sha256=None):
 
 def main(arguments):
     """Verify or measure, and write the answer; returns the exit status."""
-    options = [item for item in arguments if item.startswith("--")]
-    paths = [item for item in arguments if not item.startswith("--")]
+    options, paths = ([item for item in arguments if item.startswith("--") == flag] for flag in (True, False))
     expected = [item.partition("=")[2] for item in options if item.startswith("--grid-sha256=")]
     if len(paths) != 2 or any(not item.startswith(("--measure", "--json", "--grid-sha256=")) for item in options):
         sys.stderr.write("use: verifier.py CERTIFICATE.zip DATA.npz [--json] [--grid-sha256=HEX] [--measure]\n")
@@ -362,10 +377,8 @@ def main(arguments):
         sys.stderr.write(f"{paths[1]}: not an .npz file with inputs and labels ({error})\n")
         return 2
     try:
-        if "--measure" in options:
-            found = measure(*read_certificate(paths[0]), inputs, labels)
-        else:
-            found = verify(paths[0], inputs, labels, expected[0] if expected else None)
+        measured = measure(*read_certificate(paths[0]), inputs, labels) if "--measure" in options else None
+        found = measured or verify(paths[0], inputs, labels, expected[0] if expected else None)
         answer = {"accepted": True, "reason": None, **found}
     except ValueError as error:
         answer = {"accepted": False, "reason": str(error)}

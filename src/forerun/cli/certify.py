@@ -33,6 +33,7 @@ examples:
   forerun certify --task bytes --data DIR --level document
   forerun certify --model RUN ENSEMBLE STUDENT --data CORPUS
   forerun certify --data mine.npz --input-scale 0.00392156862745098 --out mine.zip
+  forerun certify --data mine.npz --agreement-with predictions.npz
   forerun verify CERTIFICATE.zip --data digits
 """
 
@@ -79,6 +80,13 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     add_language_options(parser)
     add_decoder_options(parser)
     parser.add_argument(
+        "--agreement-with",
+        type=Path,
+        metavar="PATH",
+        help="also bound the error of a model of yours by how often it agrees with the certified one: a file as for "
+        "--data, of examples that neither was trained on, with the model's predictions in place of labels",
+    )
+    parser.add_argument(
         "--report", type=output_file, metavar="FILE", help="also write a page with the ledger's picture"
     )
     add_json_option(parser)
@@ -93,19 +101,33 @@ def run(args: argparse.Namespace) -> int:
         return run_language(args)
     import torch
 
+    from forerun.bounds.agreement import bound_by_agreement
     from forerun.bounds.certify import certify, default_candidates
     from forerun.bounds.report import write_report
+    from forerun.data.labelled_files import load_labelled
 
     torch.set_num_threads(args.threads)
     task = _open_task(args)
+    predicted = None if args.agreement_with is None else load_labelled(args.agreement_with)[0]
     result = certify(task, args.out, delta=args.delta, candidates=default_candidates(task.name), report=write_line)
     for line in report_lines(result):
         write_line(line)
     write_line(f"wrote {args.out}; check it with: forerun verify {args.out} --data {args.data or args.task}")
     if args.report is not None:
         write_report(args.report, task.name, result)
+    agreement = None
+    if predicted is not None:
+        agreement = bound_by_agreement(
+            args.out, task.train, predicted, certified_bound=result.risk_bound, delta=args.delta
+        )
+        write_line(
+            f"the other model errs at most {agreement.risk_bound:.2%} with probability "
+            f"{1 - agreement.failure_probability:g}: {agreement.certified_bound:.2%}, and "
+            f"{agreement.disagreement_bound:.2%} for {agreement.num_disagreements} disagreements in "
+            f"{agreement.num_unlabelled} examples"
+        )
     if args.json is not None:
-        write_json(args.json, result.as_json())
+        write_json(args.json, result.as_json() | ({} if agreement is None else {"agreement": agreement.as_json()}))
     return 0
 
 

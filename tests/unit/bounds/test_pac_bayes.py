@@ -14,6 +14,7 @@ from forerun.bounds.pac_bayes import (
     binomial_tail_bound,
     catoni_bound,
     complexity_nats,
+    empirical_bernstein_bound,
     holdout_bound,
     kl_bound,
     mcallester_bound,
@@ -175,3 +176,51 @@ def test_affordable_bits_just_afford_the_target():
     assert bits == pytest.approx(1066, abs=1)
     assert kl_bound(75, 1500, complexity_nats(code_length_bits=bits, delta=0.05)) == pytest.approx(0.5, abs=1e-6)
     assert affordable_bits(target_risk=0.05, empirical_risk=0.05, num_samples=9, delta=0.5) == -math.inf
+
+
+def dependent_losses(source, num_samples):
+    """Return losses whose expectations follow the losses before, and those expectations."""
+    losses, expectations, level = [], [], 0.2
+    for _ in range(num_samples):
+        expectations.append(level)
+        losses.append(source.beta(4 * level, 4 * (1 - level)))
+        level = 0.1 + 0.5 * losses[-1]
+    return np.array(losses), np.array(expectations)
+
+
+def test_empirical_bernstein_holds_for_dependent_losses_and_fails_without_the_confidence():
+    """At most 5% of 400 bounds may fail; by chance over 8% with probability under 0.005. Without complexity most do."""
+    source = np.random.default_rng(8)
+    failed, control = 0, 0
+    for _ in range(400):
+        losses, expectations = dependent_losses(source, 200)
+        failed += empirical_bernstein_bound(losses, -math.log(0.05)) < expectations.mean()
+        control += losses.mean() - 1e-3 < expectations.mean()
+    assert failed <= 32
+    assert control > 160
+
+
+def test_empirical_bernstein_profits_from_losses_that_vary_little():
+    losses = 0.3 + 0.02 * np.random.default_rng(1).random(5000)
+    bound = empirical_bernstein_bound(losses, 10.0)
+    hoeffding = losses.mean() + math.sqrt(10.0 / (2 * 5000))
+    assert losses.mean() < bound < losses.mean() + 0.4 * (hoeffding - losses.mean())
+    assert bound < empirical_bernstein_bound(losses, 20.0) < empirical_bernstein_bound(losses[:1000], 20.0)
+
+
+def test_empirical_bernstein_is_the_formula_at_one_rate():
+    losses, complexity = np.array([0.0, 1.0, 0.5, 0.25]), 1.5
+    centres = np.array([0.5, 0.25, 0.5, 0.5])
+    spread = np.square(losses - centres).sum()
+    rates = [0.95 * 2 ** (-j / 2) for j in range(20)]
+    values = [
+        losses.mean() + ((-math.log(1 - r) - r) * spread + complexity + math.log(20)) / (r * 4) for r in rates
+    ]  # fmt: skip
+    assert empirical_bernstein_bound(losses, complexity) == pytest.approx(min(1.0, *values))
+    assert empirical_bernstein_bound(np.tile(losses, 50), complexity) < 1
+
+
+@pytest.mark.parametrize("losses", [[], [0.5, 1.5], [math.nan]])
+def test_empirical_bernstein_refuses_losses_out_of_range(losses):
+    with pytest.raises(ConfigError, match="from 0 to 1"):
+        empirical_bernstein_bound(np.array(losses), 1.0)
