@@ -5,7 +5,7 @@ import { $, alertWith, appendTokens, element, streamChat } from "./api.js";
 const METHODS = [
   { method: "none", name: "AR", meaning: "one token a pass" },
   { method: "sequential", name: "SD", meaning: "draft, then verify" },
-  { method: "ssd", name: "SSD", meaning: "drafts while the target verifies" },
+  { method: "ssd", name: "SSD", meaning: "drafts meanwhile" },
 ];
 const COUNTERS = [["tokens", "tokens"], ["rate", "tokens/s"], ["length", "tokens/pass"], ["ready", "were ready"]];
 
