@@ -15,6 +15,7 @@ from forerun.pretraining import prepared_corpus
 from forerun.pretraining.ensemble import evaluate_ensemble
 from forerun.pretraining.evaluation import held_out_losses, held_out_token_nats
 from forerun.pretraining.prepared_corpus import open_corpus, open_test
+from forerun.pretraining.run_store import read_run
 from forerun.recipes.pretrain_study import scale as scales
 from forerun.recipes.pretrain_study.chart import Axes, Point, Series, chart_svg
 from forerun.recipes.pretrain_study.findings import find
@@ -77,6 +78,8 @@ def test_every_part_is_there_and_refers_to_runs_that_are(study_folder, found):
     assert [(item.kind, len(item.teacher)) for item in study.students] == [("ensemble", 3), ("self", 1)]
     assert {len(item.members) for item in study.ensembles} == {3}
     for item in study.students:
+        weight = read_run(study_folder / "runs" / item.run).identity["teacher"]["weight"]
+        assert weight == (1.0 if item.kind == "ensemble" else 0.8)
         kinds = [(candidate["weight_decay"], candidate["sampled_tokens"]) for candidate in item.candidates]
         real = sorted(item.candidates[:-1], key=lambda candidate: candidate["tune_loss_nats"])
         assert kinds[-1] == (real[0]["weight_decay"], 256), "sampled text is tried with the better decay"

@@ -33,7 +33,9 @@ class StudyScale:
         num_seeds: Seeds of every tuned winner on the limited text; on more text, which takes longer, there is one.
         num_members: Members of every ensemble.
         student_sizes: Students of the best ensemble.
-        teacher_weight: Share of a student's loss that is the teacher's.
+        teacher_weight: Share of the loss on real text that is the ensemble's, for its students: text that is seen so
+            often teaches them more by the ensemble's law than by its own next tokens.
+        self_weight: The same of a single teacher, whose student is of its own size.
         sampled_tokens: Text that a teacher writes for its students, tried beside real text alone; 0 for none.
         sampled_share: Share of the rows that is sampled, where there is such text.
         num_replicates: Replicates behind an interval.
@@ -58,7 +60,8 @@ class StudyScale:
     num_seeds: int
     num_members: int
     student_sizes: tuple[Size, ...]
-    teacher_weight: float = 0.8
+    teacher_weight: float = 1.0
+    self_weight: float = 0.8
     sampled_tokens: int = 0
     sampled_share: float = 0.5
     num_replicates: int = 1000

@@ -25,13 +25,14 @@ def student_jobs(base: Job, size: Size, like: PretrainConfig, teacher: EnsembleF
         teacher: Whose student it is.
         scale: Says how much the teacher weighs.
     """
+    weight = scale.teacher_weight if len(teacher.members) > 1 else scale.self_weight
     settings = replace(like, shape=SHAPES[size], num_epochs=2 * like.num_epochs)
     return [
         replace(
             base,
             config=replace(settings, weight_decay=decay),
             teacher=teacher,
-            distillation=Distillation(teacher_weight=scale.teacher_weight),
+            distillation=Distillation(teacher_weight=weight),
         )
         for decay in sorted({WEIGHT_DECAY["standard"], like.weight_decay})
     ]
