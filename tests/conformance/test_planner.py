@@ -128,6 +128,7 @@ def test_no_candidate_of_the_last_iteration_beats_the_plan(make):
 def test_the_first_iteration_is_done_even_when_late(make):
     plan = solve(make, is_late=lambda: True)
     assert plan.num_iterations == 1
+    assert plan.is_complete == (make not in ITERATIVE)
     assert bool(plan.scores.isfinite().all())
 
 
@@ -140,7 +141,7 @@ def test_the_clock_is_asked_after_each_iteration_and_more_time_is_no_worse(make)
         return len(asked) == 3
 
     plan = solve(make, is_late=is_late)
-    assert plan.num_iterations == 3
+    assert (plan.num_iterations, plan.is_complete) == (3, False)
     assert bool((plan.scores >= solve(make, is_late=lambda: True).scores).all())
 
 

@@ -130,7 +130,8 @@ class Plan:
         futures: Predicted states of every candidate of the last iteration, to draw or to speculate with.
         future_actions: Their actions.
         future_scores: Their scores.
-        num_iterations: Iterations that were done; fewer than configured where the time was up.
+        num_iterations: Iterations that were done.
+        is_complete: Whether these are all that were configured; not where the time was up before.
         num_candidates: Candidates scored for each environment, over all iterations.
     """
 
@@ -141,6 +142,7 @@ class Plan:
     future_actions: Float[Tensor, "envs samples horizon action"]
     future_scores: Float[Tensor, "envs samples"]
     num_iterations: int
+    is_complete: bool
     num_candidates: int
 
     @property

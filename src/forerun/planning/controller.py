@@ -74,7 +74,6 @@ class Controller:
         config: Options.
         planner: Makes plans.
         bounds: The box of actions.
-        num_iterations: Iterations of the planner's full search, to count those that were cut short.
         clock: Seconds; another one in tests.
     """
 
@@ -84,11 +83,10 @@ class Controller:
         *,
         planner: Planner,
         bounds: ActionBounds,
-        num_iterations: int = 1,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.config, self._planner, self._bounds = config, planner, bounds
-        self._num_iterations, self._clock = num_iterations, clock
+        self._clock = clock
         self.reset()
 
     def reset(self) -> None:
@@ -135,15 +133,14 @@ class Controller:
             return self._stand_in(before)
         seconds = self._clock() - began
         self.report.plan_seconds.append(seconds)
-        is_cut_short = plan.num_iterations < self._num_iterations
-        self.report.num_cut_short += is_cut_short
+        self.report.num_cut_short += not plan.is_complete
         self.report.num_infeasible += int((~plan.is_feasible).sum())
         self.last_plan, self._num_since_plan = plan, 0
         chosen = plan.actions
         if not self.config.executes_infeasible:
             rest = self._stand_in(chosen if before is None else before)
             chosen = torch.where(plan.is_feasible[:, None, None], chosen, rest)
-        if deadline is not None and seconds > deadline and not is_cut_short and before is not None:
+        if deadline is not None and seconds > deadline and plan.is_complete and before is not None:
             self.report.num_late += 1
             # Its first action is late for this step; from the next step on the plan is of use.
             chosen = torch.cat([self._stand_in(before)[:, :1], chosen[:, 1:]], dim=1)

@@ -132,6 +132,7 @@ class GaussianSearch(ABC, Generic[Config]):
             future_actions=scored.actions,
             future_scores=scored.scores,
             num_iterations=num_iterations,
+            is_complete=num_iterations == self.config.num_iterations,
             num_candidates=num_candidates,
         )
 

@@ -174,4 +174,4 @@ def _with_rows(plan: Plan, rows: Tensor, fresh: Plan) -> Plan:
             whole, new = whole[:, :num_samples], new[:, :num_samples]
         parts[name] = whole.clone()
         parts[name][rows] = new
-    return replace(plan, **parts, num_iterations=min(plan.num_iterations, fresh.num_iterations))
+    return replace(fresh, **parts)

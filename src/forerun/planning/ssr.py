@@ -99,6 +99,7 @@ class Ssr:
             future_actions=scored.actions,
             future_scores=scored.scores,
             num_iterations=num_rounds,
+            is_complete=num_rounds == self.config.num_rounds,
             num_candidates=scored.actions.shape[1],
         )
 

@@ -12,7 +12,7 @@ BOUNDS = ActionBounds.symmetric(1)
 STATES = torch.zeros(2, 1)
 
 
-def plan(values, *, scores=(0.0, 0.0), num_iterations=1):
+def plan(values, *, scores=(0.0, 0.0), is_complete=True):
     """A plan of the given actions for both environments."""
     actions = torch.tensor([values, values])[..., None]
     return Plan(
@@ -22,7 +22,8 @@ def plan(values, *, scores=(0.0, 0.0), num_iterations=1):
         futures=actions[:, None],
         future_actions=actions[:, None],
         future_scores=torch.tensor(scores)[:, None],
-        num_iterations=num_iterations,
+        num_iterations=1,
+        is_complete=is_complete,
         num_candidates=1,
     )
 
@@ -86,12 +87,10 @@ def test_a_late_plan_serves_the_next_step_and_is_counted():
 
 
 def test_a_plan_that_was_cut_short_in_time_is_no_late_one():
-    script = Script(plan([0.1, 0.2]), plan([0.4, 0.5], num_iterations=3), seconds=[0.0, 2.0])
-    controller = Controller(
-        ControllerConfig(deadline_s=1.0), planner=script, bounds=BOUNDS, num_iterations=10, clock=lambda: script.now
-    )
+    script = Script(plan([0.1, 0.2]), plan([0.4, 0.5], is_complete=False), seconds=[0.0, 2.0])
+    controller = control(script, deadline_s=1.0)
     assert acted(controller, 2) == pytest.approx([0.1, 0.4])
-    assert (controller.report.num_cut_short, controller.report.num_late) == (2, 0)
+    assert (controller.report.num_cut_short, controller.report.num_late) == (1, 0)
 
 
 @pytest.mark.parametrize(("fallback", "action"), [("continue", 0.2), ("rest", 0.0)])
@@ -149,7 +148,7 @@ class Aiming:
         zeros = torch.zeros(history.num_envs)
         return Plan(
             actions=actions, states=states, scores=zeros, futures=states[:, None], future_actions=actions[:, None],
-            future_scores=zeros[:, None], num_iterations=1, num_candidates=1,
+            future_scores=zeros[:, None], num_iterations=1, is_complete=True, num_candidates=1,
         )  # fmt: skip
 
 

@@ -83,6 +83,16 @@ STUDIES: Final[dict[str, Study]] = {
         num_play_episodes=60,
         largest_regret=0.25,
     ),
+    "halfcheetah-quick": Study(
+        task="halfcheetah",
+        scale="smoke",
+        num_train_steps=600,
+        batch_size=128,
+        num_seeds=1,
+        num_episodes=4,
+        ways=("data", "cloning", "proposal", "ssr-paper", "ssr"),
+        new_goal=("x_velocity", 0.5),
+    ),
     "halfcheetah": Study(
         task="halfcheetah",
         scale="small",
