@@ -48,7 +48,7 @@ def test_with_it_the_run_ends_healthy_and_is_not_made_twice(dataset, tmp_path):
     assert result["why_collapsed"] is None
     assert result["health"]["embedding_std"] > 0.5
     assert len(seen) == 120
-    assert "rank" in seen[0]
+    assert "rank" in seen[-1]
     assert load_model(tmp_path / "model")[1]["health"] == result["health"]
     assert train_world(dataset, tmp_path, config, report=lambda *_: pytest.fail("trained again")) == result
 

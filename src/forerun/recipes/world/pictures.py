@@ -191,7 +191,7 @@ def draw_health(path: Path, looks: Mapping[str, Sequence[Mapping[str, Any]]]) ->
     figure = figures.Figure(figsize=(11, 5.5), layout="constrained")
     for axes, (key, title) in zip(figure.subplots(2, 3).flat, _HEALTH_PANELS, strict=True):
         for name, rows in looks.items():
-            rows = [row for row in rows if row["step"] > 0 and row[key] is not None]
+            rows = [row for row in rows if row[key] is not None]
             axes.plot([row["step"] for row in rows], [row[key] for row in rows], ".-", label=name)
         axes.set(title=title, xlabel="step")
     figure.axes[0].legend(fontsize="small")

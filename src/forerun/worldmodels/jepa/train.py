@@ -160,8 +160,6 @@ class _Run:
         config = self._config
         num_warmup = max(1, round(config.warmup_fraction * config.num_steps))
         self._load_looks()
-        if not self.looks:
-            self._look(0)
         TrainingLoop(
             self.model.train(),
             LoopConfig(
@@ -194,14 +192,15 @@ class _Run:
         done = step + 1
         if done % self._config.monitor_every == 0 or done == self._config.num_steps:
             self._look(done)
-        self._report(done, self._config.num_steps, f"loss {loss:.4f}  {self.looks[-1][1].line()}")
+        health = self.looks[-1][1].line() if self.looks else ""
+        self._report(done, self._config.num_steps, f"loss {loss:.4f}  {health}")
 
     def _look(self, done: int) -> None:
         health = self._monitor.look(self.model)
         self.looks.append((done, health))
         write_json_file(self._folder / _HEALTH_FILE, [{"step": step} | health.to_json() for step, health in self.looks])
         reason = health.collapse()
-        is_rising = len(self.looks) < 3 or health.is_rising(self.looks[-2][1])  # the first look is at fresh weights
+        is_rising = len(self.looks) < 2 or health.is_rising(self.looks[-2][1])
         if reason is not None and self._stops and (done == self._config.num_steps or not is_rising):
             raise CollapseError(
                 f"step {done}: {reason}; take a larger --lambda than {self._config.objective.weight:g}, or give "
