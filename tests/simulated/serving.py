@@ -81,7 +81,7 @@ class SimulatedResources(EngineResources):
         self._num_requests = 0
         self._checkpoint = SimpleNamespace(
             tokenizer=LetterTokenizer(),
-            config=SimpleNamespace(vocab_size=VOCAB_SIZE, num_layers=1),
+            config=SimpleNamespace(vocab_size=VOCAB_SIZE, num_layers=1, num_kv_heads=1, head_dim=1),
             eos_ids=frozenset({EOS}),
             ensemble=None,
         )

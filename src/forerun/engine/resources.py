@@ -90,10 +90,11 @@ class EngineResources:
 
     @property
     def layer_ids(self) -> range:
-        """Every layer of the target, of all members of an ensemble."""
+        """Every layer of the target, of all members of an ensemble; none where their states have different shapes."""
         ensemble = self._checkpoint.ensemble
-        members = (self._checkpoint,) if ensemble is None else ensemble.members
-        return range(sum(member.config.num_layers for member in members))
+        configs = [member.config for member in ((self._checkpoint,) if ensemble is None else ensemble.members)]
+        shapes = {(config.num_kv_heads, config.head_dim) for config in configs}
+        return range(sum(config.num_layers for config in configs) if len(shapes) == 1 else 0)
 
     def way_for_call(self, num_requests: int) -> Way:
         """As :meth:`forerun.engine.speculation.SpeculatorFactory.way_for_call`."""

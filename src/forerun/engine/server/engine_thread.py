@@ -40,7 +40,7 @@ class Resources(Protocol):
 
     @property
     def layer_ids(self) -> Sequence[int]:
-        """Every layer of the target."""
+        """Every layer of the target; none where cached states can't be copied in one piece."""
         ...
 
     def way_for_call(self, num_requests: int) -> Way:
@@ -133,7 +133,7 @@ class EngineThread:
             scheduler=SchedulerConfig(
                 max_num_seqs=resources.target.num_sequences,
                 max_num_batched_tokens=config.max_num_batched_tokens,
-                reuses_prefixes=config.reuses_prefixes,
+                reuses_prefixes=config.reuses_prefixes and len(resources.layer_ids) > 0,
                 preempts=True,
             ),
             layer_ids=resources.layer_ids,

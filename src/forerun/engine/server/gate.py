@@ -1,6 +1,7 @@
 """What every request passes: its id, the keys, the count and the log line of its answer."""
 
 import hmac
+import logging
 import re
 import time
 import uuid
@@ -17,6 +18,8 @@ from forerun.engine.server.metrics import ServerMetrics
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _LONGEST_PATH = 200
+_WATCHED = frozenset({"/health", "/ready", "/metrics"})
+"""What monitors ask for every second is no news."""
 _SAFE_HEADERS = {
     "content-security-policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     "x-content-type-options": "nosniff",
@@ -90,6 +93,7 @@ class Gate:
             client = scope.get("client")
             log_event(
                 "request",
+                level=logging.DEBUG if path in _WATCHED else logging.INFO,
                 request_id=request_id,
                 method=scope["method"],
                 path=path[:_LONGEST_PATH],
