@@ -63,6 +63,7 @@ MNIST1D_GRID: Final = PriorGrid(
 """Fixed with format 2; the verifier knows the digests of all three."""
 
 _SPLIT_STREAM: Final = 1001
+_LEAK_PROBE: Final = 50
 _DEFAULT_NUM_TRAIN: Final = {"digits": 1500, "mnist1d": 40_000, "fashion-mnist": 60_000}
 _MNIST1D_SAMPLES, _MNIST1D_SEED = 50_000, 0
 
@@ -93,6 +94,32 @@ class Task:
             raise ConfigError(
                 f"the training data can't be certified: {error}; give independent draws of every class, each once"
             ) from error
+        leak = find_label_column(self.train)
+        if leak is not None:
+            raise ConfigError(
+                f"column {leak} of the inputs tells the class of every training example: the label has leaked into the "
+                "inputs; leave the column out"
+            )
+
+
+def find_label_column(data: LabelledData) -> int | None:
+    """Return the first feature that is constant within every class and differs between any two, if there is one.
+
+    Args:
+        data: Examples, at least one of each class that occurs.
+    """
+    candidates, classes = np.arange(data.inputs.shape[1]), np.unique(data.labels)
+    for label in classes:
+        rows = np.flatnonzero(data.labels == label)
+        few = data.inputs[rows[:_LEAK_PROBE]][:, candidates]
+        candidates = candidates[(few == few[0]).all(axis=0)]
+        part = data.inputs[rows][:, candidates]
+        candidates = candidates[(part == part[0]).all(axis=0)]
+    for column in candidates.tolist():
+        firsts = [data.inputs[np.argmax(data.labels == label), column] for label in classes]
+        if len(set(firsts)) == len(firsts) > 1:
+            return column
+    return None
 
 
 def digits_task(num_train: int | None = None) -> Task:

@@ -201,6 +201,18 @@ def test_unusable_data_are_one_clear_error(tmp_path, change, expected):
         arrays_task(tmp_path / "x.npz", input_scale=1.0, num_train=len(inputs))
 
 
+@pytest.mark.parametrize("code", [lambda y: y, lambda y: (y * 7 + 2) % 5 - 1.5])
+def test_label_among_the_inputs_is_found_in_any_code(tmp_path, code):
+    data = clouds(300)
+    leaked = np.column_stack([data.inputs[:, :2], code(data.labels), data.inputs[:, 2:]])
+    LabelledData(inputs=leaked, labels=data.labels).save(tmp_path / "x.npz")
+    with pytest.raises(ConfigError, match="column 2 of the inputs tells the class"):
+        arrays_task(tmp_path / "x.npz", input_scale=1.0)
+    leaked[:, 2] = np.where(data.labels == 2, 1, data.labels)  # Two classes alike: no leak of the label.
+    LabelledData(inputs=leaked, labels=data.labels).save(tmp_path / "y.npz")
+    assert arrays_task(tmp_path / "y.npz", input_scale=1.0).grid.num_classes == 3
+
+
 @pytest.mark.parametrize(
     "options",
     [
