@@ -16,7 +16,12 @@ TASK = "bytes"
 def add_language_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``--task bytes``."""
     group = parser.add_argument_group("language models (--task bytes)")
-    add_number(group, "--num-bytes", 8_000_000, "bytes to train on, in whole documents; the rest is held out")
+    group.add_argument(
+        "--num-bytes",
+        type=int,
+        metavar="N",
+        help="bytes to train on, in whole documents; the rest is held out (default: 8 MB, or two thirds if less)",
+    )
     add_number(group, "--fit-bytes", 1_000_000, "bytes of these to fit on; all are scored and certified")
     group.add_argument(
         "--level",
@@ -61,7 +66,8 @@ def language_report(result: "LanguageResult") -> list[str]:
         "",
         f"document level: {_statement(result.document)}",
         "  So many bits per byte are expected of one more document, if documents are drawn independently from one",
-        "  source or as a random part of one collection. The predictor is the even mixture of model and uniform bytes.",
+        "  source (or, their number fixed beforehand, as a random part of one collection). The predictor is the even",
+        "  mixture of model and uniform bytes.",
     ]
     if result.holdout is not None:
         token, document = result.holdout["token"], result.holdout["document"]

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forerun.bounds.language import verifier
-from forerun.bounds.language.certify import certify_language
+from forerun.bounds.language.certify import affordable_bits, certify_language
 from forerun.bounds.language.grid import BYTES_GRID, LanguageGrid
 from forerun.bounds.language.message import NUM_SETS, LanguageMessage, encode_language_message
-from forerun.bounds.language.task import bytes_task, training_documents
+from forerun.bounds.language.task import Documents, LanguageTask, bytes_task, training_documents
 from forerun.cli.main import main
 from forerun.core.errors import CertificateError, ConfigError
 
@@ -417,3 +417,27 @@ def test_bad_input_is_one_line(spoken, tmp_path, capsys, options, expected):
     error = capsys.readouterr().err
     assert expected in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [([], "--data"), (["--data", "here", "--task", "bytes"], "--task"), (["--data", "."], "manifest")],
+)
+def test_models_without_their_corpus_are_one_line(tmp_path, capsys, monkeypatch, options, expected):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    assert main(["certify", "--model", "run", *options]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert expected in error or "run" in error
+
+
+def test_too_little_text_is_said_before_fitting(tmp_path):
+    """Each byte can bear the largest valid rate times 8 nats; 64 of them bear a model of 15 bits at this delta."""
+    only = Documents(text=np.arange(64, dtype=np.uint8), ends=np.array([64]))
+    task = LanguageTask(name="bytes", grid=BYTES_GRID, train=only, holdout=None)
+    largest_rate = max(rate for rate in BYTES_GRID.rates if rate * 12 < 1)
+    nats = 8 * largest_rate * 64 - math.log(2e10) - math.log(32)
+    assert affordable_bits(task, delta=1e-10) == pytest.approx(nats / math.log(2))
+    with pytest.raises(ConfigError, match="too few for a bound below 8"):
+        certify_language(task, tmp_path / "x.zip", delta=1e-10, report=lambda line: None)

@@ -16,7 +16,7 @@ from forerun.bounds.language.message import encode_language_message
 from forerun.bounds.language.task import LanguageTask
 from forerun.bounds.ledger import LedgerLine
 from forerun.bounds.pac_bayes import complexity_nats
-from forerun.core.errors import CertificateError
+from forerun.core.errors import CertificateError, ConfigError
 
 Level = Literal["token", "document"]
 UNIFORM_BITS: Final = 8.0
@@ -24,6 +24,8 @@ UNIFORM_BITS: Final = 8.0
 
 _TOKEN_PRICE, _TOKEN_PRICE_BYTES = 1e-5, 8e6
 _DOCUMENT_PRICE: Final = 8.0
+_LEAST_BITS: Final = 25
+"""Of the four choices, and of three lists of zeros by their adaptive coins."""
 _WHY: Final = {
     "smoothings": "one of the grid's shares of the uniform law",
     "weight_steps": "one of the grid's steps of a weight",
@@ -108,6 +110,22 @@ def default_fit(task: LanguageTask, level: Level) -> FitConfig:
     return FitConfig(bit_price=_DOCUMENT_PRICE * math.log(2) / len(task.train), by_document=True)
 
 
+def affordable_bits(task: LanguageTask, *, delta: float) -> float:
+    """Return the length of a message with which the token-level bound just reaches 8, if every score were 0.
+
+    Args:
+        task: The text and the grid.
+        delta: Failure probability.
+
+    Raises:
+        ConfigError: delta is out of range.
+    """
+    nats = complexity_nats(code_length_bits=0.0, delta=delta / 2) + math.log(len(task.grid.rates))
+    largest = UNIFORM_BITS - math.log2(max(task.grid.smoothings))
+    rate = max((rate for rate in task.grid.rates if rate * largest < 1), default=0.0)
+    return (UNIFORM_BITS * rate * len(task.train.text) - nats) / math.log(2)
+
+
 def certify_language(
     task: LanguageTask,
     path: Path,
@@ -134,7 +152,13 @@ def certify_language(
         ConfigError: delta or ``fit_bytes`` is unusable.
         CertificateError: The verifier can't measure what was coded.
     """
-    complexity_nats(code_length_bits=0.0, delta=delta)
+    bits = affordable_bits(task, delta=delta)
+    report(f"affordable for a token-level bound below 8: {bits:.0f} bits, were every score 0")
+    if bits < _LEAST_BITS:
+        raise ConfigError(
+            f"num_bytes={len(task.train.text)}: too few for a bound below 8 bits per byte at delta={delta:g}: a model "
+            f"may take {max(bits, 0):.0f} bits, the shortest takes {_LEAST_BITS}; give more text"
+        )
     config = default_fit(task, level)
     config = config if fit_bytes is None else replace(config, num_bytes=fit_bytes)
     code = encode_language_message(fit_message(task.train.split(), task.grid, config, report=report), task.grid)

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -14,7 +14,7 @@ from forerun.bounds.language.verifier import MIN_DOCUMENT_BYTES, split_documents
 from forerun.core.errors import CertificateError, ConfigError
 from forerun.data.corpus import read_corpus
 
-DEFAULT_NUM_BYTES = 8_000_000
+_MOST_BYTES: Final = 8_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,12 +64,13 @@ class LanguageTask:
             raise ConfigError(f"the text can't be certified: {error}") from error
 
 
-def bytes_task(source: str, *, num_bytes: int = DEFAULT_NUM_BYTES) -> LanguageTask:
+def bytes_task(source: str, *, num_bytes: int | None = None) -> LanguageTask:
     """Return the first documents of a corpus with at least ``num_bytes`` to train on, the rest held out.
 
     Args:
         source: What :func:`~forerun.data.corpus.read_corpus` reads; ``default`` is this machine's standard library.
-        num_bytes: Bytes to train on, at least 1; all of the corpus for no hold-out.
+        num_bytes: Bytes to train on, at least 1; all of the corpus for no hold-out. By default 8 MB, or two thirds of
+            the corpus if that is less.
 
     Raises:
         ConfigError: ``num_bytes`` is out of range.
@@ -77,6 +78,7 @@ def bytes_task(source: str, *, num_bytes: int = DEFAULT_NUM_BYTES) -> LanguageTa
     """
     texts = _ordered_texts(source)
     ends = np.cumsum([len(text) for text in texts])
+    num_bytes = min(_MOST_BYTES, int(ends[-1]) * 2 // 3) if num_bytes is None else num_bytes
     if not 1 <= num_bytes <= ends[-1]:
         raise ConfigError(
             f"num_bytes={num_bytes}: must be 1 to {ends[-1]}, the bytes of {source} in documents of at least "

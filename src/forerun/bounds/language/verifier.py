@@ -20,8 +20,8 @@ coin for each further step (the first MAX_COINS have their own).
 The bounds hold at once with probability 1 - delta over the draw of the text, with half of delta each. Token: for texts
 of any dependence, the mean over positions of the expected score of a byte redrawn from its law given all text before
 it; by the supermartingale of products of 1 + rate * (centre - score), the centre being the mean score of earlier bytes
-in similar places. Document: for documents drawn independently, or without replacement from a finite collection, the
-expected score per byte of a document so drawn, under the even mixture of the model and uniform bytes.
+in similar places. Document: for documents drawn independently, or, their number fixed beforehand, without replacement
+from a collection, the expected score per byte of a document so drawn, for the even mixture of model and uniform bytes.
 """
 
 import argparse
