@@ -1,6 +1,6 @@
 """Pictures of a study and of an episode."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,21 +88,14 @@ class EpisodeRecorder:
         )
 
 
-Scene = Callable[[Any, Frame], None]
-"""Draws a task's picture of a moment on an axis of matplotlib."""
-
-
-def animate(
-    frames: Sequence[Frame], names: Sequence[str], path: Path, *, title: str, scene: Scene | None = None
-) -> None:
+def animate(frames: Sequence[Frame], names: Sequence[str], path: Path, *, title: str) -> None:
     """Write an episode as a GIF: what was seen, the futures that were imagined, and the chosen one.
 
     Args:
         frames: Of the episode.
-        names: Of the numbers of a state; the first four that vary most are drawn.
+        names: Of the numbers of a state; the four that vary most are drawn.
         path: File to write, ``.gif``.
         title: Above the picture.
-        scene: The task's own picture beside the curves; ``None``: none.
 
     Raises:
         ConfigError: There is nothing to draw, or the file is no GIF.
@@ -112,34 +105,31 @@ def animate(
         raise ConfigError(f"--render {path}: needs an episode and a name that ends in .gif")
     figures = import_optional("matplotlib.figure", extra="plot", purpose=_PURPOSE)
     canvases = import_optional("matplotlib.backends.backend_agg", extra="plot", purpose=_PURPOSE)
+    collections = import_optional("matplotlib.collections", extra="plot", purpose=_PURPOSE)
     images = import_optional("PIL.Image", extra="plot", purpose="a GIF")
-    whole = frames[-1].seen
-    drawn = np.argsort(-np.ptp(whole, axis=0))[:_NUM_DRAWN] if whole.shape[1] > _NUM_DRAWN else range(whole.shape[1])
-    drawn = sorted(int(index) for index in drawn)
-    horizon = len(frames[0].future)
-    low, high = whole.min(axis=0), whole.max(axis=0)
-    margin = 0.25 * np.maximum(high - low, 1e-3)
+    whole, horizon = frames[-1].seen, len(frames[0].future)
+    drawn = sorted(int(index) for index in np.argsort(-np.ptp(whole, axis=0))[:_NUM_DRAWN])
+    figure = figures.Figure(figsize=(6, 1.3 * len(drawn) + 0.6), dpi=70)
+    canvas = canvases.FigureCanvasAgg(figure)
+    figure.suptitle(f"{title}: seen (blue), imagined (grey), chosen (orange)", fontsize=9)
+    rows = []
+    for axis, index in zip(np.atleast_1d(figure.subplots(len(drawn), 1)), drawn, strict=True):
+        low, high = whole[:, index].min(), whole[:, index].max()
+        margin = 0.25 * max(high - low, 1e-3)
+        axis.set(xlim=(0, len(whole) + horizon), ylim=(low - margin, high + margin), ylabel=names[index])
+        others = axis.add_collection(collections.LineCollection([], colors="0.75", linewidths=0.6))
+        rows.append((index, others, axis.plot([], [], color="#d55e00")[0], axis.plot([], [], color="#0072b2")[0]))
     pictures = []
     for frame in frames:
-        figure = figures.Figure(figsize=(9 if scene else 6, 1.3 * len(drawn) + 0.6), layout="constrained", dpi=70)
-        canvas = canvases.FigureCanvasAgg(figure)
-        grid = figure.add_gridspec(len(drawn), 2 if scene else 1)
         now = len(frame.seen) - 1
         ahead = np.arange(now, now + horizon + 1)
-        for row, index in enumerate(drawn):
-            axis = figure.add_subplot(grid[row, 0])
-            for other in frame.others:
-                axis.plot(ahead, [frame.seen[-1, index], *other[:, index]], color="0.75", linewidth=0.6)
-            axis.plot(ahead, [frame.seen[-1, index], *frame.future[:, index]], color="#d55e00", linewidth=1.6)
-            axis.plot(frame.seen[:, index], color="#0072b2", linewidth=1.6)
-            axis.set(
-                xlim=(0, len(whole) + horizon),
-                ylim=(low[index] - margin[index], high[index] + margin[index]),
-                ylabel=names[index],
-            )
-        if scene is not None:
-            scene(figure.add_subplot(grid[:, 1]), frame)
-        figure.suptitle(f"{title}: seen (blue), imagined (grey), chosen (orange)", fontsize=9)
+        for index, others, chosen, seen in rows:
+            present = frame.seen[-1, index]
+            begin = np.full((len(frame.others), 1), present)
+            curves = np.concatenate([begin, frame.others[:, :, index]], axis=1)
+            others.set_segments(np.stack([np.broadcast_to(ahead, curves.shape), curves], axis=-1))
+            chosen.set_data(ahead, np.concatenate([[present], frame.future[:, index]]))
+            seen.set_data(np.arange(now + 1), frame.seen[:, index])
         canvas.draw()
-        pictures.append(images.fromarray(np.asarray(canvas.buffer_rgba())).convert("P", palette=1))
+        pictures.append(images.fromarray(np.asarray(canvas.buffer_rgba()).copy()).convert("RGB").quantize(64))
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=80, loop=0)
