@@ -141,7 +141,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase
-TestSchedulerMachine.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestSchedulerMachine.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
 
 
 def test_a_long_prompt_does_not_hold_up_those_who_decode():
