@@ -55,6 +55,9 @@ def test_from_text_to_an_ensemble(texts, tmp_path, capsys):
         (["prepare", "default", "--out", "{}/data", "--vocab-size", "3"], "vocab_size=3"),
         (["train", "--data", "{}", "--out", "{}/runs"], "has no manifest.json"),
         (["ensemble", "{}/run", "--data", "{}"], "has no manifest.json"),
+        (["tune", "--data", "{}", "--out", "{}/runs", "--address", "auto"], "are for --executor ray"),
+        (["tune", "--data", "{}", "--out", "{}/runs", "--gpus-per-run", "0.5"], "are for --executor ray"),
+        (["reproduce", "--out", "{}/study", "--executor", "ray", "--gpus-per-run", "1.5"], "gpus_per_run=1.5"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(command, message, tmp_path, capsys, monkeypatch):
