@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def write_json_file(path: Path, payload: Any) -> None:
 
 
 @contextmanager
-def folder_in_the_making(path: Path) -> Iterator[Path]:
+def folder_in_the_making(path: Path) -> Generator[Path]:
     """Give a folder to fill that becomes ``path`` at the end, in one step; on an error nothing is left.
 
     Args:

@@ -16,6 +16,10 @@
     │   ├── DivergenceError                     the loss or the gradient is infinite or not a number
     │   └── CollapseError                       the embeddings of a world model say less and less
     ├── DrafterError            (RuntimeError)  the drafter failed; decoding goes on without it, so users rarely see it
+    ├── ServingError            (RuntimeError)  the server can't take or finish a request
+    │   ├── EngineOverloadedError               as many completions wait as may wait
+    │   ├── EngineStoppedError                  the engine drains, or has failed
+    │   └── CompletionFailedError               a request was taken and could not be decoded to its end
     └── MissingDependencyError  (ImportError)   an optional package that this call needs is not installed
 
 Catch :class:`ForerunError` for all of them, or the builtin for one kind. A message says what was wrong, the value got,
@@ -77,6 +81,22 @@ class CollapseError(TrainingError):
 
 class DrafterError(ForerunError, RuntimeError):
     """The drafter died, hangs, or answered with something that is no draft."""
+
+
+class ServingError(ForerunError, RuntimeError):
+    """The server can't take a request, or can't finish it."""
+
+
+class EngineOverloadedError(ServingError):
+    """As many completions wait as may wait."""
+
+
+class EngineStoppedError(ServingError):
+    """The engine takes no more requests: it drains, or has failed."""
+
+
+class CompletionFailedError(ServingError):
+    """A request was taken and could not be decoded to its end."""
 
 
 class MissingDependencyError(ForerunError, ImportError):

@@ -5,25 +5,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from forerun.core.errors import ForerunError
+from forerun.core.errors import CompletionFailedError, EngineOverloadedError, EngineStoppedError
 from forerun.engine.config import Method
 from forerun.engine.request import Request
 from forerun.engine.sampling import SamplingParams
 from forerun.engine.server.config import ServerConfig
 from forerun.engine.server.engine_thread import Delivery, EngineThread, Resources
 from forerun.engine.server.metrics import ServerMetrics
-
-
-class EngineOverloadedError(ForerunError):
-    """As many completions wait as may wait."""
-
-
-class EngineStoppedError(ForerunError):
-    """The engine takes no more requests: it drains, or has failed."""
-
-
-class CompletionFailedError(ForerunError):
-    """A request was taken and could not be decoded to its end."""
 
 
 @dataclass(slots=True, eq=False)

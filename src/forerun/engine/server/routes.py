@@ -7,16 +7,10 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from forerun.core.errors import RequestError
+from forerun.core.errors import CompletionFailedError, EngineOverloadedError, EngineStoppedError, RequestError
 from forerun.engine.server.answers import Answer
 from forerun.engine.server.api_error import ApiError
-from forerun.engine.server.bridge import (
-    AsyncEngine,
-    Call,
-    CompletionFailedError,
-    EngineOverloadedError,
-    EngineStoppedError,
-)
+from forerun.engine.server.bridge import AsyncEngine, Call
 from forerun.engine.server.http_io import EventStream, event, read_body, unless_disconnected
 from forerun.engine.server.metrics import ServerMetrics
 from forerun.engine.server.parameters import check_room, prompts_of, request_error, sampling_params
