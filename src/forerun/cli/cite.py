@@ -54,6 +54,19 @@ _ENTRIES: Final = {
         2024,
         "2410.05364",
     ),
+    "maes2026leworldmodel": (
+        "{LeWorldModel}: Stable End-to-End Joint-Embedding Predictive Architecture from Pixels",
+        "Maes and Le Lidec and Scieur and LeCun and Balestriero",
+        2026,
+        "2603.19312",
+    ),
+    "balestriero2025lejepa": ("{LeJEPA}", "Balestriero and LeCun", 2025, "2511.08544"),
+    "wilson2025mysterious": (
+        "Deep Learning is Not So Mysterious or Different",
+        "Wilson, Andrew Gordon",
+        2025,
+        "2503.02113",
+    ),
 }
 """Key: title, authors, year of the preprint, arXiv number."""
 
@@ -63,6 +76,11 @@ _PARTS: Final = {
     "coupled": ('verification="coupled": shared Gumbel noise', ("daliri2024coupling",)),
     "default-model": ("the embedded target, SmolLM2-135M-Instruct", ("allal2025smollm2",)),
     "pretraining": ("forerun pretrain: regularised runs and their ensembles", ("kim2025pretraining",)),
+    "bounds": ("forerun certify: bounds by compression", ("wilson2025mysterious",)),
+    "world": (
+        "forerun world: the world model, and SIGReg, which keeps it from collapsing",
+        ("maes2026leworldmodel", "balestriero2025lejepa"),
+    ),
     "mpc": ("forerun mpc: diffusion proposals, multi-step diffusion dynamics", ("zhou2024diffusion",)),
 }
 """Part: what it is in Forerun, and the keys of its papers."""

@@ -72,8 +72,9 @@ def plan_frames(
         nearest = torch.cdist(states, gallery_latents).argmin(dim=1).numpy()
         imagined.extend(gallery_pixels[nearest][: agent.config.execute_horizon])
     num_looks = min(len(imagined), len(played.frames))
-    reached = np.hypot(*(played.positions[:, task] - tasks.goals[task]).T)
-    num_looks = min(num_looks, int(reached.argmin()) + 1)
+    if played.is_success[task]:  # what came after it was there says nothing
+        distances = np.hypot(*(played.positions[:, task] - tasks.goals[task]).T)
+        num_looks = min(num_looks, int(distances.argmin()) + 1)
     gap = np.full((tasks.resolution, _GIF_GAP, 3), 255, np.uint8)
     goal = tasks.goal_pixels[task]
     return np.stack(
