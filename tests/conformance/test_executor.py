@@ -120,3 +120,14 @@ def test_a_run_out_of_bounds_is_none(executor, data, tmp_path):
 def test_options_of_ray_out_of_range_are_refused(options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         RayExecutor(**options)
+
+
+def test_a_daemon_that_does_not_start_is_one_line(monkeypatch):
+    ray = pytest.importorskip("ray")
+
+    def fails(**options):
+        raise Exception("The current node timed out during startup.\nand much more")  # as Ray does
+
+    monkeypatch.setattr(ray, "init", fails)
+    with pytest.raises(TrainingError, match=r"^Ray did not start \(The current node timed out during startup\.\); "):
+        RayExecutor(num_workers=1)

@@ -30,6 +30,7 @@ class RayExecutor:
     Raises:
         ConfigError: An option is out of range, or there is no cluster at the address.
         MissingDependencyError: Ray is not installed.
+        TrainingError: Ray did not start.
     """
 
     def __init__(
@@ -63,6 +64,11 @@ class RayExecutor:
             )
         except ConnectionError as error:
             raise ConfigError(f"address={address!r}: no Ray cluster answers there ({error})") from error
+        except Exception as error:  # a daemon that does not come up is a bare Exception of Ray's
+            raise TrainingError(
+                f"Ray did not start ({str(error).strip().splitlines()[0]}); try again when the machine is less busy, "
+                "join a running cluster with --address, or use --executor local"
+            ) from error
         resources = self._ray.cluster_resources()
         self.num_workers = max(1, int(resources.get("CPU", 1)))
         if gpus_per_run > 0:
