@@ -134,6 +134,7 @@ def test_true_dynamics_predict_the_environment(name):
 def test_every_task_is_consistent(name):
     if name == "halfcheetah":
         pytest.importorskip("mujoco")
+        pytest.importorskip("imageio")  # Gymnasium's MuJoCo environments import it
     task = control_task(name)
     env = task.make_env(2)
     states = env.reset([0, 1])

@@ -61,9 +61,14 @@ class AsyncEngine:
         metrics.watch(self)
 
     @property
+    def is_alive(self) -> bool:
+        """Whether the engine runs; false from the moment that its failure is known, while its thread still ends."""
+        return self.thread.is_alive and not self._has_failed
+
+    @property
     def is_ready(self) -> bool:
         """Whether new requests are taken."""
-        return self.thread.is_alive and not self._has_failed and not self.is_draining
+        return self.is_alive and not self.is_draining
 
     @property
     def num_outstanding(self) -> int:

@@ -77,7 +77,7 @@ class Routes:
 
     async def health(self, request: Request) -> Response:
         """Say whether the engine lives."""
-        is_alive = self._engine.thread.is_alive
+        is_alive = self._engine.is_alive
         return JSONResponse({"status": "ok" if is_alive else "failed"}, status_code=200 if is_alive else 503)
 
     async def ready(self, request: Request) -> Response:
