@@ -319,6 +319,7 @@ class EngineCore:
             origins=tuple(request.origins[kept]),
             logprobs=tuple(logprobs[:num_kept]),
             finish_reason=request.finish_reason,
+            look_up=speculation.look_up,
         )
         return chunk, min(num_accepted, num_kept)
 

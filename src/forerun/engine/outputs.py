@@ -30,6 +30,40 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PredictedOutcome:
+    """An outcome of a verification that the drafter prepared for.
+
+    Attributes:
+        num_accepted: Draft tokens that it accepts.
+        token_id: The token after them.
+        continuation: What was drafted to follow it, as far as it was ready.
+    """
+
+    num_accepted: int
+    token_id: int
+    continuation: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutcomeLookUp:
+    """What was prepared while a draft was verified, and what came true.
+
+    Attributes:
+        draft: The draft that was verified; empty for a prompt.
+        num_accepted: Its tokens that were accepted.
+        token_id: The token after them.
+        predicted: The outcomes prepared, in the order of their branches.
+        came_true: Which of them is the one that came; ``None``: it was not found among them.
+    """
+
+    draft: tuple[int, ...]
+    num_accepted: int
+    token_id: int
+    predicted: tuple[PredictedOutcome, ...]
+    came_true: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StreamChunk:
     """A piece of one request's output, in the order it was decided.
 
@@ -40,6 +74,7 @@ class StreamChunk:
         origins: One origin for each token of ``token_ids``.
         logprobs: One entry for each token where asked for, else empty.
         finish_reason: Set on the last chunk of the request only.
+        look_up: Of the outcome before this chunk, whose continuation is this chunk's draft; where asked for, under SSD.
     """
 
     index: int
@@ -48,6 +83,7 @@ class StreamChunk:
     origins: tuple[TokenOrigin, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
+    look_up: OutcomeLookUp | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,6 +11,7 @@ from forerun.engine.detokenizer import IncrementalDetokenizer
 from forerun.engine.outputs import StreamChunk, TokenLogprob
 from forerun.engine.server.bridge import Call
 from forerun.engine.server.engine_thread import Delivery, Resources
+from forerun.engine.server.outcome_json import outcome_json
 
 Kind = Literal["chat", "text"]
 _REASONS = {"stop": "stop", "length": "length", "cancelled": "stop"}
@@ -26,6 +27,7 @@ class _ChoiceText:
     finish_reason: str | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
     tokens: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    outcomes: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     text_offset: int = 0
     has_begun: bool = False
 
@@ -40,13 +42,23 @@ class Answer:
         model: Name of the model.
         reports_logprobs: Whether log-probabilities were asked for.
         returns_tokens: Whether ids, texts and origins of tokens were.
+        returns_outcomes: Whether prepared outcomes were.
     """
 
     def __init__(
-        self, kind: Kind, call: Call, resources: Resources, *, model: str, reports_logprobs: bool, returns_tokens: bool
+        self,
+        kind: Kind,
+        call: Call,
+        resources: Resources,
+        *,
+        model: str,
+        reports_logprobs: bool,
+        returns_tokens: bool,
+        returns_outcomes: bool = False,
     ) -> None:
         self._kind, self._call, self._resources, self._model = kind, call, resources, model
         self._reports_logprobs, self._returns_tokens = reports_logprobs, returns_tokens
+        self._returns_outcomes = returns_outcomes
         self.id = f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{uuid.uuid4().hex}"
         self._created = int(time.time())
         token_bytes = resources.tokenizer.token_bytes
@@ -84,9 +96,11 @@ class Answer:
         choice.logprobs += chunk.logprobs
         tokens = self._tokens(choice, chunk, delivery.time_s) if self._returns_tokens else []
         choice.tokens += tokens
+        outcomes = [] if chunk.look_up is None else [outcome_json(chunk.look_up, self._text)]
+        choice.outcomes += outcomes
         if chunk.finish_reason is not None:
             choice.finish_reason = _REASONS[chunk.finish_reason]
-        if not (chunk.text or chunk.logprobs or tokens or chunk.finish_reason):
+        if not (chunk.text or chunk.logprobs or tokens or outcomes or chunk.finish_reason):
             return None
         content: dict[str, Any] = {"index": place, "finish_reason": choice.finish_reason}
         content["logprobs"] = self._logprobs(chunk.logprobs, offset=choice.text_offset)
@@ -100,6 +114,8 @@ class Answer:
             content["text"] = chunk.text
         if self._returns_tokens:
             content["tokens"] = tokens
+        if self._returns_outcomes:
+            content["outcomes"] = outcomes
         return self._object([content], is_chunk=True)
 
     def last_chunk(self) -> dict[str, Any]:
@@ -118,6 +134,8 @@ class Answer:
                 content["text"] = choice.text
             if self._returns_tokens:
                 content["tokens"] = choice.tokens
+            if self._returns_outcomes:
+                content["outcomes"] = choice.outcomes
             choices.append(content)
         return self._object(choices, is_chunk=False) | {"usage": self.usage()}
 

@@ -131,7 +131,12 @@ class Routes:
         check_room(prompts, params, self._engine.resources)
         try:
             call = self._engine.submit(
-                prompts, params, num_choices=num_choices, method=body.method, priority=body.priority or 0
+                prompts,
+                params,
+                num_choices=num_choices,
+                method=body.method,
+                priority=body.priority or 0,
+                records_outcomes=bool(body.return_outcomes),
             )
         except RequestError as error:
             raise request_error(error) from error
@@ -146,6 +151,7 @@ class Routes:
             model=self._model,
             reports_logprobs=params.logprobs is not None,
             returns_tokens=bool(body.return_tokens),
+            returns_outcomes=bool(body.return_outcomes),
         )
         log: dict[str, Any] = request.scope["state"]["log"]
         if body.stream:

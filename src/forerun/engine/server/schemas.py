@@ -53,6 +53,7 @@ class SamplingFields(_Strict):
     method: Method | None = Field(default=None, description="How to decode this request; the output is the same.")
     priority: int | None = Field(default=None, ge=-100, le=100, description="Smaller goes first.")
     return_tokens: bool | None = Field(default=None, description="Add each token's id, text and origin.")
+    return_outcomes: bool | None = Field(default=None, description="Add the outcomes that SSD prepared for each round.")
 
     @model_validator(mode="before")
     @classmethod

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from forerun.engine.law import ProcessedLaw
+from forerun.engine.outputs import PredictedOutcome
 
 _ROUND: Final = 0
 _NUM_BRANCHES: Final = 1
@@ -135,8 +136,21 @@ class SpeculationCache:
         if found.size == 0:
             return None
         branch, depth = int(found[0]), int(table.header[_DEPTH])
-        num_tokens = int(np.count_nonzero(table.widths[:depth] > branch))
-        return PreparedOutcome(branch, table.tokens[branch, :num_tokens].tolist(), depth)
+        return PreparedOutcome(branch, table.continuation(branch, depth), depth)
+
+    def predicted(self, request: int, round_number: int) -> list[PredictedOutcome]:
+        """Reader: return every outcome that is prepared for a round, with what is ready of its continuation."""
+        table = self._tables[request]
+        if table.header[_ROUND] != round_number:
+            return []
+        depth = int(table.header[_DEPTH])
+        keys: list[list[int]] = table.keys[: int(table.header[_NUM_BRANCHES])].tolist()
+        return [
+            PredictedOutcome(
+                num_accepted=num_accepted, token_id=token, continuation=tuple(table.continuation(branch, depth))
+            )
+            for branch, (num_accepted, token) in enumerate(keys)
+        ]
 
     def draft(self, request: int, round_number: int) -> list[int]:
         """Reader: return the speculation of the round so far."""
@@ -174,6 +188,11 @@ class _Table:
         self.law_sizes = self._take(np.int64, depth)
         self.law_ids = self._take(np.int64, depth * width).reshape(depth, width)
         self.law_scores = self._take(np.float32, depth * width).reshape(depth, width)
+
+    def continuation(self, branch: int, depth: int) -> list[int]:
+        """Return the tokens of a branch that are ready at a depth."""
+        num_tokens = int(np.count_nonzero(self.widths[:depth] > branch))
+        return self.tokens[branch, :num_tokens].tolist()
 
     def _take(self, kind: type[np.generic], count: int) -> np.ndarray:
         array: np.ndarray = np.frombuffer(self._buffer, kind, count, self._offset)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from forerun.engine.law import ProcessedLaw
-from forerun.engine.outputs import TokenOrigin
+from forerun.engine.outputs import OutcomeLookUp, TokenOrigin
 from forerun.engine.request import Request
 
 
@@ -17,11 +17,13 @@ class Speculation:
         token_ids: The draft, maybe empty.
         origin: What its accepted tokens are counted as.
         is_hit: Whether the outcome before it was predicted; ``None`` where nothing predicts outcomes.
+        look_up: What was prepared for that outcome, where the request asks.
     """
 
     token_ids: tuple[int, ...] = ()
     origin: TokenOrigin = "draft"
     is_hit: bool | None = None
+    look_up: OutcomeLookUp | None = None
 
 
 class Speculator(Protocol):

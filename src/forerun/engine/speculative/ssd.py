@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 from forerun.core.errors import DrafterError
 from forerun.engine.config import SpeculativeConfig
@@ -13,6 +14,7 @@ from forerun.engine.speculative.drafter_link import DrafterLink
 from forerun.engine.speculative.fallback_length import FallbackLength
 from forerun.engine.speculative.messages import FinishMessage, Message, OutcomeMessage, StartMessage
 from forerun.engine.speculative.ngram import ngram_continuation
+from forerun.engine.speculative.outcome_recorder import OutcomeRecorder
 from forerun.engine.speculative.speculator import Speculation
 from forerun.engine.speculative.target_states import TargetStates
 
@@ -56,6 +58,7 @@ class SsdSpeculator:
         self._fallbacks: dict[int, int] = {}
         self.is_alive = True
         self._last_accepted: dict[int, int] = {}
+        self._recorder = OutcomeRecorder(drafter.cache)
 
     def start(self, request: Request) -> None:
         """Let the drafter read the prompt, and prepare for the first token, while the target prefills."""
@@ -80,7 +83,8 @@ class SsdSpeculator:
         for index, request in enumerate(requests):
             num_tokens = self._fallbacks.get(request.index, 0)
             if num_tokens > 0:
-                found[index] = self._wait(request, num_tokens)
+                found[index] = self._wait(request, num_tokens, found[index])
+        self._recorder.learn_drafts(requests, found)
         self._fallback_length.begin_verification(sum(len(speculation.token_ids) for speculation in found))
         return found
 
@@ -116,6 +120,7 @@ class SsdSpeculator:
         """Let the drafter forget a request."""
         self._last_accepted.pop(request.index, None)
         self._fallbacks.pop(request.index, None)
+        self._recorder.forget(request)
         if self._states is not None:
             self._states.forget(request)
         self._send(FinishMessage(request=request.sequence))
@@ -132,6 +137,7 @@ class SsdSpeculator:
         round_number, token = request.round_number, request.output_ids[-1]
         num_accepted = self._last_accepted[request.index]
         hit = self._drafter.cache.look_up(request.sequence, round_number - 1, num_accepted=num_accepted, token=token)
+        look_up = self._recorder.look_up(request, round_number - 1, num_accepted=num_accepted, hit=hit)
         branch, tokens = (-1, []) if hit is None else (hit.branch, hit.tokens[:limit])
         is_ready = bool(tokens)
         if limit > 0:
@@ -161,11 +167,12 @@ class SsdSpeculator:
             )
         )
         if is_ready:
-            return Speculation(token_ids=tuple(tokens), origin="cache_hit", is_hit=True)
-        return Speculation(token_ids=tuple(proposed), origin="fallback", is_hit=False if limit > 0 else None)
+            return Speculation(token_ids=tuple(tokens), origin="cache_hit", is_hit=True, look_up=look_up)
+        is_hit = False if limit > 0 else None
+        return Speculation(token_ids=tuple(proposed), origin="fallback", is_hit=is_hit, look_up=look_up)
 
-    def _wait(self, request: Request, num_tokens: int) -> Speculation:
-        """Wait for the neural fallback of a request."""
+    def _wait(self, request: Request, num_tokens: int, missed: Speculation) -> Speculation:
+        """Wait for the neural fallback of a request that missed."""
         started = time.perf_counter()
         tokens: list[int] = []
         while self.is_alive and len(tokens) < num_tokens:
@@ -174,7 +181,7 @@ class SsdSpeculator:
                 self._check()
                 time.sleep(_POLL_S)
         self._fallback_length.learn_wait(num_tokens, time.perf_counter() - started)
-        return Speculation(token_ids=tuple(tokens[:num_tokens]), origin="fallback", is_hit=False)
+        return replace(missed, token_ids=tuple(tokens[:num_tokens]))
 
     def _send(self, message: Message) -> None:
         if self.is_alive:

@@ -1,6 +1,7 @@
 // The race: the same prompt by each method, one after another, then side by side as fast as it was.
 
 import { $, alertWith, appendTokens, element, streamChat } from "./api.js";
+import { hideTree, showTree } from "./tree.js";
 
 const METHODS = [
   { method: "none", name: "AR", meaning: "one token a pass" },
@@ -8,6 +9,8 @@ const METHODS = [
   { method: "ssd", name: "SSD", meaning: "drafts meanwhile" },
 ];
 const COUNTERS = [["tokens", "tokens"], ["rate", "tokens/s"], ["length", "tokens/pass"], ["ready", "were ready"]];
+
+const allTokens = (rounds) => rounds.flatMap((round) => round.tokens);
 
 class Pane {
   constructor(racer) {
@@ -38,33 +41,33 @@ class Pane {
     this.show(0);
   }
 
-  get endMs() { return this.rounds.length ? this.rounds.at(-1)[0].time_ms : 0; }
-  get output() { return this.rounds.flat().map((token) => token.text).join(""); }
+  get endMs() { return this.rounds.length ? this.rounds.at(-1).timeMs : 0; }
+  get output() { return allTokens(this.rounds).map((token) => token.text).join(""); }
 
-  add(tokens) {
-    this.rounds.push(tokens);
+  add({ tokens, outcomes = [] }) {
+    this.rounds.push({ tokens, outcomes, timeMs: tokens[0].time_ms });
     this.show(Infinity);
   }
 
   /** Show what had come after so many milliseconds. */
   show(timeMs) {
-    const shown = this.rounds.filter((tokens) => tokens[0].time_ms <= timeMs);
+    const shown = this.rounds.filter((round) => round.timeMs <= timeMs);
     if (shown.length < (this.numShown ?? 0) || timeMs === 0) {
       this.text.textContent = "";
       this.numShown = 0;
     }
-    for (const tokens of shown.slice(this.numShown)) appendTokens(this.text, tokens);
+    for (const { tokens } of shown.slice(this.numShown)) appendTokens(this.text, tokens);
     if (shown.length !== this.numShown) this.text.scrollTop = this.text.scrollHeight;
     this.numShown = shown.length;
     this.count(shown);
   }
 
   count(shown) {
-    const numTokens = shown.flat().length;
+    const numTokens = allTokens(shown).length;
     const later = shown.slice(1);
-    const numLater = later.flat().length;
-    const spentS = shown.length > 1 ? (shown.at(-1)[0].time_ms - shown[0][0].time_ms) / 1000 : 0;
-    const numReady = later.flat().filter((token) => token.origin === "cache_hit").length;
+    const numLater = allTokens(later).length;
+    const spentS = shown.length > 1 ? (shown.at(-1).timeMs - shown[0].timeMs) / 1000 : 0;
+    const numReady = allTokens(later).filter((token) => token.origin === "cache_hit").length;
     this.values.tokens.textContent = String(numTokens);
     this.values.rate.textContent = spentS > 0 ? (numLater / spentS).toFixed(1) : "–";
     this.values.length.textContent = later.length ? (numLater / later.length).toFixed(2) : "–";
@@ -76,6 +79,7 @@ class Pane {
 let panes = [];
 let stopper = null;
 let playing = null;
+let round = 0;
 
 function totalMs() { return Math.max(1, ...panes.map((pane) => pane.endMs)); }
 
@@ -89,6 +93,26 @@ function pause() {
   cancelAnimationFrame(playing);
   playing = null;
   $("replay-play").textContent = "Replay";
+  tellTree();
+}
+
+const ssdPane = () => panes.find((pane) => pane.racer.method === "ssd");
+
+/** Show the tree of the round that the replay stands at. */
+function tellTree() {
+  const pane = ssdPane();
+  const isOver = pane?.rounds.length && !$("replay-play").disabled;
+  $("step-back").disabled = $("step-on").disabled = !isOver;
+  if (isOver) round = showTree(pane.rounds, pane.numShown - 1) ?? pane.numShown - 1;
+}
+
+/** Go to another round of SSD. */
+function step(by) {
+  const rounds = ssdPane()?.rounds ?? [];
+  if (!rounds.length || $("replay-play").disabled) return;
+  cancelAnimationFrame(playing);
+  seek(rounds[Math.max(0, Math.min(rounds.length - 1, round + by))].timeMs);
+  pause();
 }
 
 function replay() {
@@ -96,6 +120,7 @@ function replay() {
   const fromMs = Number($("replay-time").value) >= 1000 ? 0 : (Number($("replay-time").value) / 1000) * totalMs();
   const startedMs = performance.now() - fromMs;
   $("replay-play").textContent = "Pause";
+  hideTree("Pause the replay to see what was prepared for the round it stands at.");
   const frame = () => {
     const nowMs = performance.now() - startedMs;
     seek(Math.min(nowMs, totalMs()));
@@ -117,12 +142,14 @@ function result() {
 
 async function run(event) {
   event.preventDefault();
+  $("replay-play").disabled = $("replay-time").disabled = true;
   pause();
+  hideTree("While the race runs, nothing is shown here.");
+  $("tree-round").textContent = "";
   alertWith("");
   stopper = new AbortController();
   $("race-start").disabled = true;
   $("race-stop").disabled = false;
-  $("replay-play").disabled = $("replay-time").disabled = true;
   for (const pane of panes) pane.clear();
   try {
     for (const pane of panes) {
@@ -133,8 +160,9 @@ async function run(event) {
         temperature: Number($("race-temperature").value),
         seed: Number($("race-seed").value),
         method: pane.racer.method,
+        return_outcomes: pane.racer.method === "ssd",
       };
-      for await (const choice of streamChat(body, stopper.signal)) if (choice.tokens.length) pane.add(choice.tokens);
+      for await (const choice of streamChat(body, stopper.signal)) if (choice.tokens.length) pane.add(choice);
     }
     $("race-status").textContent = result();
     $("replay-play").disabled = $("replay-time").disabled = false;
@@ -154,6 +182,7 @@ export function startRace(model) {
   const isFirst = panes.length === 0;
   panes = METHODS.filter((racer) => model.methods.includes(racer.method)).map((racer) => new Pane(racer));
   $("panes").replaceChildren(...panes.map((pane) => pane.root));
+  $("tree").hidden = !ssdPane();
   if (!isFirst) return;
   $("race-form").addEventListener("submit", run);
   $("race-stop").addEventListener("click", () => stopper?.abort());
@@ -161,6 +190,15 @@ export function startRace(model) {
   $("replay-time").addEventListener("input", () => {
     pause();
     seek((Number($("replay-time").value) / 1000) * totalMs());
+    tellTree();
+  });
+  $("step-back").addEventListener("click", () => step(-1));
+  $("step-on").addEventListener("click", () => step(1));
+  $("tree").addEventListener("keydown", (event) => {
+    const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!by) return;
+    event.preventDefault();
+    step(by);
   });
   if (new URLSearchParams(location.search).has("race")) $("race-form").requestSubmit();
 }
