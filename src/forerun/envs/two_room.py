@@ -119,6 +119,11 @@ class TwoRoom:
                 f"positions of shape {list(self.positions.shape)}: must be [{len(self.looks)}, 2], one for each world"
             )
 
+    @property
+    def states(self) -> Float[np.ndarray, "N 2"]:
+        """What is known of each world: where its disc is."""
+        return self.positions
+
     def step(self, actions: Float[np.ndarray, "N 2"]) -> None:
         """Move every disc once.
 

@@ -1,14 +1,12 @@
 """Policies that act in Two-Room: straight to a goal through the door, the same with noise, and a random walk."""
 
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float
 
+from forerun.envs.pixel_world import PolicyName
 from forerun.envs.two_room import SPEED, WALL_X, Look, free_position, is_in_wall
-
-PolicyName = Literal["expert", "noisy", "random"]
-POLICY_NAMES: Final[tuple[PolicyName, ...]] = ("expert", "noisy", "random")
 
 _ARRIVED: Final = 4.0
 """Units from its goal at which a wandering expert takes another one."""

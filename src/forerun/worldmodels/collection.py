@@ -1,4 +1,4 @@
-"""Collecting episodes of Two-Room: shards that are functions of a seed and their number, so that a cut run goes on."""
+"""Collecting episodes of a task: shards that are functions of a seed and their number, so that a cut run goes on."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -12,14 +12,10 @@ from forerun.core.atomic_files import write_json_file
 from forerun.core.errors import ConfigError, TrajectoryError
 from forerun.data.pixel_episodes import PixelEpisodes
 from forerun.data.pixel_shards import read_shard, shard_path, write_manifest, write_shard
-from forerun.envs.two_room import ACTION_DIM, STATE_NAMES, Look, TwoRoom, free_position, varied
-from forerun.envs.two_room_policies import PolicyName, Wanderer
+from forerun.envs.pixel_tasks import PIXEL_TASKS, pixel_task
+from forerun.envs.pixel_world import PixelTask, PolicyName, check_factors
 
 TASK: Final = "two-room"
-CONTEXT_NAMES: Final = (
-    "agent_red", "agent_green", "agent_blue", "wall_red", "wall_green", "wall_blue", "floor_red", "floor_green",
-    "floor_blue", "agent_radius", "door_y", "door_half_width",
-)  # fmt: skip
 _RECIPE_FILE: Final = "recipe.json"
 
 
@@ -28,17 +24,19 @@ class CollectConfig:
     """What to record.
 
     Attributes:
+        task: Name of the task, of :data:`~forerun.envs.pixel_tasks.PIXEL_TASKS`.
         num_episodes: In all.
         env_steps: Raw actions of an episode; a multiple of ``frame_skip``.
         frame_skip: Raw actions between two frames.
         resolution: Pixels of a side.
         expert_share: Share of episodes of the expert.
-        random_share: Share of episodes of the random walk; the rest is the expert with noise.
-        factors: What differs between episodes, of ``color``, ``size``, ``door``.
+        random_share: Share of episodes of the random policy; the rest is the expert with noise.
+        factors: What differs between episodes, of those that the task has.
         shard_episodes: Episodes in a file.
         seed: Root of all chance.
     """
 
+    task: str = TASK
     num_episodes: int = 1000
     env_steps: int = 100
     frame_skip: int = 5
@@ -65,7 +63,7 @@ class CollectConfig:
         shares = (self.expert_share, self.random_share)
         if min(shares) < 0 or sum(shares) > 1:
             raise ConfigError(f"shares {shares} of expert and random episodes: must be >= 0 and sum to at most 1")
-        varied(Look(), frozenset(self.factors), np.random.default_rng(0))
+        check_factors(pixel_task(self.task), frozenset(self.factors))
 
 
 def collect(
@@ -84,7 +82,7 @@ def collect(
     Raises:
         TrajectoryError: The folder holds another collection, a damaged shard, or can't be written.
     """
-    recipe = {"task": TASK} | asdict(config) | {"factors": sorted(config.factors)}
+    recipe = asdict(config) | {"factors": sorted(config.factors)}
     _claim(folder, recipe)
     digests: list[str] = []
     num_done = num_kept = num_frames = 0
@@ -99,7 +97,7 @@ def collect(
         num_frames += len(episodes.pixels)
         num_done += count
         report(num_done, config.num_episodes)
-    write_manifest(folder, digests, task=TASK, frame_skip=config.frame_skip, recipe=recipe)
+    write_manifest(folder, digests, task=config.task, frame_skip=config.frame_skip, recipe=recipe)
     return {"num_episodes": num_done, "num_frames": num_frames, "num_kept": num_kept}
 
 
@@ -107,93 +105,72 @@ def record_episodes(
     config: CollectConfig,
     numbers: range,
     *,
-    before_frame: Callable[[TwoRoom, int], None] = lambda world, frame: None,
+    before_frame: Callable[[Any, int], None] = lambda world, frame: None,
 ) -> PixelEpisodes:
     """Record some episodes; each is a function of the seed and its number.
 
     Args:
         config: What to record.
         numbers: Which episodes.
-        before_frame: Called with the worlds and the number of the frame that is about to be looked at; may change the
-            worlds, and with them what follows.
+        before_frame: Called with the worlds (as :meth:`~forerun.envs.pixel_world.PixelTask.worlds` made them) and the
+            number of the frame that is about to be looked at; may change the worlds, and with them what follows.
     """
-    rngs = [np.random.default_rng((config.seed, number)) for number in numbers]
-    looks = [varied(Look(), frozenset(config.factors), rng) for rng in rngs]
-    policies = [
-        Wanderer(_policy(config, number), look, rng) for number, look, rng in zip(numbers, looks, rngs, strict=True)
+    task, factors = pixel_task(config.task), frozenset(config.factors)
+    starts = [
+        task.begin(_policy(config, number), factors, np.random.default_rng((config.seed, number))) for number in numbers
     ]
-    world = TwoRoom(looks, np.stack([free_position(look, rng) for look, rng in zip(looks, rngs, strict=True)]))
+    contexts = np.stack([start.context for start in starts])
+    world = task.worlds(contexts, np.stack([start.state for start in starts]))
     num_blocks = config.env_steps // config.frame_skip
     before_frame(world, 0)
-    frames, states = [world.render(config.resolution)], [world.positions]
+    frames, states = [world.render(config.resolution)], [world.states]
     blocks: list[np.ndarray] = []
     for frame in range(1, num_blocks + 1):
         block: list[np.ndarray] = []
         for _ in range(config.frame_skip):
-            actions = np.stack(
-                [policy.act(position) for policy, position in zip(policies, world.positions, strict=True)]
-            )
+            actions = np.stack([start.act(state) for start, state in zip(starts, world.states, strict=True)])
             world.step(actions)
             block.append(actions)
         blocks.append(np.concatenate(block, axis=1))
         before_frame(world, frame)
         frames.append(world.render(config.resolution))
-        states.append(world.positions)
-    blocks.append(np.full((len(looks), config.frame_skip * ACTION_DIM), np.nan))
+        states.append(world.states)
+    blocks.append(np.full((len(starts), config.frame_skip * task.action_dim), np.nan))
     return PixelEpisodes(
         pixels=np.concatenate(np.stack(frames, axis=1)),
         actions=np.concatenate(np.stack(blocks, axis=1)).astype(np.float32),
         states=np.concatenate(np.stack(states, axis=1)).astype(np.float32),
-        lengths=np.full(len(looks), num_blocks + 1, np.int64),
-        context=np.stack([_context(look) for look in looks]),
-        state_names=STATE_NAMES,
-        context_names=CONTEXT_NAMES,
-        source=TASK,
+        lengths=np.full(len(starts), num_blocks + 1, np.int64),
+        context=contexts,
+        state_names=task.state_names,
+        context_names=task.context_names,
+        source=task.name,
     )
 
 
-def check_task(recipe: Mapping[str, Any]) -> None:
-    """Refuse data whose world is not at hand.
+def task_of(recipe: Mapping[str, Any]) -> PixelTask:
+    """Return the task that data are of.
 
     Raises:
-        TrajectoryError: They are not of Two-Room.
+        TrajectoryError: Their world is not at hand, as that of imported data.
     """
-    if recipe.get("task") != TASK:
+    name = recipe.get("task")
+    if name not in PIXEL_TASKS:
         raise TrajectoryError(
-            f"data of task {recipe.get('task')!r}: only the world of {TASK!r} is at hand to act in; name a folder of "
-            "'forerun world collect'"
+            f"data of task {name!r}: only the worlds of {', '.join(PIXEL_TASKS)} are at hand to act in; name a folder "
+            "of 'forerun world collect'"
         )
+    return PIXEL_TASKS[name]
 
 
 def recorded_with(recipe: Mapping[str, Any]) -> CollectConfig:
     """Return the options that a dataset's recipe names.
 
     Raises:
-        TrajectoryError: The data are not of this task.
+        TrajectoryError: The data were not collected here.
     """
-    check_task(recipe)
-    options: dict[str, Any] = {name: value for name, value in recipe.items() if name != "task"}
-    options["factors"] = tuple(options["factors"])
-    return CollectConfig(**options)
-
-
-def look_of(context: np.ndarray) -> Look:
-    """Return the look that an episode's context describes."""
-    colours = [tuple(int(level) for level in context[start : start + 3]) for start in (0, 3, 6)]
-    return Look(
-        agent_rgb=colours[0],  # pyright: ignore[reportArgumentType] (three levels, by the slice)
-        wall_rgb=colours[1],  # pyright: ignore[reportArgumentType]
-        floor_rgb=colours[2],  # pyright: ignore[reportArgumentType]
-        agent_radius=float(context[9]),
-        door_y=float(context[10]),
-        door_half_width=float(context[11]),
-    )
-
-
-def _context(look: Look) -> np.ndarray:
-    return np.array([
-        *look.agent_rgb, *look.wall_rgb, *look.floor_rgb, look.agent_radius, look.door_y, look.door_half_width,
-    ])  # fmt: skip
+    task_of(recipe)
+    return CollectConfig(**(dict(recipe) | {"factors": tuple(recipe["factors"])}))
 
 
 def _policy(config: CollectConfig, number: int) -> PolicyName:

@@ -11,7 +11,8 @@ from forerun.core.errors import ConfigError, TrajectoryError
 from forerun.data.pixel_episodes import PixelEpisodes, joined_episodes
 from forerun.data.pixel_shards import read_dataset, shard_path
 from forerun.envs.two_room import Look
-from forerun.worldmodels.collection import CollectConfig, collect, look_of, record_episodes, recorded_with
+from forerun.envs.two_room_task import look_of
+from forerun.worldmodels.collection import CollectConfig, collect, record_episodes, recorded_with
 
 
 def episodes(lengths=(3, 5, 2), **changes):

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forerun.core.errors import ConfigError
+from forerun.envs.pixel_world import POLICY_NAMES
 from forerun.envs.two_room import SIZE, SUCCESS_RADIUS, WALL_X, Look, TwoRoom, free_position, is_free, varied
-from forerun.envs.two_room_policies import POLICY_NAMES, Wanderer, expert_action
+from forerun.envs.two_room_policies import Wanderer, expert_action
 
 
 @settings(max_examples=30, deadline=None)

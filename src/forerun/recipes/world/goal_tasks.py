@@ -1,20 +1,31 @@
 """Tasks to plan for: a start and a goal, out of episodes that training never saw."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from forerun.core.errors import TrajectoryError
+from forerun.core.errors import ConfigError, TrajectoryError
 from forerun.data.pixel_episodes import PixelEpisodes
-from forerun.envs.two_room import SUCCESS_RADIUS, WALL_X, Look, TwoRoom, is_free
-from forerun.worldmodels.collection import look_of
+from forerun.envs.pixel_tasks import pixel_task
+from forerun.envs.pixel_world import PixelTask, PixelWorld
+from forerun.envs.push_t import block_has_moved
+from forerun.envs.two_room import WALL_X, Look, is_free
+from forerun.envs.two_room_task import look_of
 
-Protocol = Literal["near", "opposite"]
+Protocol = Literal["near", "opposite", "push"]
 PROTOCOLS: Final[tuple[Protocol, ...]] = ("near", "opposite")
-_GOAL_OFFSET_STEPS: Final = 25
-_BUDGET_STEPS: Final = {"near": 50, "opposite": 100}
+"""Those of Two-Room."""
+PROTOCOLS_OF: Final[Mapping[str, tuple[Protocol, ...]]] = {
+    "two-room": PROTOCOLS,
+    "push-t": ("near", "push"),
+    "stable-two-room": ("near",),
+}
+GOAL_OFFSET_STEPS: Final = 25
+_BUDGET_STEPS: Final[Mapping[Protocol, int]] = {"near": 50, "opposite": 100, "push": 50}
+_STREAMS: Final[Mapping[Protocol, int]] = {"near": 0, "opposite": 1, "push": 2}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,20 +35,29 @@ class GoalTasks:
     Attributes:
         protocol: ``near``: the goal is where the episode was 25 actions later, 50 actions may be spent (the published
             protocol, but on held-out episodes and without starts that are at the goal already). ``opposite``: the goal
-            is in the other room, 100 actions may be spent.
-        looks: Of each world.
-        starts: Of each disc.
-        goals: Where each is wanted; reached within 16 units.
+            is in the other room, 100 actions may be spent. ``push``: as ``near``, where the block must be moved.
+        task: Whose worlds these are, and what counts as reached.
+        contexts: Of each world.
+        starts: State of each world at the start.
+        goals: State that each is wanted in.
+        recorded: The blocks of actions that led from start to goal in the episode; NaN where there are none.
         resolution: Pixels of a frame.
         frame_skip: Actions between two frames.
     """
 
     protocol: Protocol
-    looks: list[Look]
-    starts: Float[np.ndarray, "tasks 2"]
-    goals: Float[np.ndarray, "tasks 2"]
+    task: PixelTask
+    contexts: Float[np.ndarray, "tasks context"]
+    starts: Float[np.ndarray, "tasks state"]
+    goals: Float[np.ndarray, "tasks state"]
+    recorded: Float[np.ndarray, "tasks blocks action"]
     resolution: int
     frame_skip: int
+
+    @property
+    def num_tasks(self) -> int:
+        """How many."""
+        return len(self.starts)
 
     @property
     def budget_steps(self) -> int:
@@ -45,62 +65,88 @@ class GoalTasks:
         return _BUDGET_STEPS[self.protocol]
 
     @property
+    def looks(self) -> list[Look]:
+        """How each world looks, in Two-Room."""
+        return [look_of(context) for context in self.contexts]
+
+    @property
     def goal_pixels(self) -> UInt8[np.ndarray, "tasks height width 3"]:
         """What the camera sees at each goal."""
-        return TwoRoom(self.looks, self.goals).render(self.resolution)
+        return self.task.worlds(self.contexts, self.goals).render(self.resolution)
+
+    def worlds(self) -> PixelWorld:
+        """Return new worlds, at the starts."""
+        return self.task.worlds(self.contexts, self.starts)
 
 
 def held_out_tasks(
-    held_out: PixelEpisodes, protocol: Protocol, *, num_tasks: int, frame_skip: int, seed: int
+    held_out: PixelEpisodes,
+    protocol: Protocol,
+    *,
+    num_tasks: int,
+    frame_skip: int,
+    seed: int,
+    task: str = "two-room",
 ) -> GoalTasks:
     """Draw tasks from held-out episodes.
 
     Args:
-        held_out: Two-Room episodes.
+        held_out: Episodes of the task.
         protocol: Which kind.
         num_tasks: How many, drawn without replacement of their start.
         frame_skip: Actions between two frames.
         seed: Draws.
+        task: Name of the task.
 
     Raises:
+        ConfigError: The task has no such protocol.
         TrajectoryError: There are too few episodes for so many tasks.
     """
-    rng = np.random.default_rng((seed, PROTOCOLS.index(protocol)))
+    if protocol not in PROTOCOLS_OF[task]:
+        raise ConfigError(f"protocol {protocol!r}: those of task {task!r} are {', '.join(PROTOCOLS_OF[task])}")
+    rng = np.random.default_rng((seed, _STREAMS[protocol]))
     episode_of_row = np.repeat(np.arange(held_out.num_episodes), held_out.lengths)
-    looks: list[Look] = []
-    pairs: list[tuple[np.ndarray, np.ndarray]] = []
-    for start_row in rng.permutation(len(held_out.pixels)):
-        if len(looks) == num_tasks:
+    num_blocks = GOAL_OFFSET_STEPS // frame_skip
+    kind = pixel_task(task)
+    rows: list[tuple[int, int]] = []
+    for start_row in rng.permutation(len(held_out.pixels)).tolist():
+        if len(rows) == num_tasks:
             break
-        episode = int(episode_of_row[start_row])
-        look = look_of(held_out.context[episode])
-        start = held_out.states[start_row].astype(np.float64)
-        if protocol == "near":
-            goal_row = start_row + _GOAL_OFFSET_STEPS // frame_skip
-            if goal_row > held_out.last_rows[episode]:
-                continue
+        if protocol == "opposite":
+            goal_row = int(rng.integers(len(held_out.pixels)))
         else:
-            goal_row = rng.integers(len(held_out.pixels))
-        goal = held_out.states[goal_row].astype(np.float64)
-        if _is_task(protocol, look, start, goal):
-            looks.append(look)
-            pairs.append((start, goal))
-    if len(looks) < num_tasks:
+            goal_row = start_row + num_blocks
+            if goal_row > held_out.last_rows[episode_of_row[start_row]]:
+                continue
+        start, goal = (held_out.states[[row]].astype(np.float64) for row in (start_row, goal_row))
+        if _is_task(protocol, kind, held_out.context[episode_of_row[start_row]], start, goal):
+            rows.append((start_row, goal_row))
+    if len(rows) < num_tasks:
         raise TrajectoryError(
             f"{num_tasks} tasks of protocol {protocol!r}: the {held_out.num_episodes} held-out episodes give "
-            f"{len(looks)}; ask for fewer, or collect more episodes"
+            f"{len(rows)}; ask for fewer, or collect more episodes"
         )
+    starts, goals = np.array(rows).T
+    recorded = np.full((num_tasks, num_blocks, held_out.action_dim), np.nan)
+    if protocol != "opposite":
+        recorded = held_out.actions[starts[:, None] + np.arange(num_blocks)].astype(np.float64)
     return GoalTasks(
         protocol=protocol,
-        looks=looks,
-        starts=np.stack([start for start, _ in pairs]),
-        goals=np.stack([goal for _, goal in pairs]),
+        task=kind,
+        contexts=held_out.context[episode_of_row[starts]],
+        starts=held_out.states[starts].astype(np.float64),
+        goals=held_out.states[goals].astype(np.float64),
+        recorded=recorded,
         resolution=held_out.image_size[0],
         frame_skip=frame_skip,
     )
 
 
-def _is_task(protocol: Protocol, look: Look, start: np.ndarray, goal: np.ndarray) -> bool:
-    if protocol == "near":
-        return bool(np.hypot(*(goal - start)) > SUCCESS_RADIUS)
-    return bool((start[0] < WALL_X) != (goal[0] < WALL_X)) and is_free(look, goal)
+def _is_task(protocol: Protocol, task: PixelTask, context: np.ndarray, start: np.ndarray, goal: np.ndarray) -> bool:
+    """Return whether a start and a goal (one row each) make a task."""
+    if protocol == "opposite":
+        is_other_room = bool((start[0, 0] < WALL_X) != (goal[0, 0] < WALL_X))
+        return is_other_room and is_free(look_of(context), goal[0])
+    if protocol == "push":
+        return bool(block_has_moved(start, goal)[0])
+    return not bool(task.is_reached(start, goal)[0])
