@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from forerun.cli.console import write_json, write_line
 from forerun.cli.options import Commands, add_command, add_json_option, add_number, add_threads_option, output_file
@@ -11,6 +11,8 @@ from forerun.cli.progress import progress_bars
 if TYPE_CHECKING:
     from forerun.data.pixel_shards import PixelDataset
     from forerun.worldmodels.jepa.model import Jepa
+
+_SURPRISED: Final = "world model, replans on surprise"
 
 
 def add_probe(actions: Commands) -> None:
@@ -60,7 +62,8 @@ def add_plan(actions: Commands) -> None:
         "same episode, 50 may be spent. opposite: the goal is in the other room, 100 may be spent. Starts and goals\n"
         "come from held-out episodes; starts at the goal already are left out.",
         epilog="examples:\n  forerun world plan --model run/model --data rooms --control control/model\n"
-        "  forerun world plan --model run/model --data rooms --protocol opposite --goal landmarks --gif plan.gif",
+        "  forerun world plan --model run/model --data rooms --protocol opposite --goal landmarks --gif plan.gif\n"
+        "  forerun world plan --model run/model --data rooms --teleport-after 2 --replan-on-surprise 0.01",
     )
     _add_model_options(plan)
     plan.add_argument("--control", type=Path, metavar="DIR", help="a model trained with --lambda 0 --keep-going")
@@ -80,28 +83,36 @@ def add_plan(actions: Commands) -> None:
     plan.add_argument("--bounded", action="store_true", help="keep candidates inside the box of actions")
     plan.add_argument("--warm-start", action="store_true", help="begin a search at what is left of the last plan")
     plan.add_argument("--deadline-ms", type=float, metavar="X", help="end a search then, with the best so far")
+    plan.add_argument(
+        "--teleport-after", type=int, metavar="N", help="put every disc elsewhere after N blocks of actions"
+    )
+    plan.add_argument(
+        "--replan-on-surprise", type=float, metavar="RATE",
+        help="show too what the model does if it plans anew at frames more surprising than this share of undisturbed "
+        "ones",
+    )  # fmt: skip
     add_number(plan, "--seed", 0, "root of all chance")
     plan.add_argument("--gif", type=output_file, metavar="FILE", help="write a plan, as imagined and as it went")
     plan.set_defaults(action=_plan)
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from forerun.recipes.world.agents import PlanConfig
-    from forerun.recipes.world.evaluation import evaluate, held_out_of
+    from forerun.recipes.world.evaluation import Contender, evaluate, held_out_of
+    from forerun.recipes.world.goal_tasks import held_out_tasks
     from forerun.recipes.world.pictures import check_picture_packages, write_plan_gif
-    from forerun.worldmodels.collection import check_task
+    from forerun.recipes.world.play import undisturbed
+    from forerun.recipes.world.replanning import alarm_threshold, teleport
+    from forerun.worldmodels.collection import task_of
     from forerun.worldmodels.jepa.checkpoint import load_model
 
     if args.gif is not None:
         check_picture_packages()
     model, manifest, dataset = _opened(args)
-    check_task(dataset.recipe)
+    task_of(dataset.recipe)
     seen, held_out = held_out_of(dataset, manifest)
-    models = {"world model": [(model, seen)]}
-    if args.control is not None:
-        models["lambda = 0"] = [(load_model(args.control)[0], seen)]
     config = PlanConfig(
         horizon=args.horizon,
         execute_horizon=args.execute,
@@ -114,10 +125,20 @@ def _plan(args: argparse.Namespace) -> int:
         deadline_s=None if args.deadline_ms is None else args.deadline_ms / 1000,
         seed=args.seed,
     )
+    contenders = {"world model": Contender(model=model, seen=seen, config=config)}
+    if args.replan_on_surprise is not None:
+        threshold = alarm_threshold(model, held_out, false_alarm_rate=args.replan_on_surprise)
+        contenders[_SURPRISED] = replace(contenders["world model"], alarm_above=threshold)
+    if args.control is not None:
+        contenders["lambda = 0"] = replace(contenders["world model"], model=load_model(args.control)[0])
+    tasks = held_out_tasks(held_out, args.protocol, num_tasks=args.tasks, frame_skip=dataset.frame_skip, seed=args.seed)
+    before_look = undisturbed
+    if args.teleport_after is not None:
+        before_look = teleport(tasks, after_blocks=args.teleport_after, seed=args.seed)
     with progress_bars() as show:
         rows, shown = evaluate(
-            models, held_out, args.protocol, config, num_tasks=args.tasks, frame_skip=dataset.frame_skip,
-            seed=args.seed, report=lambda done, total, detail: show(detail, done, total, ""),
+            contenders, tasks, seed=args.seed, before_look=before_look,
+            report=lambda done, total, detail: show(detail, done, total, ""),
         )  # fmt: skip
     for row in rows:
         write_line(row.line())
@@ -127,7 +148,8 @@ def _plan(args: argparse.Namespace) -> int:
             "'forerun world train --lambda 0 --keep-going' and name it with --control"
         )
     if args.gif is not None:
-        write_plan_gif(args.gif, *shown["world model"], model=model, gallery=seen)
+        drawn = "world model" if args.replan_on_surprise is None else _SURPRISED
+        write_plan_gif(args.gif, tasks, *shown[drawn], model=model, gallery=seen)
     if args.json is not None:
         write_json(args.json, {"plan": asdict(config), "success": [row.to_json() for row in rows]})
     return 0
@@ -146,27 +168,33 @@ def add_surprise(actions: Commands) -> None:
     )
     _add_model_options(surprise)
     add_number(surprise, "--rate", 0.05, "share of undisturbed frames that may raise an alarm")
-    add_number(surprise, "--episodes", 200, "pairs of episodes, and as many to calibrate on")
+    add_number(surprise, "--calibration", 1000, "episodes to calibrate on, and as many to count false alarms in")
+    add_number(surprise, "--episodes", 200, "pairs of episodes with and without an event")
     surprise.add_argument("--plot", type=output_file, metavar="FILE", help="draw surprise over time")
     surprise.set_defaults(action=_surprise)
 
 
 def _surprise(args: argparse.Namespace) -> int:
     from forerun.recipes.world.pictures import check_picture_packages, draw_surprise
-    from forerun.recipes.world.surprise_benchmark import SurpriseConfig, measure_surprise
+    from forerun.recipes.world.surprise_benchmark import SurpriseConfig, measure_surprise, record_surprise_episodes
     from forerun.worldmodels.collection import recorded_with
 
     if args.plot is not None:
         check_picture_packages()
     model, _, dataset = _opened(args)
-    config = SurpriseConfig(num_calibration=args.episodes, num_pairs=args.episodes, false_alarm_rate=args.rate)
+    config = SurpriseConfig(
+        num_calibration=args.calibration,
+        num_undisturbed=max(args.calibration, args.episodes),
+        num_pairs=args.episodes,
+        false_alarm_rate=args.rate,
+    )
     with progress_bars() as show:
-        result = measure_surprise(
-            model,
+        episodes = record_surprise_episodes(
             recorded_with(dataset.recipe),
             config,
             report=lambda done, total, detail: show("surprise", done, total, detail),
         )
+    result = measure_surprise(model, episodes, config)
     for line in result.lines():
         write_line(line)
     if args.plot is not None:

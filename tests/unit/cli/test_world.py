@@ -39,7 +39,23 @@ def test_train_probe_plan_and_be_surprised(rooms, run, tmp_path, capsys):
     rows = json.loads((tmp_path / "plan.json").read_text())["success"]
     assert [row["name"] for row in rows] == ["random", "world model", "expert"]
     assert rows[2]["success_rate"] == 1.0
-    assert main(["world", "surprise", *both, str(tmp_path / "surprise.json"), "--episodes", "6", "--rate", "0.1"]) == 0
+    assert (
+        main(
+            [
+                "world",
+                "surprise",
+                *both,
+                str(tmp_path / "surprise.json"),
+                "--episodes",
+                "6",
+                "--calibration",
+                "8",
+                "--rate",
+                "0.1",
+            ]
+        )
+        == 0
+    )
     assert set(json.loads((tmp_path / "surprise.json").read_text())["events"]) == {"teleport", "color", "dynamics"}
     torch.set_num_threads(threads)
 

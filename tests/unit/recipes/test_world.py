@@ -8,12 +8,21 @@ import torch
 from simulated.worlds import TINY_COLLECT, tiny_dataset, tiny_train
 
 from forerun.core.errors import ConfigError, TrajectoryError
-from forerun.envs.two_room import SUCCESS_RADIUS, WALL_X
+from forerun.envs.two_room import SUCCESS_RADIUS, WALL_X, TwoRoom
 from forerun.recipes.world.agents import ExpertAgent, PlanConfig, PlanningAgent, RandomAgent
+from forerun.recipes.world.bars import health_bars, success_bars, surprise_bars
+from forerun.recipes.world.evaluation import Success, pooled
 from forerun.recipes.world.goal_tasks import held_out_tasks
 from forerun.recipes.world.play import play, wilson_interval
+from forerun.recipes.world.replanning import teleport
 from forerun.recipes.world.reproduce import SCALES, reproduce
-from forerun.recipes.world.surprise_benchmark import SurpriseConfig, auroc, measure_surprise
+from forerun.recipes.world.surprise_benchmark import (
+    SurpriseConfig,
+    auroc,
+    measure_surprise,
+    record_surprise_episodes,
+)
+from forerun.worldmodels.jepa.surprise import SurpriseDetector, one_step_surprise
 from forerun.worldmodels.jepa.train import fresh_model
 
 
@@ -80,14 +89,14 @@ def test_a_planner_plans_again_when_its_blocks_are_used_up(held_out, model):
     agent = PlanningAgent(model, tasks, config)
     played = play(tasks, agent)
     assert len(agent.plans) == -(-(len(played.frames) - 1) // 2)
-    assert agent.plans[0][1].states.shape == (3, 3, 8)
+    assert agent.plans[0].plan.states.shape == (3, 3, 8)
     again = PlanningAgent(model, tasks, config)
     assert np.array_equal(play(tasks, again).positions, played.positions)
     warm = PlanningAgent(model, tasks, replace(config, has_warm_start=True))
     assert not np.array_equal(play(tasks, warm).positions, played.positions)
     hurried = PlanningAgent(model, tasks, replace(config, num_iterations=50, deadline_s=1e-9))
     play(tasks, hurried)
-    assert {plan.num_iterations for _, plan in hurried.plans} == {1}
+    assert {made.plan.num_iterations for made in hurried.plans} == {1}
     with pytest.raises(ConfigError, match="execute_horizon=4"):
         PlanConfig(horizon=3, execute_horizon=4)
 
@@ -102,8 +111,9 @@ def test_auroc_counts_ties_half():
 
 
 def test_events_happen_once_and_pairs_are_equal_before(model):
-    config = SurpriseConfig(num_calibration=4, num_pairs=6, false_alarm_rate=0.2)
-    result = measure_surprise(model, TINY_COLLECT, config)
+    config = SurpriseConfig(num_calibration=4, num_undisturbed=8, num_pairs=6, false_alarm_rate=0.2)
+    episodes = record_surprise_episodes(TINY_COLLECT, config)
+    result = measure_surprise(model, episodes, config)
     first = result.event_frame - 1
     for name, event in result.events.items():
         before = first - (name == "dynamics")
@@ -112,8 +122,105 @@ def test_events_happen_once_and_pairs_are_equal_before(model):
     states = result.events["teleport"].episodes.states.reshape(6, -1, 2)
     jumps = np.hypot(*(states[:, first + 1] - states[:, first]).T)
     assert (jumps > 60 - 5 * 5 * 1.5).all()
-    assert result.num_frames == 6 * 8
+    assert len(result.undisturbed) == 6
+    assert result.false_alarms.num_episodes == 8
     assert len(result.lines()) == 4
+    with pytest.raises(ConfigError, match="num_pairs=9"):
+        replace(config, num_pairs=9)
+
+
+def test_a_teleport_is_far_and_the_same_for_everybody(held_out):
+    tasks = tasks_of(held_out, "opposite")
+    positions = []
+    for nudge in (0.0, 3.0):
+        world = TwoRoom(tasks.looks, tasks.starts + nudge)
+        before = world.positions
+        happen = teleport(tasks, after_blocks=2, seed=0)
+        happen(world, 1)
+        assert np.array_equal(world.positions, before)
+        happen(world, 2)
+        assert (np.hypot(*(world.positions - before).T) >= 60).all()
+        assert (np.hypot(*(world.positions - tasks.goals).T) >= 32).all()
+        positions.append(world.positions)
+    assert np.mean(positions[0] == positions[1]) > 0.5  # but where 60 units lie between the two distances
+
+
+def test_whoever_is_surprised_plans_anew_and_nobody_else_does(held_out, model, monkeypatch):
+    tasks = tasks_of(held_out, "opposite", 3)
+    config = PlanConfig(horizon=4, execute_horizon=4, num_samples=8, num_elites=3, num_iterations=1)
+    calls = []
+
+    def scripted(model, history, actions, latents):
+        calls.append(len(latents))
+        surprises = torch.zeros(len(latents))
+        surprises[1] = float(len(calls) == 2)  # the second look back is after two blocks
+        return surprises
+
+    monkeypatch.setattr("forerun.recipes.world.agents.one_step_surprise", scripted)
+    agent = PlanningAgent(model, tasks, config, alarm_above=0.5)
+    play(tasks, agent)
+    assert [(made.block, made.tasks.tolist()) for made in agent.plans][:4] == [
+        (0, [0, 1, 2]), (2, [1]), (4, [0, 2]), (6, [1]),
+    ]  # fmt: skip
+    assert agent.num_alarms == 1
+    calm = PlanningAgent(model, tasks, config)
+    play(tasks, calm)
+    assert [made.block for made in calm.plans] == list(range(0, 20, 4))
+
+
+def test_an_agent_is_as_surprised_as_the_detector(held_out, model, monkeypatch):
+    tasks = tasks_of(held_out, "opposite", 2)
+    config = PlanConfig(horizon=4, execute_horizon=4, num_samples=8, num_elites=3, num_iterations=1)
+    seen, blocks = [], []
+    monkeypatch.setattr(
+        "forerun.recipes.world.agents.one_step_surprise",
+        lambda *arguments: seen.append(one_step_surprise(*arguments)) or seen[-1],
+    )
+
+    class Recorded(PlanningAgent):
+        def act(self, world, frames, active):
+            blocks.append(super().act(world, frames, active))
+            return blocks[-1]
+
+    played = play(
+        tasks, Recorded(model, tasks, config, alarm_above=1e9), before_look=teleport(tasks, after_blocks=3, seed=0)
+    )
+    detector = SurpriseDetector(model, torch.arange(10.0), false_alarm_rate=0.5)
+    detector.update(torch.from_numpy(played.frames[0, 1]))
+    for look, surprises in enumerate(seen, start=1):
+        reading = detector.update(
+            torch.from_numpy(played.frames[look, 1]), torch.from_numpy(blocks[look - 1][1]).float().clamp(-1, 1)
+        )
+        assert float(surprises[1]) == pytest.approx(reading.surprise, rel=1e-4)
+    assert len(seen) == 19
+
+
+def test_rows_of_several_seeds_are_added_up():
+    row = Success(name="model", protocol="near", num_successes=9, num_tasks=10, num_plans=20, cpu_s=4.0)
+    both = pooled([[row], [replace(row, num_successes=6, num_plans=30)]])[0]
+    assert (both.num_successes, both.num_tasks, both.rate) == (15, 20, 0.75)
+    assert both.cpu_s_per_plan == pytest.approx(8 / 50)
+    assert "15 of 20" in both.line()
+
+
+def test_bars_take_the_worst_seed_and_the_best_way():
+    health = {"embedding_std": 1.0, "effective_rank": 13.0, "probe_r2": {"x": 0.98, "y": 0.98}}
+    bars = health_bars([health, health | {"effective_rank": 11.0, "embedding_std": 1.2}])
+    assert [bar.is_met for bar in bars] == [False, False, True]
+
+    def row(name, protocol, count):
+        return Success(name=name, protocol=protocol, num_successes=count, num_tasks=100, num_plans=1, cpu_s=1.0)
+
+    rows = [
+        row("model", "near", 95), row("floor", "near", 92),
+        row("model", "opposite", 10), row("model, by map", "opposite", 70), row("floor", "opposite", 5),
+    ]  # fmt: skip
+    assert [bar.is_met for bar in success_bars(rows, model="model", control="floor")] == [True, False, True, True]
+    surprise = {"false_alarms": {"rate": 0.055}, "wanted_rate": 0.05}
+    surprise |= {"events": {"teleport": {"auroc": 0.995}, "dynamics": {"auroc": 0.89}}}
+    low = surprise | {"false_alarms": {"rate": 0.035}}
+    assert [bar.is_met for bar in surprise_bars([surprise])] == [True, True, False]
+    assert "-30.0%" in surprise_bars([surprise, low])[0].line()
 
 
 @pytest.mark.slow
@@ -130,18 +237,26 @@ def test_the_study_from_end_to_end(tmp_path):
         ),
         plan=PlanConfig(num_samples=16, num_elites=4, num_iterations=2),
         num_tasks=4,
-        surprise=SurpriseConfig(num_calibration=10, num_pairs=6, false_alarm_rate=0.1),
+        control_steps=40,
+        surprise=SurpriseConfig(num_calibration=10, num_undisturbed=6, num_pairs=6, false_alarm_rate=0.1),
     )
     found = reproduce(tmp_path, scale)
     names = {(row["protocol"], row["name"]) for row in found.numbers["success"]}
     for protocol in ("near", "opposite"):
-        for name in ("random", "lambda = 0", "world model", "world model, by map", "expert"):
+        for name in ("random", "lambda = 0", "world model", "expert"):
             assert (protocol, name) in names
-    assert found.numbers["training"]["lambda = 0"][0]["why_collapsed"] is not None
-    assert found.numbers["training"]["world model"][0]["why_collapsed"] is None
+    assert {("opposite", "lambda = 0, by map"), ("opposite", "world model, by map")} <= names
+    training = found.numbers["by_seed"][0]["training"]
+    assert training["lambda = 0"]["why_collapsed"] is not None
+    assert training["lambda = 0"]["num_steps"] == 40
+    assert training["world model"]["why_collapsed"] is None
     with image.open(tmp_path / "plan.gif") as animation:
         assert animation.n_frames >= 2
     page = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "missed" in page
     for name in ("plan.gif", "surprise.png", "health.png"):
         assert (tmp_path / name).stat().st_size > 500
         assert name in page
+    stages = []
+    assert reproduce(tmp_path, scale, report=lambda stage, *_: stages.append(stage)).numbers == found.numbers
+    assert set(stages) == {"collect"}  # what was measured is kept

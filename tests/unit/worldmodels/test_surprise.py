@@ -10,7 +10,13 @@ from forerun.core.control import History
 from forerun.core.errors import ConfigError
 from forerun.worldmodels.collection import record_episodes
 from forerun.worldmodels.jepa.landmarks import LandmarkMap, farthest_points
-from forerun.worldmodels.jepa.surprise import SurpriseDetector, conformal_threshold, episode_surprises
+from forerun.worldmodels.jepa.surprise import (
+    SurpriseDetector,
+    alarm_rate,
+    calibration_spread,
+    conformal_threshold,
+    episode_surprises,
+)
 from forerun.worldmodels.jepa.train import fresh_model
 
 
@@ -67,6 +73,25 @@ def test_the_threshold_holds_its_rate_over_all_orders(rate):
         others = torch.cat([values[:last], values[last + 1 :]])
         num_alarms += bool(values[last] > conformal_threshold(others, false_alarm_rate=rate))
     assert rate - 1 / 5 < num_alarms / 5 <= rate
+
+
+@pytest.mark.statistical
+def test_an_interval_over_episodes_knows_that_frames_are_alike():
+    """Frames of an episode are equal here, so that only episodes count: the interval is that of 400 numbers."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(400, generator=generator)
+    episodes = [value.expand(20) for value in values]
+    found = alarm_rate(episodes, threshold=0.9)
+    share = float((values > 0.9).double().mean())
+    assert found.rate == pytest.approx(share)
+    half = 1.96 * (share * (1 - share) / 399) ** 0.5
+    assert found.high - found.rate == pytest.approx(half, rel=1e-3)
+    assert calibration_spread(episodes, threshold=0.9) == pytest.approx(half / 1.96, rel=1e-3)
+    wider = alarm_rate(episodes, threshold=0.9, spread=half / 1.96)
+    assert wider.high - wider.rate == pytest.approx(half * 2**0.5, rel=1e-3)
+    # Episodes of different lengths: the rate is over frames, and one long episode weighs as many.
+    uneven = alarm_rate([torch.ones(1), torch.zeros(3), torch.zeros(4)], threshold=0.5)
+    assert uneven.rate == pytest.approx(1 / 8)
 
 
 def test_refusals_of_rates():

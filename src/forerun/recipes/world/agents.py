@@ -6,20 +6,22 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from forerun.core.control import History, Plan
+from forerun.core.control import History, Plan, moved_forward
 from forerun.core.errors import ConfigError
 from forerun.core.generator import keyed_generator
 from forerun.core.protocols import Objective
-from forerun.envs.two_room import SPEED, TwoRoom
+from forerun.envs.pixel_world import PixelWorld
+from forerun.envs.two_room import SPEED
 from forerun.envs.two_room_policies import expert_action
 from forerun.planning.cem import Cem, CemConfig
 from forerun.planning.objective import GoalDistance
 from forerun.recipes.world.goal_tasks import GoalTasks
 from forerun.worldmodels.jepa.landmarks import LandmarkMap
 from forerun.worldmodels.jepa.model import Jepa
+from forerun.worldmodels.jepa.surprise import one_step_surprise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +69,10 @@ class Agent(Protocol):
     """Acts in the tasks that are not done yet."""
 
     def act(
-        self, world: TwoRoom, frames: UInt8[np.ndarray, "active height width 3"], active: Int64[np.ndarray, " active"]
+        self,
+        world: PixelWorld,
+        frames: UInt8[np.ndarray, "active height width 3"],
+        active: Int64[np.ndarray, " active"],
     ) -> Float[np.ndarray, "active block"]:
         """Return a block of raw actions for each active task.
 
@@ -88,9 +93,9 @@ class RandomAgent:
     """
 
     def __init__(self, tasks: GoalTasks, *, seed: int) -> None:
-        self._block, self._rng = 2 * tasks.frame_skip, np.random.default_rng(seed)
+        self._block, self._rng = tasks.task.action_dim * tasks.frame_skip, np.random.default_rng(seed)
 
-    def act(self, world: TwoRoom, frames: np.ndarray, active: np.ndarray) -> np.ndarray:
+    def act(self, world: PixelWorld, frames: np.ndarray, active: np.ndarray) -> np.ndarray:
         """As :meth:`Agent.act`."""
         return self._rng.uniform(-1, 1, (len(active), self._block))
 
@@ -105,16 +110,68 @@ class ExpertAgent:
     def __init__(self, tasks: GoalTasks) -> None:
         self._tasks = tasks
 
-    def act(self, world: TwoRoom, frames: np.ndarray, active: np.ndarray) -> np.ndarray:
+    def act(self, world: PixelWorld, frames: np.ndarray, active: np.ndarray) -> np.ndarray:
         """As :meth:`Agent.act`: the block is what the expert would do step by step."""
         blocks: list[np.ndarray] = []
+        looks = self._tasks.looks
         for task in active:
-            position, block = world.positions[task].copy(), list[np.ndarray]()
+            position, block = world.states[task].copy(), list[np.ndarray]()
             for _ in range(self._tasks.frame_skip):
-                block.append(expert_action(self._tasks.looks[task], position, self._tasks.goals[task]))
+                block.append(expert_action(looks[task], position, self._tasks.goals[task]))
                 position = position + SPEED * block[-1]
             blocks.append(np.concatenate(block))
         return np.stack(blocks)
+
+
+class RecordedAgent:
+    """Repeats the actions that led from start to goal in the recorded episode, then stands still.
+
+    The most that can be reached where no expert is at hand; less than everything, as only the first picture's state is
+    that of the episode, not what the simulator remembers of contacts.
+
+    Args:
+        tasks: Where it acts; each with recorded actions.
+    """
+
+    def __init__(self, tasks: GoalTasks) -> None:
+        self._recorded, self._block = tasks.recorded, 0
+
+    def act(self, world: PixelWorld, frames: np.ndarray, active: np.ndarray) -> np.ndarray:
+        """As :meth:`Agent.act`."""
+        self._block += 1
+        if self._block > self._recorded.shape[1]:
+            return np.zeros((len(active), self._recorded.shape[2]))
+        return self._recorded[active, self._block - 1]
+
+
+def ceiling_of(tasks: GoalTasks) -> tuple[str, Agent]:
+    """Return who shows what can be reached, with a name: the expert where there is one."""
+    if tasks.task.name == "two-room":
+        return "expert", ExpertAgent(tasks)
+    return "recorded actions", RecordedAgent(tasks)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MadePlan:
+    """A plan, and when it was made.
+
+    Attributes:
+        tasks: Numbers of the tasks it is for.
+        plan: For these, in their order.
+        block: Blocks that had been executed when it was made.
+    """
+
+    tasks: Int64[np.ndarray, " planned"]
+    plan: Plan
+    block: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Recent:
+    """The last embeddings of all tasks, and the action after each, in the model's units."""
+
+    states: Float[Tensor, "tasks steps D"]
+    actions: Float[Tensor, "tasks steps action"]
 
 
 class PlanningAgent:
@@ -125,32 +182,78 @@ class PlanningAgent:
         tasks: Where it acts.
         config: How it plans.
         landmarks: The map, for goals by ``landmarks``.
+        alarm_above: Surprise of a frame above which its task is planned for anew at once; ``None``: plans are executed
+            as far as ``execute_horizon`` whatever is seen.
     """
 
     def __init__(
-        self, model: Jepa, tasks: GoalTasks, config: PlanConfig, *, landmarks: LandmarkMap | None = None
+        self,
+        model: Jepa,
+        tasks: GoalTasks,
+        config: PlanConfig,
+        *,
+        landmarks: LandmarkMap | None = None,
+        alarm_above: float | None = None,
     ) -> None:
         self.config = config
-        self._model, self._landmarks = model, landmarks
+        self._model, self._landmarks, self._alarm_above = model, landmarks, alarm_above
         self._goals = model.encode_all(torch.from_numpy(tasks.goal_pixels))
-        self._action_dim = model.action_dim
-        self._left: Tensor | None = None
-        self._warm_starts: Tensor | None = None
-        self.plans: list[tuple[Int64[np.ndarray, " active"], Plan]] = []
-        """Every plan made, with the numbers of its tasks."""
+        self._box = model.action_bounds(1.0)
+        num_tasks = tasks.num_tasks
+        self._blocks = torch.zeros(num_tasks, config.horizon, model.action_dim)
+        self._num_executed = np.full(num_tasks, config.execute_horizon)
+        self._is_planned = False
+        self._recent: _Recent | None = None
+        self._block = 0
+        self.num_alarms = 0
+        """Frames that were above ``alarm_above``."""
+        self.plans: list[MadePlan] = []
+        """Every plan made."""
 
-    def act(self, world: TwoRoom, frames: np.ndarray, active: np.ndarray) -> np.ndarray:
+    def act(self, world: PixelWorld, frames: np.ndarray, active: np.ndarray) -> np.ndarray:
         """As :meth:`Agent.act`; looks at the frames alone."""
-        if self._left is None or not self._left.shape[1]:
-            self._left = self._planned(frames, active, num_tasks=len(world.looks))
-        block = self._left[torch.from_numpy(active), 0]
-        self._left = self._left[:, 1:]
-        return self._model.action_normalizer.inverse(block).numpy()
+        latents = self._model.encode_all(torch.from_numpy(frames))
+        is_due = self._num_executed[active] >= self.config.execute_horizon
+        if self._alarm_above is not None:
+            is_due |= self._is_surprised(latents, active)
+        if is_due.any():
+            self._plan(latents[torch.from_numpy(is_due)], active[is_due])
+        rows = torch.from_numpy(active)
+        blocks = self._blocks[rows, torch.from_numpy(self._num_executed[active])]
+        self._num_executed[active] += 1
+        self._block += 1
+        self._remember(latents, blocks, rows)
+        return self._model.action_normalizer.inverse(blocks).numpy()
 
-    def _planned(self, frames: np.ndarray, active: np.ndarray, *, num_tasks: int) -> Tensor:
-        """Return the blocks to execute next, of all tasks; those of tasks that are done stay 0."""
-        config = self.config
-        present = self._model.encode_all(torch.from_numpy(frames))
+    @property
+    def num_plans(self) -> int:
+        """Plans made, each task's counted."""
+        return sum(len(made.tasks) for made in self.plans)
+
+    def _is_surprised(self, latents: Tensor, active: np.ndarray) -> Bool[np.ndarray, " active"]:
+        recent, rows = self._recent, torch.from_numpy(active)
+        if recent is None:
+            return np.zeros(len(active), bool)
+        seen = History(states=recent.states[rows], actions=recent.actions[rows, :-1])
+        surprises = one_step_surprise(self._model, seen, recent.actions[rows, -1], latents)
+        is_alarm: np.ndarray = (surprises > self._alarm_above).numpy()
+        self.num_alarms += int(is_alarm.sum())
+        return is_alarm
+
+    def _remember(self, latents: Tensor, blocks: Tensor, rows: Tensor) -> None:
+        """Keep as much as the predictor sees; of actions, what the world makes of them: it clips to the box."""
+        states = latents.new_zeros(len(self._blocks), 1, latents.shape[1])
+        actions = blocks.new_zeros(len(self._blocks), 1, blocks.shape[1])
+        states[rows, 0], actions[rows, 0] = latents, self._box.clamp(blocks)
+        if self._recent is not None:
+            states = torch.cat([self._recent.states, states], dim=1)
+            actions = torch.cat([self._recent.actions, actions], dim=1)
+        most = self._model.predictor.history
+        self._recent = _Recent(states=states[:, -most:], actions=actions[:, -most:])
+
+    def _plan(self, present: Tensor, due: np.ndarray) -> None:
+        """Plan for the tasks that are due, and put their blocks in place."""
+        config, rows = self.config, torch.from_numpy(due)
         planner = Cem(
             CemConfig(
                 horizon=config.horizon,
@@ -160,27 +263,28 @@ class PlanningAgent:
                 returns="mean",
             ),
             dynamics=self._model,
-            objective=self._objective(active),
-            bounds=self._model.action_bounds(1.0) if config.is_bounded else None,
+            objective=self._objective(rows),
+            bounds=self._box if config.is_bounded else None,
         )
-        rows = torch.from_numpy(active)
         deadline_s, began = config.deadline_s, time.perf_counter()
         plan = planner.plan(
-            History.of_present(present, action_dim=self._action_dim),
+            History.of_present(present, action_dim=self._model.action_dim),
             generator=keyed_generator(config.seed, "plan", len(self.plans)),
-            warm_start=None if self._warm_starts is None else self._warm_starts[rows],
+            warm_start=self._warm_start(due) if config.has_warm_start and self._is_planned else None,
             is_late=lambda: deadline_s is not None and time.perf_counter() - began > deadline_s,
         )
-        self.plans.append((active, plan))
-        blocks = torch.zeros(num_tasks, config.horizon, self._action_dim)
-        blocks[rows] = plan.actions
-        if config.has_warm_start:
-            self._warm_starts = torch.zeros_like(blocks)
-            self._warm_starts[rows] = plan.shifted(config.execute_horizon)
-        return blocks[:, : config.execute_horizon]
+        self.plans.append(MadePlan(tasks=due, plan=plan, block=self._block))
+        self._blocks[rows] = plan.actions
+        self._num_executed[due] = 0
+        self._is_planned = True
 
-    def _objective(self, active: np.ndarray) -> Objective:
-        goals = self._goals[torch.from_numpy(active)]
+    def _warm_start(self, due: np.ndarray) -> Tensor:
+        """Return what is left of the last plan of each task; tasks differ in how much that is."""
+        return torch.cat(
+            [moved_forward(self._blocks[task : task + 1], int(self._num_executed[task])) for task in due.tolist()]
+        )
+
+    def _objective(self, rows: Tensor) -> Objective:
         if self.config.goal == "latent" or self._landmarks is None:
-            return -GoalDistance(goals)
-        return self._landmarks.objective(goals)
+            return -GoalDistance(self._goals[rows])
+        return self._landmarks.objective(self._goals[rows])

@@ -1,7 +1,7 @@
 """How well a world model serves planning: success on held-out tasks, between floors and ceiling."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from forerun.data.pixel_episodes import PixelEpisodes
 from forerun.data.pixel_shards import PixelDataset
-from forerun.recipes.world.agents import Agent, ExpertAgent, PlanConfig, PlanningAgent, RandomAgent
-from forerun.recipes.world.goal_tasks import GoalTasks, Protocol, held_out_tasks
-from forerun.recipes.world.play import Played, play, wilson_interval
+from forerun.recipes.world.agents import Agent, PlanConfig, PlanningAgent, RandomAgent, ceiling_of
+from forerun.recipes.world.goal_tasks import GoalTasks, Protocol
+from forerun.recipes.world.play import BeforeLook, Played, play, undisturbed, wilson_interval
 from forerun.worldmodels.jepa.landmarks import LandmarkMap
 from forerun.worldmodels.jepa.model import Jepa
 from forerun.worldmodels.jepa.probes import MlpProbe, r_squared
@@ -22,45 +22,91 @@ Report = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Contender:
+    """A model and how it is planned with.
+
+    Attributes:
+        model: The world model.
+        seen: Episodes that it learned from, for maps.
+        config: How it is planned with.
+        alarm_above: As in :class:`forerun.recipes.world.agents.PlanningAgent`.
+    """
+
+    model: Jepa
+    seen: PixelEpisodes
+    config: PlanConfig
+    alarm_above: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Success:
     """How often somebody reached the goal.
 
     Attributes:
         name: Who.
         protocol: In which tasks.
-        num_successes: Goals reached, over all models of this name.
+        num_successes: Goals reached.
         num_tasks: Goals in all.
-        cpu_s_per_plan: CPU seconds of one plan for one task; ``None`` for those who don't plan.
+        num_plans: Plans made, each task's counted; 0 for those who don't plan.
+        cpu_s: CPU seconds of looking and planning.
     """
 
     name: str
     protocol: Protocol
     num_successes: int
     num_tasks: int
-    cpu_s_per_plan: float | None
+    num_plans: int
+    cpu_s: float
+
+    @property
+    def rate(self) -> float:
+        """Share of the goals that were reached."""
+        return self.num_successes / self.num_tasks
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95% interval of the rate, over tasks."""
+        return wilson_interval(self.num_successes, self.num_tasks)
+
+    @property
+    def cpu_s_per_plan(self) -> float | None:
+        """CPU seconds of one plan for one task; ``None`` for those who don't plan."""
+        return self.cpu_s / self.num_plans if self.num_plans else None
 
     def to_json(self) -> dict[str, Any]:
         """Return the numbers, with rate and 95% interval."""
-        low, high = wilson_interval(self.num_successes, self.num_tasks)
-        return {
-            "name": self.name,
-            "protocol": self.protocol,
-            "num_successes": self.num_successes,
-            "num_tasks": self.num_tasks,
-            "success_rate": self.num_successes / self.num_tasks,
-            "low": low,
-            "high": high,
-            "cpu_s_per_plan": self.cpu_s_per_plan,
-        }
+        low, high = self.interval
+        derived = {"success_rate": self.rate, "low": low, "high": high, "cpu_s_per_plan": self.cpu_s_per_plan}
+        return asdict(self) | derived
 
     def line(self) -> str:
         """Return the numbers on one line."""
-        low, high = wilson_interval(self.num_successes, self.num_tasks)
-        plan = "" if self.cpu_s_per_plan is None else f"   {self.cpu_s_per_plan:.2f} CPU-s a plan"
+        low, high = self.interval
+        plans = ""
+        if self.cpu_s_per_plan is not None:
+            plans = f"   {self.num_plans / self.num_tasks:.1f} plans of {self.cpu_s_per_plan:.2f} CPU-s"
         return (
-            f"{self.protocol:<9} {self.name:<24} {self.num_successes / self.num_tasks:6.1%}  "
-            f"({low:.1%} to {high:.1%}, {self.num_successes} of {self.num_tasks}){plan}"
+            f"{self.protocol:<9} {self.name:<32} {self.rate:6.1%}  "
+            f"({low:.1%} to {high:.1%}, {self.num_successes} of {self.num_tasks}){plans}"
         )
+
+
+def pooled(groups: Sequence[Sequence[Success]]) -> list[Success]:
+    """Return the rows of several models as one: those of one name and protocol are added up.
+
+    Args:
+        groups: Rows of each model, all with the same names in the same order.
+    """
+    return [
+        replace(
+            rows[0],
+            num_successes=sum(row.num_successes for row in rows),
+            num_tasks=sum(row.num_tasks for row in rows),
+            num_plans=sum(row.num_plans for row in rows),
+            cpu_s=sum(row.cpu_s for row in rows),
+        )
+        for rows in zip(*groups, strict=True)
+    ]
 
 
 def held_out_of(dataset: PixelDataset, manifest: Mapping[str, Any]) -> tuple[PixelEpisodes, PixelEpisodes]:
@@ -102,58 +148,54 @@ def _embedded(model: Jepa, episodes: PixelEpisodes, num_frames: int) -> tuple[Te
 
 
 def evaluate(
-    models: Mapping[str, list[tuple[Jepa, PixelEpisodes]]],
-    held_out: PixelEpisodes,
-    protocol: Protocol,
-    config: PlanConfig,
+    contenders: Mapping[str, Contender],
+    tasks: GoalTasks,
     *,
-    num_tasks: int,
-    frame_skip: int,
     seed: int = 0,
+    before_look: BeforeLook = undisturbed,
     report: Report = lambda done, total, detail: None,
-) -> tuple[list[Success], dict[str, tuple[GoalTasks, Played, PlanningAgent]]]:
-    """Let chance, models and the expert act in the same tasks.
+) -> tuple[list[Success], dict[str, tuple[Played, PlanningAgent]]]:
+    """Let chance, contenders and the expert act in the same tasks.
 
     Args:
-        models: For each name its models (one for each training seed) with the episodes for their maps.
-        held_out: Where tasks come from.
-        protocol: Which tasks.
-        config: How models are planned with.
-        num_tasks: For each model.
-        frame_skip: Actions between two frames.
-        seed: Draws the tasks; that of the planner is in ``config``.
+        contenders: By name.
+        tasks: What to do.
+        seed: Of chance's actions.
+        before_look: What disturbs the worlds, for everybody.
         report: Progress.
 
     Returns:
-        Success of each, and for the first model of each name what happened, for pictures.
+        Success of each, and what happened to each contender, for pictures.
     """
-    tasks = held_out_tasks(held_out, protocol, num_tasks=num_tasks, frame_skip=frame_skip, seed=seed)
-    rows = [_success("random", tasks, [_played(tasks, RandomAgent(tasks, seed=seed), "random", report)], None)]
-    shown: dict[str, tuple[GoalTasks, Played, PlanningAgent]] = {}
-    for name, group in models.items():
-        games: list[Played] = []
-        num_plans = 0
-        for number, (model, seen) in enumerate(group):
-            landmarks = LandmarkMap.of_episodes(model, seen) if config.goal == "landmarks" else None
-            agent = PlanningAgent(model, tasks, replace(config, seed=config.seed + number), landmarks=landmarks)
-            games.append(_played(tasks, agent, name, report))
-            num_plans += sum(len(active) for active, _ in agent.plans)
-            shown.setdefault(name, (tasks, games[-1], agent))
-        rows.append(_success(name, tasks, games, sum(game.cpu_s for game in games) / max(1, num_plans)))
-    rows.append(_success("expert", tasks, [_played(tasks, ExpertAgent(tasks), "expert", report)], None))
+    rows: list[Success] = []
+    shown: dict[str, tuple[Played, PlanningAgent]] = {}
+
+    def play_as(name: str, agent: Agent) -> Played:
+        def show(done: int, total: int) -> None:
+            report(done, total, f"{tasks.protocol}: {name}")
+
+        played = play(tasks, agent, before_look=before_look, report=show)
+        num_plans = agent.num_plans if isinstance(agent, PlanningAgent) else 0
+        rows.append(
+            Success(
+                name=name,
+                protocol=tasks.protocol,
+                num_successes=int(played.is_success.sum()),
+                num_tasks=len(played.is_success),
+                num_plans=num_plans,
+                cpu_s=played.cpu_s,
+            )
+        )
+        return played
+
+    play_as("random", RandomAgent(tasks, seed=seed))
+    for name, contender in contenders.items():
+        landmarks = None
+        if contender.config.goal == "landmarks":
+            landmarks = LandmarkMap.of_episodes(contender.model, contender.seen)
+        agent = PlanningAgent(
+            contender.model, tasks, contender.config, landmarks=landmarks, alarm_above=contender.alarm_above
+        )
+        shown[name] = play_as(name, agent), agent
+    play_as(*ceiling_of(tasks))
     return rows, shown
-
-
-def _played(tasks: GoalTasks, agent: Agent, name: str, report: Report) -> Played:
-    return play(tasks, agent, report=lambda done, total: report(done, total, f"{tasks.protocol}: {name}"))
-
-
-def _success(name: str, tasks: GoalTasks, games: list[Played], cpu_s_per_plan: float | None) -> Success:
-    outcomes = np.concatenate([game.is_success for game in games])
-    return Success(
-        name=name,
-        protocol=tasks.protocol,
-        num_successes=int(outcomes.sum()),
-        num_tasks=len(outcomes),
-        cpu_s_per_plan=cpu_s_per_plan,
-    )

@@ -65,15 +65,15 @@ def plan_frames(
         gallery_pixels: Its frames, of training episodes.
     """
     imagined = [played.frames[0, task]]
-    for active, plan in agent.plans:
-        if task not in active:
-            break
-        states = plan.states[int(np.searchsorted(active, task))]
-        nearest = torch.cdist(states, gallery_latents).argmin(dim=1).numpy()
-        imagined.extend(gallery_pixels[nearest][: agent.config.execute_horizon])
+    for made in agent.plans:
+        if task in made.tasks:
+            states = made.plan.states[int(np.searchsorted(made.tasks, task))]
+            nearest = torch.cdist(states, gallery_latents).argmin(dim=1).numpy()
+            # What an earlier plan imagined of the time from here on never came about.
+            imagined = [*imagined[: made.block + 1], *gallery_pixels[nearest][: agent.config.execute_horizon]]
     num_looks = min(len(imagined), len(played.frames))
     if played.is_success[task]:  # what came after it was there says nothing
-        distances = np.hypot(*(played.positions[:, task] - tasks.goals[task]).T)
+        distances = tasks.task.distances(played.positions[:, task], tasks.goals[[task]])
         num_looks = min(num_looks, int(distances.argmin()) + 1)
     gap = np.full((tasks.resolution, _GIF_GAP, 3), 255, np.uint8)
     goal = tasks.goal_pixels[task]
@@ -98,7 +98,7 @@ def write_plan_gif(
         model: Its world model.
         gallery: Episodes whose frames stand for what was imagined.
     """
-    gap = np.hypot(*(tasks.goals - tasks.starts).T)
+    gap = tasks.task.distances(tasks.goals, tasks.starts)
     task = int(np.where(played.is_success, gap, 0).argmax())
     rows = np.linspace(0, len(gallery.pixels) - 1, min(len(gallery.pixels), _GALLERY_FRAMES)).astype(int)
     pixels = gallery.pixels[rows]

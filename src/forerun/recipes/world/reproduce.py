@@ -2,26 +2,35 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 from forerun.core.atomic_files import write_json_file
 from forerun.core.errors import ConfigError
-from forerun.data.pixel_shards import read_dataset
+from forerun.data.pixel_shards import PixelDataset, read_dataset
 from forerun.recipes.world.agents import PlanConfig
-from forerun.recipes.world.evaluation import Success, evaluate, held_out_of
-from forerun.recipes.world.goal_tasks import PROTOCOLS
+from forerun.recipes.world.bars import health_bars, success_bars, surprise_bars
+from forerun.recipes.world.evaluation import Contender, Success, evaluate, held_out_of, pooled
+from forerun.recipes.world.goal_tasks import held_out_tasks
 from forerun.recipes.world.pictures import check_picture_packages, draw_health, draw_surprise, write_plan_gif
-from forerun.recipes.world.surprise_benchmark import SurpriseConfig, SurpriseResult, measure_surprise
+from forerun.recipes.world.surprise_benchmark import (
+    SurpriseConfig,
+    SurpriseEpisodes,
+    measure_surprise,
+    record_surprise_episodes,
+)
 from forerun.worldmodels.collection import CollectConfig, collect
 from forerun.worldmodels.jepa.checkpoint import load_model
 from forerun.worldmodels.jepa.config import TRAIN_CONFIGS, JepaTrainConfig
-from forerun.worldmodels.jepa.train import MODEL_FOLDER, train_world
+from forerun.worldmodels.jepa.train import MODEL_FOLDER, RESULT_FILE, train_world
 
 _MODEL, _CONTROL = "world model", "lambda = 0"
 _BY_MAP = "by map"
+_WAYS: Final = (("near", "latent"), ("opposite", "latent"), ("opposite", "landmarks"))
+"""What is measured: protocols, each with the cost of a state. A map is for far goals."""
 _MAP_EXECUTE_HORIZON: Final = 3
 
 Report = Callable[[str, int, int, str], None]
@@ -36,6 +45,7 @@ class Scale:
         name: Of the scale.
         collect: Which episodes.
         train: How to train; its seed is replaced.
+        control_steps: Of a control, which has collapsed long before; ``None``: as many as a model.
         seeds: Of the models, each with a control.
         plan: How to plan.
         num_tasks: Of each protocol, for each model.
@@ -45,6 +55,7 @@ class Scale:
     name: str
     collect: CollectConfig
     train: JepaTrainConfig
+    control_steps: int | None
     seeds: tuple[int, ...]
     plan: PlanConfig
     num_tasks: int
@@ -68,19 +79,21 @@ SCALES: Final[Mapping[str, Scale]] = {
         name="smoke",
         collect=CollectConfig(num_episodes=300),
         train=TRAIN_CONFIGS["smoke"],
+        control_steps=None,
         seeds=(0,),
         plan=PlanConfig(num_samples=64, num_elites=8, num_iterations=6),
         num_tasks=30,
-        surprise=SurpriseConfig(num_calibration=100, num_pairs=100),
+        surprise=SurpriseConfig(num_calibration=300, num_undisturbed=300, num_pairs=100),
     ),
     "cpu": Scale(
         name="cpu",
         collect=CollectConfig(num_episodes=1200),
-        train=TRAIN_CONFIGS["small"],
+        train=replace(TRAIN_CONFIGS["small"], num_steps=3000),
+        control_steps=600,
         seeds=(0, 1, 2),
-        plan=PlanConfig(num_samples=200, num_elites=20, num_iterations=10),
+        plan=PlanConfig(num_samples=96, num_elites=12, num_iterations=8),
         num_tasks=100,
-        surprise=SurpriseConfig(num_calibration=400, num_pairs=200),
+        surprise=SurpriseConfig(num_calibration=2000, num_undisturbed=2000, num_pairs=200),
     ),
 }
 
@@ -99,10 +112,11 @@ class Findings:
 
 
 def reproduce(folder: Path, scale: Scale, *, report: Report = lambda stage, done, total, detail: None) -> Findings:
-    """Make the study, or go on where it was cut.
+    """Make the study, or go on where it was cut; seeds one after the other, with a report after each.
 
     Args:
-        folder: Gets ``data``, ``runs``, ``plan.gif``, ``surprise.png``, ``health.png``, ``report.md``, ``report.json``.
+        folder: Gets ``data``, ``runs``, ``seeds`` (what was measured of each), ``plan.gif``, ``surprise.png``,
+            ``health.png``, ``report.md``, ``report.json``.
         scale: How large.
         report: Progress.
 
@@ -112,96 +126,146 @@ def reproduce(folder: Path, scale: Scale, *, report: Report = lambda stage, done
         TrajectoryError: The folder holds a study of another scale.
     """
     check_picture_packages()
-    began_cpu_s = time.process_time()
     collect(folder / "data", scale.collect, report=lambda done, total: report("collect", done, total, ""))
-    dataset = read_dataset(folder / "data")
-    runs = _train_all(folder, scale, report)
-    loaded = {name: [load_model(run / MODEL_FOLDER) for run in folders] for name, folders in runs.items()}
-    seen, held_out = held_out_of(dataset, loaded[_MODEL][0][1])
-    models = {name: [(model, seen) for model, _ in group] for name, group in loaded.items()}
-    rows: list[Success] = []
-    for protocol in PROTOCOLS:
-        for goal in ("latent", "landmarks"):
-            config = replace(scale.plan, goal=goal)
-            if goal == "landmarks":
-                config = replace(config, execute_horizon=_MAP_EXECUTE_HORIZON)
-            found, shown = evaluate(
-                models, held_out, protocol, config, num_tasks=scale.num_tasks,
-                frame_skip=dataset.frame_skip,
-                report=lambda done, total, detail: report(f"plan {detail}", done, total, ""),
-            )  # fmt: skip
-            if goal == "landmarks":
-                found = [replace(row, name=f"{row.name}, {_BY_MAP}") for row in found if row.name in models]
-            rows.extend(found)
-            if protocol == "opposite" and goal == "landmarks":
-                write_plan_gif(folder / "plan.gif", *shown[_MODEL], model=loaded[_MODEL][0][0], gallery=seen)
-    surprises = [
-        measure_surprise(
-            model, scale.collect, scale.surprise,
-            report=lambda done, total, detail: report("surprise", done, total, detail),
-        )
-        for model, _ in loaded[_MODEL]
-    ]  # fmt: skip
-    draw_surprise(folder / "surprise.png", surprises[0])
-    draw_health(folder / "health.png", {name: _read_json(folders[0] / "health.json") for name, folders in runs.items()})
-    findings = _findings(scale, runs, rows, surprises, cpu_s=time.process_time() - began_cpu_s)
-    write_json_file(folder / "report.json", findings.numbers)
-    (folder / "report.md").write_text(_page(findings), encoding="utf-8")
+    study = _Study(folder, scale, read_dataset(folder / "data"), report)
+    measured: list[Mapping[str, Any]] = []
+    for seed in scale.seeds:
+        measured.append(study.measured(seed))
+        findings = _findings(replace(scale, seeds=scale.seeds[: len(measured)]), measured)
+        write_json_file(folder / "report.json", findings.numbers)
+        (folder / "report.md").write_text(_page(findings), encoding="utf-8")
     return findings
 
 
-def _train_all(folder: Path, scale: Scale, report: Report) -> dict[str, list[Path]]:
-    """Train every model and every control; return their folders."""
-    dataset = read_dataset(folder / "data")
-    runs: dict[str, list[Path]] = {_MODEL: [], _CONTROL: []}
-    for seed in scale.seeds:
-        for name in runs:
-            config = replace(scale.train, seed=seed)
-            if name == _CONTROL:
-                config = replace(config, objective=replace(config.objective, weight=0.0))
-            run = folder / "runs" / f"{'control' if name == _CONTROL else 'model'}-{seed}"
-            stage = f"train {name}, seed {seed}"
+class _Study:
+    """Trains and measures; what is in the folder already is not made again."""
 
-            def show(done: int, total: int, detail: str, stage: str = stage) -> None:
-                report(stage, done, total, detail)
+    def __init__(self, folder: Path, scale: Scale, dataset: PixelDataset, report: Report) -> None:
+        self._folder, self._scale, self._dataset, self._report = folder, scale, dataset, report
+        self._surprise_episodes = cache(self._recorded)
+        """The same for every model, and recorded when the first one is ready."""
 
-            train_world(dataset, run, config, stops_on_collapse=name != _CONTROL, report=show)
-            runs[name].append(run)
-    return runs
+    def measured(self, seed: int) -> Mapping[str, Any]:
+        """Return what one seed's model and control did."""
+        path = self._folder / "seeds" / f"seed-{seed}.json"
+        settings = json.loads(json.dumps(asdict(replace(self._scale, seeds=()))))
+        settings |= {"data_digest": self._dataset.digest}
+        if path.is_file() and (kept := _read_json(path))["settings"] == settings:
+            return kept
+        began_cpu_s = time.process_time()
+        runs = {name: self._trained(name, seed) for name in (_MODEL, _CONTROL)}
+        rows = self._planned(runs, seed)
+        model, _ = load_model(runs[_MODEL] / MODEL_FOLDER)
+        self._report(f"surprise, seed {seed}", 0, 1, "")
+        surprise = measure_surprise(model, self._surprise_episodes(), self._scale.surprise)
+        if seed == self._scale.seeds[0]:
+            draw_surprise(self._folder / "surprise.png", surprise)
+            draw_health(
+                self._folder / "health.png", {name: _read_json(run / "health.json") for name, run in runs.items()}
+            )
+        found = {
+            "settings": settings,
+            "seed": seed,
+            "training": {name: _read_json(run / RESULT_FILE) for name, run in runs.items()},
+            "success": [row.to_json() for row in rows],
+            "surprise": surprise.to_json() | {"lines": surprise.lines()},
+            "cpu_s": time.process_time() - began_cpu_s,
+        }
+        path.parent.mkdir(exist_ok=True)
+        write_json_file(path, found)
+        return _read_json(path)
+
+    def _trained(self, name: str, seed: int) -> Path:
+        """Train a model or a control; return its folder."""
+        config = replace(self._scale.train, seed=seed)
+        if name == _CONTROL:
+            config = replace(
+                config,
+                objective=replace(config.objective, weight=0.0),
+                num_steps=self._scale.control_steps or config.num_steps,
+            )
+        run = self._folder / "runs" / f"{'control' if name == _CONTROL else 'model'}-{seed}"
+
+        def show(done: int, total: int, detail: str) -> None:
+            self._report(f"train {name}, seed {seed}", done, total, detail)
+
+        train_world(self._dataset, run, config, stops_on_collapse=name != _CONTROL, report=show)
+        return run
+
+    def _planned(self, runs: Mapping[str, Path], seed: int) -> list[Success]:
+        """Let model and control act in tasks of this seed's own."""
+        loaded = {name: load_model(run / MODEL_FOLDER) for name, run in runs.items()}
+        seen, held_out = held_out_of(self._dataset, loaded[_MODEL][1])
+        rows: list[Success] = []
+        for protocol, goal in _WAYS:
+            config = replace(self._scale.plan, goal=goal, seed=seed)
+            suffix = ""
+            if goal == "landmarks":
+                config, suffix = replace(config, execute_horizon=_MAP_EXECUTE_HORIZON), f", {_BY_MAP}"
+            tasks = held_out_tasks(
+                held_out, protocol, num_tasks=self._scale.num_tasks, frame_skip=self._dataset.frame_skip, seed=seed
+            )
+            contenders = {
+                f"{name}{suffix}": Contender(model=model, seen=seen, config=config)
+                for name, (model, _) in loaded.items()
+            }
+            found, shown = evaluate(
+                contenders, tasks, seed=seed,
+                report=lambda done, total, detail: self._report(f"plan, seed {seed}, {detail}", done, total, ""),
+            )  # fmt: skip
+            names = {row.name for row in found} if goal == "latent" else set(contenders)
+            rows.extend(row for row in found if row.name in names)
+            if goal == "landmarks" and seed == self._scale.seeds[0]:
+                played, agent = shown[f"{_MODEL}{suffix}"]
+                write_plan_gif(self._folder / "plan.gif", tasks, played, agent, model=loaded[_MODEL][0], gallery=seen)
+        return rows
+
+    def _recorded(self) -> SurpriseEpisodes:
+        return record_surprise_episodes(
+            self._scale.collect,
+            self._scale.surprise,
+            report=lambda done, total, detail: self._report("surprise", done, total, detail),
+        )
 
 
-def _findings(
-    scale: Scale,
-    runs: Mapping[str, list[Path]],
-    rows: list[Success],
-    surprises: list[SurpriseResult],
-    *,
-    cpu_s: float,
-) -> Findings:
-    results = {name: [_read_json(folder / "result.json") for folder in folders] for name, folders in runs.items()}
-    lines = [
-        "Success at held-out tasks (95% intervals)",
-        *(row.line() for row in rows),
-        "",
-        "Health of held-out frames",
+def _findings(scale: Scale, measured: Sequence[Mapping[str, Any]]) -> Findings:
+    names = {item.name for item in fields(Success)}
+    by_seed = [
+        [Success(**{name: value for name, value in row.items() if name in names}) for row in part["success"]]
+        for part in measured
     ]
-    for name, group in results.items():
-        for seed, result in zip(scale.seeds, group, strict=True):
+    rows = pooled(by_seed)
+    bars = [
+        *health_bars([part["training"][_MODEL]["health"] for part in measured]),
+        *success_bars(rows, model=_MODEL, control=_CONTROL),
+        *surprise_bars([part["surprise"] for part in measured]),
+    ]
+    lines = ["Bars (of several seeds the worst; success over all tasks)", *(bar.line() for bar in bars), ""]
+    lines.append(
+        f"Success at held-out tasks, {len(measured)} seed(s), each with tasks of its own (95% intervals over tasks)"
+    )
+    for place, row in enumerate(rows):
+        each = ", ".join(str(group[place].num_successes) for group in by_seed)
+        lines.append(row.line() + (f"   by seed {each}" if len(by_seed) > 1 else ""))
+    lines += ["", "Health of held-out frames"]
+    for part in measured:
+        for name, result in part["training"].items():
             health = result["health"]
             lines.append(
-                f"{name:<12} seed {seed}  std {health['embedding_std']:.3f}  rank {health['effective_rank']:.1f}  "
-                f"probe R² {health['mean_probe_r2']:.3f}  {result['cpu_s_since_start']:.0f} CPU-s"
+                f"{name:<12} seed {part['seed']}  {result['num_steps']} steps  std {health['embedding_std']:.3f}  "
+                f"rank {health['effective_rank']:.1f}  gauss {health['gaussianity']:.1f}  probe R² "
+                f"{health['mean_probe_r2']:.3f}  {result['cpu_s_since_start']:.0f} CPU-s"
                 + (f"  collapsed: {result['why_collapsed']}" if result["why_collapsed"] else "")
             )
-    for seed, surprise in zip(scale.seeds, surprises, strict=True):
-        lines += ["", f"Surprise, seed {seed}", *surprise.lines()]
+    for part in measured:
+        lines += ["", f"Surprise, seed {part['seed']}", *part["surprise"]["lines"]]
     numbers = {
         "scale": scale.name,
         "config": asdict(scale),
+        "bars": [bar.to_json() for bar in bars],
         "success": [row.to_json() for row in rows],
-        "training": results,
-        "surprise": [surprise.to_json() for surprise in surprises],
-        "cpu_s": cpu_s,
+        "by_seed": list(measured),
+        "cpu_s": sum(part["cpu_s"] for part in measured),
     }
     return Findings(lines=lines, numbers=json.loads(json.dumps(numbers)))
 

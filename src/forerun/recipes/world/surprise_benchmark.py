@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -15,7 +15,13 @@ from forerun.data.pixel_episodes import PixelEpisodes
 from forerun.envs.two_room import TwoRoom, free_position
 from forerun.worldmodels.collection import CollectConfig, record_episodes
 from forerun.worldmodels.jepa.model import Jepa
-from forerun.worldmodels.jepa.surprise import conformal_threshold, episode_surprises
+from forerun.worldmodels.jepa.surprise import (
+    AlarmRate,
+    alarm_rate,
+    calibration_spread,
+    conformal_threshold,
+    episode_surprises,
+)
 
 EventName = Literal["teleport", "color", "dynamics"]
 EVENTS: Final[tuple[EventName, ...]] = ("teleport", "color", "dynamics")
@@ -31,13 +37,16 @@ class SurpriseConfig:
     """Sizes of the benchmark.
 
     Attributes:
-        num_calibration: Undisturbed episodes that set the threshold.
-        num_pairs: Episodes with an event, and as many without.
+        num_calibration: Undisturbed episodes that set the threshold. A frame is like its neighbours, so it takes some
+            thousand episodes until the rate of false alarms is within a tenth of the one asked for.
+        num_undisturbed: Others, in which false alarms are counted.
+        num_pairs: The first so many of these are played again with an event.
         false_alarm_rate: Share of undisturbed frames that may raise an alarm.
         seed: Root of the episodes' chance; must not be that of the training data.
     """
 
-    num_calibration: int = 200
+    num_calibration: int = 1000
+    num_undisturbed: int = 1000
     num_pairs: int = 200
     false_alarm_rate: float = 0.05
     seed: int = 1_000_003
@@ -48,11 +57,32 @@ class SurpriseConfig:
         Raises:
             ConfigError: A number of episodes or the rate is out of range.
         """
-        for name in ("num_calibration", "num_pairs"):
+        for name in ("num_calibration", "num_undisturbed", "num_pairs"):
             if getattr(self, name) < 2:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be >= 2 episodes")
+        if self.num_pairs > self.num_undisturbed:
+            raise ConfigError(
+                f"num_pairs={self.num_pairs}: must be <= num_undisturbed={self.num_undisturbed}; pairs are some of them"
+            )
         if not 0 < self.false_alarm_rate < 1:
             raise ConfigError(f"false_alarm_rate={self.false_alarm_rate}: must lie in (0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SurpriseEpisodes:
+    """What the benchmark plays; the same for every model.
+
+    Attributes:
+        calibration: Set the threshold.
+        undisturbed: Serve to count false alarms.
+        events: The first of them again, with an event each.
+        event_frame: Number of the frame at which events happen.
+    """
+
+    calibration: PixelEpisodes
+    undisturbed: PixelEpisodes
+    events: Mapping[EventName, PixelEpisodes]
+    event_frame: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,27 +122,30 @@ class SurpriseResult:
 
     Attributes:
         threshold: Above it, a frame raises an alarm.
-        false_alarm_rate: Share of alarms among frames of undisturbed episodes that calibrated nothing.
+        false_alarms: Share of alarms among frames of undisturbed episodes that calibrated nothing; the interval
+            includes what another draw of calibration episodes would change.
         wanted_rate: The share asked for.
-        num_frames: Undisturbed frames behind the rate.
+        calibration_spread: Standard deviation of the true share over draws of the calibration episodes.
         event_frame: Number of the frame at which events happen.
-        undisturbed: Surprises of the undisturbed episodes, frame by frame.
+        undisturbed: Surprises of the undisturbed episodes that have pairs, frame by frame.
         events: By name.
     """
 
     threshold: float
-    false_alarm_rate: float
+    false_alarms: AlarmRate
     wanted_rate: float
-    num_frames: int
+    calibration_spread: float
     event_frame: int
     undisturbed: Float[Tensor, "pairs frames_but_one"]
     events: Mapping[EventName, EventResult]
 
     def lines(self) -> list[str]:
         """Return the numbers as lines for people."""
+        found = self.false_alarms
         rows = [
-            f"false alarms: {self.false_alarm_rate:.2%} of {self.num_frames} undisturbed frames, "
-            f"{self.wanted_rate:.2%} asked for (threshold {self.threshold:.3g})"
+            f"false alarms: {found.rate:.2%} ({found.low:.2%} to {found.high:.2%}) of the frames of "
+            f"{found.num_episodes} undisturbed episodes, {self.wanted_rate:.2%} asked for (threshold "
+            f"{self.threshold:.3g})"
         ]
         rows += [
             f"{name:<9} AUROC {event.auroc:.3f} (first frame {event.auroc_first_frame:.3f})  detected "
@@ -125,54 +158,73 @@ class SurpriseResult:
         """Return the numbers as JSON types."""
         return {
             "threshold": self.threshold,
-            "false_alarm_rate": self.false_alarm_rate,
+            "false_alarms": asdict(self.false_alarms),
             "wanted_rate": self.wanted_rate,
-            "num_frames": self.num_frames,
+            "calibration_spread": self.calibration_spread,
             "event_frame": self.event_frame,
             "events": {name: result.to_json() for name, result in self.events.items()},
         }
 
 
-def measure_surprise(
-    model: Jepa,
+def record_surprise_episodes(
     recording: CollectConfig,
     config: SurpriseConfig,
     *,
     report: Callable[[int, int, str], None] = lambda done, total, detail: None,
-) -> SurpriseResult:
-    """Calibrate on fresh episodes, count false alarms on others, and look at events.
+) -> SurpriseEpisodes:
+    """Record fresh episodes, some to calibrate on, some to count false alarms in, and some of these with events.
 
     Args:
-        model: Predicts.
         recording: How the training data were made; the benchmark's episodes differ by their seed alone.
         config: Sizes.
         report: Told (parts done, parts, what comes next).
     """
     recording = replace(recording, seed=config.seed)
-    calibration = range(config.num_calibration)
-    test = range(config.num_calibration, config.num_calibration + config.num_pairs)
-    num_parts = 2 + len(EVENTS)
-    report(0, num_parts, "calibration")
-    calibrating = torch.cat(episode_surprises(model, record_episodes(recording, calibration)))
-    threshold = conformal_threshold(calibrating, false_alarm_rate=config.false_alarm_rate)
-    report(1, num_parts, "undisturbed episodes")
-    undisturbed = torch.stack(episode_surprises(model, record_episodes(recording, test)))
+    first = config.num_calibration
+    pairs = range(first, first + config.num_pairs)
     event_frame = recording.env_steps // recording.frame_skip // 2
-    events: dict[EventName, EventResult] = {}
+    num_parts = 2 + len(EVENTS)
+    report(0, num_parts, "record calibration")
+    calibration = record_episodes(recording, range(first))
+    report(1, num_parts, "record undisturbed episodes")
+    undisturbed = record_episodes(recording, range(first, first + config.num_undisturbed))
+    events: dict[EventName, PixelEpisodes] = {}
     for place, name in enumerate(EVENTS):
-        report(2 + place, num_parts, name)
-        episodes = record_episodes(recording, test, before_frame=_event(name, event_frame, config.seed))
-        surprises = torch.stack(episode_surprises(model, episodes))
-        events[name] = _event_result(undisturbed, surprises, episodes, event_frame=event_frame, threshold=threshold)
-    report(num_parts, num_parts, "")
+        report(2 + place, num_parts, f"record {name}")
+        events[name] = record_episodes(recording, pairs, before_frame=_event(name, event_frame, config.seed))
+    return SurpriseEpisodes(calibration=calibration, undisturbed=undisturbed, events=events, event_frame=event_frame)
+
+
+def measure_surprise(model: Jepa, episodes: SurpriseEpisodes, config: SurpriseConfig) -> SurpriseResult:
+    """Calibrate, count false alarms, and look at events.
+
+    Args:
+        model: Predicts.
+        episodes: What is played.
+        config: As they were recorded with.
+    """
+    calibration = episode_surprises(model, episodes.calibration)
+    threshold = conformal_threshold(torch.cat(calibration), false_alarm_rate=config.false_alarm_rate)
+    spread = calibration_spread(calibration, threshold=threshold)
+    undisturbed = episode_surprises(model, episodes.undisturbed)
+    controls = torch.stack(undisturbed[: config.num_pairs])
     return SurpriseResult(
         threshold=threshold,
-        false_alarm_rate=float((undisturbed > threshold).double().mean()),
+        false_alarms=alarm_rate(undisturbed, threshold=threshold, spread=spread),
         wanted_rate=config.false_alarm_rate,
-        num_frames=undisturbed.numel(),
-        event_frame=event_frame,
-        undisturbed=undisturbed,
-        events=events,
+        calibration_spread=spread,
+        event_frame=episodes.event_frame,
+        undisturbed=controls,
+        events={
+            name: _event_result(
+                controls,
+                torch.stack(episode_surprises(model, played)),
+                played,
+                event_frame=episodes.event_frame,
+                threshold=threshold,
+            )
+            for name, played in episodes.events.items()
+        },
     )
 
 

@@ -6,7 +6,9 @@ Reference:
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from jaxtyping import Float, UInt8
@@ -16,6 +18,8 @@ from forerun.core.control import History
 from forerun.core.errors import ConfigError
 from forerun.data.pixel_episodes import PixelEpisodes
 from forerun.worldmodels.jepa.model import Jepa
+
+_Z95: Final = 1.959963984540054
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +43,8 @@ class SurpriseDetector:
 
     If the stream is exchangeable with the calibration frames, the expected share of alarms is at most the rate asked
     for, and at least that less 1 / (frames + 1). Neighbouring frames are not independent: the share over one short
-    episode varies more than independent frames would.
+    episode varies more than independent frames would, and a few episodes calibrate loosely; by how much says
+    :func:`calibration_spread`.
 
     Args:
         model: Predicts.
@@ -87,15 +92,11 @@ class SurpriseDetector:
         history = self._model.predictor.history
         self._latents, self._actions = self._latents[-history:], self._actions[-history:]
         past = self._actions[:-1]
-        predicted = self._model.rollout(
-            History(
-                states=torch.stack(self._latents, dim=1),
-                actions=torch.stack(past, dim=1) if past else latent.new_zeros(1, 0, self._model.action_dim),
-            ),
-            self._actions[-1][:, None, None],
-            generator=torch.Generator(),
+        seen = History(
+            states=torch.stack(self._latents, dim=1),
+            actions=torch.stack(past, dim=1) if past else latent.new_zeros(1, 0, self._model.action_dim),
         )
-        surprise = float((predicted[0, 0, 0] - latent[0]).square().mean())
+        surprise = float(one_step_surprise(self._model, seen, self._actions[-1], latent))
         self._latents.append(latent)
         num_above = len(self._sorted) - int(torch.searchsorted(self._sorted, surprise))
         return Reading(
@@ -103,6 +104,24 @@ class SurpriseDetector:
             p_value=(1 + num_above) / (1 + len(self._sorted)),
             is_alarm=surprise > self.threshold,
         )
+
+
+def one_step_surprise(
+    model: Jepa,
+    history: History,
+    actions: Float[Tensor, "streams A"],
+    latents: Float[Tensor, "streams D"],
+) -> Float[Tensor, " streams"]:
+    """Return how far what is seen now is from what was predicted, for several streams at once.
+
+    Args:
+        model: Predicts.
+        history: Embeddings before, and the actions between them, in the model's units.
+        actions: What was done in the last of them, in the model's units.
+        latents: Embeddings of what is seen now.
+    """
+    predicted = model.rollout(history, actions[:, None, None], generator=torch.Generator())[:, 0, 0]
+    return (predicted - latents).square().mean(dim=1)
 
 
 @torch.no_grad()
@@ -130,6 +149,58 @@ def episode_surprises(model: Jepa, episodes: PixelEpisodes) -> list[Float[Tensor
         surprises[first + 1 : first + length]
         for first, length in zip(first_rows.tolist(), lengths.tolist(), strict=True)
     ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AlarmRate:
+    """A share of frames above a threshold, with an interval that knows that an episode's frames are alike.
+
+    Attributes:
+        rate: Share of frames.
+        low: End of the 95% interval, at least 0.
+        high: Other end, at most 1.
+        num_episodes: Behind it.
+    """
+
+    rate: float
+    low: float
+    high: float
+    num_episodes: int
+
+
+def alarm_rate(episodes: Sequence[Float[Tensor, " frames"]], *, threshold: float, spread: float = 0.0) -> AlarmRate:
+    """Return the share of frames above a threshold; episodes, not frames, are what is independent.
+
+    Args:
+        episodes: Surprises of the frames of two or more episodes.
+        threshold: Alarms are above it.
+        spread: Standard deviation from elsewhere, such as :func:`calibration_spread`, for the interval to include.
+    """
+    rate, error = _rate_and_error(episodes, threshold)
+    half = _Z95 * math.hypot(error, spread)
+    return AlarmRate(rate=rate, low=max(0.0, rate - half), high=min(1.0, rate + half), num_episodes=len(episodes))
+
+
+def calibration_spread(episodes: Sequence[Float[Tensor, " frames"]], *, threshold: float) -> float:
+    """Return by how much (one standard deviation) the true rate of alarms varies with the calibration episodes drawn.
+
+    The threshold is a quantile, and the share of frames above a fixed one varies over draws of so many episodes by what
+    is returned here; to first order that is how far the share above the quantile found is from the one asked for.
+
+    Args:
+        episodes: Surprises of the calibration episodes, two or more.
+        threshold: Found from them.
+    """
+    return _rate_and_error(episodes, threshold)[1]
+
+
+def _rate_and_error(episodes: Sequence[Float[Tensor, " frames"]], threshold: float) -> tuple[float, float]:
+    """Return a ratio estimate over episodes (clusters) and its standard error."""
+    lengths = torch.tensor([len(surprises) for surprises in episodes], dtype=torch.float64)
+    alarms = torch.tensor([float((surprises > threshold).sum()) for surprises in episodes], dtype=torch.float64)
+    rate = float(alarms.sum() / lengths.sum())
+    residuals = (alarms - rate * lengths) / lengths.mean()
+    return rate, float(residuals.std()) / math.sqrt(len(episodes))
 
 
 def conformal_threshold(calibration: Float[Tensor, " frames"], *, false_alarm_rate: float) -> float:
