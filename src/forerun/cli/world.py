@@ -13,7 +13,7 @@ _DESCRIPTION = """\
 A world model learned from frames and actions, without rewards and without a pretrained encoder (LeWorldModel): it
 predicts the embedding of the next frame, SIGReg keeps embeddings from collapsing, plans are made in their space.
 
-collect    record episodes of Two-Room; the same command goes on where it was cut
+collect    record episodes of a task; the same command goes on where it was cut
 import     take episodes out of an HDF5 file of your own
 train      train a model with its health on screen; a collapsing run is stopped
 probe      the health of a trained model, and what can be read off its embeddings
@@ -63,10 +63,15 @@ def _add_collect(actions: Commands) -> None:
     collect = add_command(
         actions,
         "collect",
-        summary="record episodes of Two-Room",
-        description="Records frames, blocks of actions and positions. Frames are drawn only where one is kept.",
+        summary="record episodes of a task",
+        description="Records frames, blocks of actions and what is known of each state. Frames are drawn only where\n"
+        "one is kept. push-t and stable-two-room are worlds of stable-worldmodel (extra 'stable-worlds').",
         epilog="examples:\n  forerun world collect --out rooms --episodes 1000\n"
-        "  forerun world collect --out varied --vary color size door --seed 7",
+        "  forerun world collect --out varied --vary color size door --seed 7\n"
+        "  forerun world collect --task push-t --out pushes --resolution 64",
+    )
+    collect.add_argument(
+        "--task", choices=("two-room", "push-t", "stable-two-room"), default="two-room", help="default: %(default)s"
     )
     collect.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the data")
     add_number(collect, "--episodes", 1000, "how many")
@@ -74,9 +79,13 @@ def _add_collect(actions: Commands) -> None:
     add_number(collect, "--frame-skip", 5, "actions between two frames")
     add_number(collect, "--resolution", 32, "pixels of a side")
     add_number(collect, "--expert-share", 0.2, "share of episodes of the expert")
-    add_number(collect, "--random-share", 0.3, "share of random walks; the rest is the expert with noise")
+    add_number(collect, "--random-share", 0.3, "share of the random policy; the rest is the expert with noise")
     collect.add_argument(
-        "--vary", nargs="+", choices=("color", "size", "door"), default=[], help="what differs between episodes"
+        "--vary",
+        nargs="+",
+        choices=("color", "size", "door"),
+        default=[],
+        help="what differs between episodes of two-room",
     )
     add_number(collect, "--seed", 0, "root of all chance")
     add_threads_option(collect)
@@ -88,6 +97,7 @@ def _collect(args: argparse.Namespace) -> int:
     from forerun.worldmodels.collection import CollectConfig, collect
 
     config = CollectConfig(
+        task=args.task,
         num_episodes=args.episodes,
         env_steps=args.env_steps,
         frame_skip=args.frame_skip,
@@ -164,7 +174,7 @@ def _add_train(actions: Commands) -> None:
     train.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of 'world collect'")
     train.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run")
     train.add_argument(
-        "--config", choices=("paper", "small", "smoke"), default="small", help="sizes (default: %(default)s)"
+        "--config", choices=("paper", "medium", "small", "smoke"), default="small", help="sizes (default: %(default)s)"
     )
     train.add_argument("--lambda", dest="weight", type=float, metavar="X", help="factor of the regulariser")
     train.add_argument(

@@ -188,9 +188,30 @@ _SMOKE: Final = JepaTrainConfig(
     checkpoint_every=200,
 )
 
+_MEDIUM: Final = JepaTrainConfig(
+    model=JepaConfig(
+        encoder=CnnConfig(image_size=64, num_channels=16, width=128),
+        predictor=PredictorConfig(
+            width=128, num_blocks=3, num_heads=4, head_dim=32, mlp_width=256, history=3, dropout=0.0
+        ),
+        latent_dim=64,
+        projector_width=128,
+    ),
+    objective=ObjectiveConfig(weight=0.05, sigreg=SigRegConfig(num_projections=256)),
+    num_steps=4000,
+    batch_size=64,
+    learning_rate=1e-3,
+    final_rate_fraction=0.01,
+    has_autocast=False,
+    monitor_every=250,
+    checkpoint_every=250,
+)
+
 TRAIN_CONFIGS: Final[Mapping[str, JepaTrainConfig]] = {
     "paper": JepaTrainConfig(),
+    "medium": _MEDIUM,
     "small": _SMALL,
     "smoke": _SMOKE,
 }
-"""``paper``: 18 million parameters at 224 pixels, for a GPU. ``small``: minutes on a CPU. ``smoke``: a minute."""
+"""``paper``: 18 million parameters at 224 pixels, for a GPU. ``medium``: 64 pixels, some twenty minutes on a
+CPU. ``small``: minutes. ``smoke``: a minute."""
