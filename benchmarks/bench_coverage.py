@@ -5,7 +5,8 @@
 Certificates: two Gaussian clouds in eight dimensions with a share of labels flipped; of 200 linear classifiers the one
 with the least bound is coded, decoded by the verifier and bounded as `forerun certify` does. Its true error is known in
 closed form. A second check lets an adversary pick, among ten classifiers of known risk, the one whose bound is furthest
-below its risk; a third does the same with ten sequences of dependent losses and the empirical-Bernstein bound.
+below its risk, alone and as the surrogate of a model that is as bad as its agreement allows; a third does the same
+with ten sequences of dependent losses and the empirical-Bernstein bound.
 
 Each part is written as soon as it is there; a part that the file has is left out on the next call.
 """
@@ -36,6 +37,7 @@ from forerun.nn.subspace import SubspaceNetwork
 FAMILIES = ("binomial", "kl", "catoni", "mcallester")
 DELTA, NUM_SAMPLES, NUM_HOLDOUT, FLIPS, DIM = 0.05, 60, 30, 0.1, 8
 NUM_TRIED, OTHER_NATS = 200, 8.0
+DISAGREEMENT = 0.1
 GRID = PriorGrid(
     input_shape=(1, 8, 1), num_classes=2, input_scale=1.0, architectures=((),), subspace_dims=(DIM,), levels=(3,)
 )
@@ -118,8 +120,17 @@ def measure_adversary(num_trials: int, num_samples: int = 60, num_classifiers: i
     unpaid = np.array(
         [holdout_bound(num_errors=k, num_samples=num_samples, delta=DELTA) for k in range(num_samples + 1)]
     )
+    # A model that errs wherever it disagrees with the classifier picked, and wherever that errs: no room in the sum.
+    table = np.array([[bounds.binomial for bounds in row] for row in tables])
+    disagreements = source.binomial(num_samples, DISAGREEMENT, size=num_trials)
+    sums = np.minimum(1, table[rows, errors] + unpaid[disagreements][:, None])
+    agreement_rate = float((sums < risks + DISAGREEMENT).any(axis=1).mean())
     return {
         "trials": num_trials, "delta": DELTA, "violation_rate": rates,
+        "agreement": {
+            "delta": 2 * DELTA, "disagreement": DISAGREEMENT, "violation_rate": agreement_rate,
+            "within_delta": agreement_rate <= 2 * DELTA,
+        },
         "control_without_code_length": float((unpaid[errors] < risks).any(axis=1).mean()),
         "complexity_of_shortest_nats": complexity_nats(code_length_bits=1, delta=DELTA),
         "all_within_delta": max(rates.values()) <= DELTA,

@@ -30,7 +30,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         epilog=_EPILOG,
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    reproduce = actions.add_parser("reproduce", help="measure the phenomena, write JSON and PNG")
+    reproduce = actions.add_parser("reproduce", help="measure the phenomena, write JSON and PNG (five minutes)")
     reproduce.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
     reproduce.add_argument("--only", choices=_NAMES, action="append", help="one of them; may be given several times")
     reproduce.set_defaults(action=_reproduce)

@@ -67,17 +67,29 @@ def _draw_soft(axes: Any, result: Mapping[str, Any]) -> None:
             axis.bar([place + 0.4 * shift for place in range(len(names))], heights, 0.38, label=f"{target} target")
         axis.set_xticks([place + 0.2 for place in range(len(names))], names, fontsize=7)
         axis.set(ylabel=value.replace("_", " "), title=title)
-        axis.legend()
+        axis.margins(y=0.25)
+        axis.legend(ncols=len(targets))
     axes[0].set_yscale("log")
 
 
 def _draw_compressibility(axes: Any, result: Mapping[str, Any]) -> None:
-    rows = [row for row in result["by_width"] if row["bits_at_target"] is not None]
-    axes[0].semilogx(_column(rows, "width"), _column(rows, "bits_at_target"), "o-")
     target = f"{result['target_error']:.0%}"
-    axes[0].set(xlabel="hidden width", ylabel="bits", title=f"Shortest message with a training error up to {target}")
-    axes[1].semilogx(_column(result["by_width"], "width"), _column(result["by_width"], "least_bound"), "o-")
-    axes[1].set(xlabel="hidden width", ylabel="error", title="Least certified bound, delta 0.05")
+    for axis, name, label, title in (
+        (axes[0], "bits_at_target", "bits", f"Shortest message with a training error up to {target}"),
+        (axes[1], "least_bound", "error", "Least certified bound, delta 0.05"),
+    ):
+        rows = [row for row in result["by_width"] if None not in row[name]]
+        widths, values = _column(rows, "width"), [sorted(row[name]) for row in rows]
+        middle = [sum(value) / len(value) for value in values]
+        spread = [[at - value[0] for at, value in zip(middle, values, strict=True)],
+                  [value[-1] - at for at, value in zip(middle, values, strict=True)]]  # fmt: skip
+        axis.errorbar(widths, middle, yerr=spread, fmt="o-", capsize=4)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(_column(result["by_width"], "width"), _column(result["by_width"], "width"))
+        axis.set_ylim(bottom=0)
+        missing = [str(row["width"]) for row in result["by_width"] if None in row[name]]
+        note = f"; none at {' and '.join(missing)}" if missing else ""
+        axis.set(xlabel=f"hidden width (mean and range of {len(values[0])} splits{note})", ylabel=label, title=title)
 
 
 _DRAWERS = {
