@@ -7,6 +7,7 @@ from typing import Any
 from forerun.cli.console import write_json, write_line
 from forerun.cli.options import Commands, add_command, add_json_option, add_number, add_threads_option, input_file
 from forerun.cli.progress import progress_bars
+from forerun.cli.world_clone import add_clone
 from forerun.cli.world_use import add_plan, add_probe, add_reproduce, add_surprise
 
 _DESCRIPTION = """\
@@ -16,6 +17,7 @@ predicts the embedding of the next frame, SIGReg keeps embeddings from collapsin
 collect    record episodes of a task; the same command goes on where it was cut
 import     take episodes out of an HDF5 file of your own
 train      train a model with its health on screen; a collapsing run is stopped
+clone      clone a policy from the same episodes, to compare with
 probe      the health of a trained model, and what can be read off its embeddings
 plan       success at held-out tasks, between chance, a collapsed control and the expert
 surprise   how well a prediction error shows that the world broke its rules, at a false-alarm rate you set
@@ -43,6 +45,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     _add_collect(actions)
     _add_import(actions)
     _add_train(actions)
+    add_clone(actions)
     add_probe(actions)
     add_plan(actions)
     add_surprise(actions)

@@ -59,16 +59,18 @@ def add_plan(actions: Commands) -> None:
         "plan",
         summary="success at held-out tasks",
         description="Plans in latent space by the cross-entropy method. near: the goal is 25 actions ahead in the\n"
-        "same episode, 50 may be spent. opposite: the goal is in the other room, 100 may be spent. Starts and goals\n"
-        "come from held-out episodes; starts at the goal already are left out.",
+        "same episode, 50 may be spent. opposite: the goal is in the other room, 100 may be spent. push (Push-T): as\n"
+        "near, where the block must be moved. Starts and goals come from held-out episodes; starts at the goal\n"
+        "already are left out.",
         epilog="examples:\n  forerun world plan --model run/model --data rooms --control control/model\n"
         "  forerun world plan --model run/model --data rooms --protocol opposite --goal landmarks --gif plan.gif\n"
         "  forerun world plan --model run/model --data rooms --teleport-after 2 --replan-on-surprise 0.01",
     )
     _add_model_options(plan)
     plan.add_argument("--control", type=Path, metavar="DIR", help="a model trained with --lambda 0 --keep-going")
+    plan.add_argument("--clone", type=Path, metavar="DIR", help="a policy of 'world clone', as a baseline")
     plan.add_argument(
-        "--protocol", choices=("near", "opposite"), default="near", help="which tasks (default: %(default)s)"
+        "--protocol", choices=("near", "opposite", "push"), default="near", help="which tasks (default: %(default)s)"
     )
     add_number(plan, "--tasks", 100, "how many")
     plan.add_argument(
@@ -99,19 +101,20 @@ def add_plan(actions: Commands) -> None:
 def _plan(args: argparse.Namespace) -> int:
     from dataclasses import asdict, replace
 
-    from forerun.recipes.world.agents import PlanConfig
+    from forerun.recipes.world.agents import CloningAgent, PlanConfig
     from forerun.recipes.world.evaluation import Contender, evaluate, held_out_of
     from forerun.recipes.world.goal_tasks import held_out_tasks
     from forerun.recipes.world.pictures import check_picture_packages, write_plan_gif
     from forerun.recipes.world.play import undisturbed
     from forerun.recipes.world.replanning import alarm_threshold, teleport
+    from forerun.worldmodels.cloning import load_policy
     from forerun.worldmodels.collection import task_of
     from forerun.worldmodels.jepa.checkpoint import load_model
 
     if args.gif is not None:
         check_picture_packages()
     model, manifest, dataset = _opened(args)
-    task_of(dataset.recipe)
+    task = task_of(dataset.recipe).name
     seen, held_out = held_out_of(dataset, manifest)
     config = PlanConfig(
         horizon=args.horizon,
@@ -131,13 +134,16 @@ def _plan(args: argparse.Namespace) -> int:
         contenders[_SURPRISED] = replace(contenders["world model"], alarm_above=threshold)
     if args.control is not None:
         contenders["lambda = 0"] = replace(contenders["world model"], model=load_model(args.control)[0])
-    tasks = held_out_tasks(held_out, args.protocol, num_tasks=args.tasks, frame_skip=dataset.frame_skip, seed=args.seed)
+    tasks = held_out_tasks(
+        held_out, args.protocol, num_tasks=args.tasks, frame_skip=dataset.frame_skip, seed=args.seed, task=task
+    )
+    others = {} if args.clone is None else {"cloned policy": CloningAgent(load_policy(args.clone), tasks)}
     before_look = undisturbed
     if args.teleport_after is not None:
         before_look = teleport(tasks, after_blocks=args.teleport_after, seed=args.seed)
     with progress_bars() as show:
         rows, shown = evaluate(
-            contenders, tasks, seed=args.seed, before_look=before_look,
+            contenders, tasks, others=others, seed=args.seed, before_look=before_look,
             report=lambda done, total, detail: show(detail, done, total, ""),
         )  # fmt: skip
     for row in rows:

@@ -19,6 +19,7 @@ from forerun.envs.two_room_policies import expert_action
 from forerun.planning.cem import Cem, CemConfig
 from forerun.planning.objective import GoalDistance
 from forerun.recipes.world.goal_tasks import GoalTasks
+from forerun.worldmodels.cloning import ClonedPolicy
 from forerun.worldmodels.jepa.landmarks import LandmarkMap
 from forerun.worldmodels.jepa.model import Jepa
 from forerun.worldmodels.jepa.surprise import one_step_surprise
@@ -142,6 +143,22 @@ class RecordedAgent:
         if self._block > self._recorded.shape[1]:
             return np.zeros((len(active), self._recorded.shape[2]))
         return self._recorded[active, self._block - 1]
+
+
+class CloningAgent:
+    """Does what a cloned policy does, block by block; looks at the frames alone.
+
+    Args:
+        policy: Cloned from recorded episodes.
+        tasks: Where it acts.
+    """
+
+    def __init__(self, policy: ClonedPolicy, tasks: GoalTasks) -> None:
+        self._policy, self._goals = policy, torch.from_numpy(tasks.goal_pixels)
+
+    def act(self, world: PixelWorld, frames: np.ndarray, active: np.ndarray) -> np.ndarray:
+        """As :meth:`Agent.act`."""
+        return self._policy.act(torch.from_numpy(frames), self._goals[torch.from_numpy(active)]).numpy()
 
 
 def ceiling_of(tasks: GoalTasks) -> tuple[str, Agent]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -151,6 +152,7 @@ def evaluate(
     contenders: Mapping[str, Contender],
     tasks: GoalTasks,
     *,
+    others: Mapping[str, Agent] = MappingProxyType({}),
     seed: int = 0,
     before_look: BeforeLook = undisturbed,
     report: Report = lambda done, total, detail: None,
@@ -160,6 +162,7 @@ def evaluate(
     Args:
         contenders: By name.
         tasks: What to do.
+        others: Who else acts, without a world model.
         seed: Of chance's actions.
         before_look: What disturbs the worlds, for everybody.
         report: Progress.
@@ -189,6 +192,8 @@ def evaluate(
         return played
 
     play_as("random", RandomAgent(tasks, seed=seed))
+    for name, agent in others.items():
+        play_as(name, agent)
     for name, contender in contenders.items():
         landmarks = None
         if contender.config.goal == "landmarks":

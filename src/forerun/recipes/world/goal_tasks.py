@@ -66,7 +66,13 @@ class GoalTasks:
 
     @property
     def looks(self) -> list[Look]:
-        """How each world looks, in Two-Room."""
+        """How each world looks, in Two-Room.
+
+        Raises:
+            ConfigError: The task is another one.
+        """
+        if self.task.name != "two-room":
+            raise ConfigError(f"task {self.task.name!r}: teleports and the expert are those of 'two-room'")
         return [look_of(context) for context in self.contexts]
 
     @property

@@ -13,7 +13,7 @@ from torch import Tensor
 from forerun.core.errors import ConfigError
 from forerun.data.pixel_episodes import PixelEpisodes
 from forerun.envs.two_room import TwoRoom, free_position
-from forerun.worldmodels.collection import CollectConfig, record_episodes
+from forerun.worldmodels.collection import TASK, CollectConfig, record_episodes
 from forerun.worldmodels.jepa.model import Jepa
 from forerun.worldmodels.jepa.surprise import (
     AlarmRate,
@@ -178,7 +178,14 @@ def record_surprise_episodes(
         recording: How the training data were made; the benchmark's episodes differ by their seed alone.
         config: Sizes.
         report: Told (parts done, parts, what comes next).
+
+    Raises:
+        ConfigError: The data are of a task without these events.
     """
+    if recording.task != TASK:
+        raise ConfigError(
+            f"data of task {recording.task!r}: teleports, colours and turned actions are those of {TASK!r}"
+        )
     recording = replace(recording, seed=config.seed)
     first = config.num_calibration
     pairs = range(first, first + config.num_pairs)
