@@ -123,7 +123,7 @@ def _add_adapt(actions: Commands) -> None:
 def _collect(args: argparse.Namespace) -> int:
     from forerun.envs.control_tasks import control_task
     from forerun.recipes.mpc.collect import collect
-    from forerun.recipes.mpc.reproduce import damaged
+    from forerun.recipes.mpc.prepare import damaged
 
     task = control_task(args.task)
     count = task.num_episodes if args.episodes is None else args.episodes
@@ -152,7 +152,8 @@ def _train(args: argparse.Namespace) -> int:
 
     from forerun.data.trajectory_files import load_trajectories
     from forerun.envs.control_tasks import control_task
-    from forerun.recipes.mpc.reproduce import train_bundle
+    from forerun.recipes.mpc.prepare import trainer_of
+    from forerun.worldmodels.diffusion.bundle import ModelBundle
     from forerun.worldmodels.diffusion.train import DmpcTrainingConfig
 
     torch.set_num_threads(args.threads)
@@ -162,7 +163,7 @@ def _train(args: argparse.Namespace) -> int:
         num_steps=args.steps, batch_size=args.batch_size, learning_rate=args.learning_rate, seed=args.seed
     )
     with progress_bars() as show:
-        bundle = train_bundle(
+        trainer = trainer_of(
             task,
             data,
             scale=args.scale,
@@ -170,6 +171,7 @@ def _train(args: argparse.Namespace) -> int:
             directory=args.out.with_name(f"{args.out.name}.checkpoints"),
             report=lambda name, done, total, detail: show(f"train {name}", done, total, detail),
         )
+        bundle = ModelBundle.trained(trainer, task=task.name, bounds=task.bounds)
     record = {"digest": data.digest(), "num_train_steps": args.steps, "scale": args.scale}
     bundle.save(args.out, record=record)
     write_line(f"wrote {args.out}; plan with: forerun mpc plan --models {args.out}")

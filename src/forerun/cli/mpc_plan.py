@@ -15,6 +15,7 @@ words of --objective, with + and - and * by numbers; NAME is a number of the tas
   task()                      the task's own reward, with the learned value of the end
   near(NAME=1.0, ...)         wish for values: minus the absolute error
   speed(2.0)                  the same of the task's velocity
+  unfamiliar()                how unlike the recording a plan and its future are: subtract it
   energy()                    wish for little effort: minus the squared actions
   keep_out(NAME=(0, 1), ...)  how deep inside a box: subtract it
   keep_in(NAME=(0, 1), ...)   how far outside a box: subtract it
@@ -64,7 +65,7 @@ def _plan(args: argparse.Namespace) -> int:
     from forerun.recipes.mpc.contenders import Setting, task_objective
     from forerun.recipes.mpc.evaluate import episodes_of
     from forerun.recipes.mpc.novelty import language
-    from forerun.recipes.mpc.reproduce import damaged
+    from forerun.recipes.mpc.prepare import damaged
     from forerun.recipes.mpc.show import render_episode
     from forerun.worldmodels.diffusion.bundle import ModelBundle
 

@@ -30,8 +30,9 @@ def _reproduce(args: argparse.Namespace) -> int:
 
     from forerun.core.errors import MissingDependencyError
     from forerun.recipes.mpc.figure import draw_results
-    from forerun.recipes.mpc.reproduce import reproduce, study
+    from forerun.recipes.mpc.reproduce import reproduce
     from forerun.recipes.mpc.show import render_episode
+    from forerun.recipes.mpc.studies import study
     from forerun.recipes.mpc.table import result_lines
     from forerun.worldmodels.diffusion.bundle import ModelBundle
 

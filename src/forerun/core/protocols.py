@@ -1,7 +1,7 @@
 """The seams between subsystems, as structural types."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from forerun.core.control import History, Plan
+    from forerun.core.selection import Selection
 
 
 class LanguageModel(Protocol):
@@ -73,6 +74,26 @@ class LanguageModel(Protocol):
 
         Raises:
             RequestError: The sequence or a slot lies outside the cache.
+        """
+        ...
+
+
+@runtime_checkable
+class TokenModel(LanguageModel, Protocol):
+    """A language model that can choose tokens where its logits are, so that only ids come back."""
+
+    def forward_ids(
+        self, rows: Rows, selection: "Selection", *, logit_rows: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Run rows as :meth:`LanguageModel.forward` does, and return the token that follows each row asked for.
+
+        Args:
+            rows: As for :meth:`LanguageModel.forward`.
+            selection: How the token of each row of ``logit_rows`` is chosen.
+            logit_rows: int64 indices; ``None`` for all rows.
+
+        Returns:
+            int64 target ids ``[len(logit_rows)]``; -1 where the largest logit is not finite.
         """
         ...
 
@@ -154,6 +175,45 @@ class ActionProposal(Protocol):
             num_samples: Sequences for each.
             generator: Of every number drawn.
             warm_start: Sequences to stay close to, for a proposal that can; others ignore it.
+        """
+        ...
+
+
+@runtime_checkable
+class RefiningProposal(ActionProposal, Protocol):
+    """A proposal that can also draw near given sequences."""
+
+    def refine(
+        self,
+        history: "History",
+        actions: "Float[Tensor, 'envs samples horizon action']",
+        *,
+        level: float,
+        generator: "torch.Generator",
+    ) -> "Float[Tensor, 'envs samples horizon action']":
+        """Draw a likely sequence near each given one; mutates nothing but the generator.
+
+        Args:
+            history: What was seen of each environment.
+            actions: The given sequences.
+            level: How far it may go, in (0, 1]: 1 forgets where it began.
+            generator: Of every number drawn.
+        """
+        ...
+
+
+class JointModel(Protocol):
+    """Likely action sequences together with the states that follow them."""
+
+    def draw(
+        self, history: "History", num_samples: int, *, generator: "torch.Generator"
+    ) -> "tuple[Float[Tensor, 'envs samples horizon action'], Float[Tensor, 'envs samples horizon state']]":
+        """Draw actions and the states after each of them; mutates nothing but the generator.
+
+        Args:
+            history: What was seen of each environment.
+            num_samples: Draws for each.
+            generator: Of every number drawn.
         """
         ...
 

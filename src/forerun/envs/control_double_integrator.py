@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from forerun.core.control import ActionBounds
-from forerun.envs.control_env import ClosedFormEnv
+from forerun.envs.control_env import ActuatorFault, ClosedFormEnv
 from forerun.envs.control_optimum import LinearQuadratic, finite_horizon_gains
-from forerun.envs.control_task import ActuatorClip, ControlTask, Policy, SmoothNoise
+from forerun.envs.control_task import ControlTask, Policy, SmoothNoise
 
 STATE_NAMES: Final = ("position", "velocity")
 ACTION_NAMES: Final = ("force",)
@@ -109,5 +109,5 @@ def task() -> ControlTask:
         reward=reward,
         transition=transition,
         best_policy=best_action,
-        defect=ActuatorClip(indices=(0,), limit=0.3),
+        defect=ActuatorFault(indices=(0,), bias=0.3),
     )

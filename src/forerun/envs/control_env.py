@@ -53,29 +53,58 @@ class BatchEnv(Protocol):
         ...
 
 
-class ClippedActuator:
-    """A task with a weak motor: some numbers of the action are clamped to a smaller range before they act.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ActuatorFault:
+    """A defect of some numbers of the action: what acts is ``clamp(gain * action + bias, -limit, limit)``.
+
+    Attributes:
+        indices: Which numbers of the action.
+        gain: 1 is healthy, less is weak, below 0 has its poles swapped.
+        bias: What acts where nothing is asked for, in units of the action.
+        limit: Greatest absolute value of what acts, in units of the action; ``None``: that of the box.
+    """
+
+    indices: tuple[int, ...]
+    gain: float = 1.0
+    bias: float = 0.0
+    limit: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.indices or min(self.indices) < 0 or (self.limit is not None and self.limit < 0):
+            raise ConfigError(
+                f"an actuator fault of indices {list(self.indices)} with the limit {self.limit}: must name numbers of "
+                "the action from 0 on, and a limit of at least 0"
+            )
+
+    def acting(self, actions: Float[Tensor, "*batch action"]) -> Float[Tensor, "*batch action"]:
+        """Return what acts where these actions are asked for."""
+        acting = actions.clone()
+        chosen = list(self.indices)
+        acting[..., chosen] = self.gain * actions[..., chosen] + self.bias
+        if self.limit is not None:
+            acting[..., chosen] = acting[..., chosen].clamp(-self.limit, self.limit)
+        return acting
+
+
+class FaultyActuator:
+    """A task with a damaged motor.
 
     The box of actions that planners see stays as it was; they have to learn from what happens.
 
     Args:
         env: The healthy task.
-        limit: Greatest absolute value of the weak ones, in units of the action.
-        indices: Which numbers of the action are weak.
+        fault: What is wrong.
 
     Raises:
-        ConfigError: An index is out of range, or the limit is negative.
+        ConfigError: The fault names a number that the action does not have.
     """
 
-    def __init__(self, env: BatchEnv, *, limit: float, indices: Sequence[int]) -> None:
+    def __init__(self, env: BatchEnv, fault: ActuatorFault) -> None:
         action_dim = len(env.bounds.low)
-        if limit < 0 or not indices or not all(0 <= index < action_dim for index in indices):
-            raise ConfigError(
-                f"an actuator clip of indices {list(indices)} to {limit}: indices must lie in [0, {action_dim}), the "
-                "limit must be at least 0"
-            )
+        if max(fault.indices) >= action_dim:
+            raise ConfigError(f"an actuator fault of indices {list(fault.indices)}: must lie in [0, {action_dim})")
         self.num_envs, self.bounds = env.num_envs, env.bounds
-        self._env, self._limit, self._indices = env, limit, list(indices)
+        self._env, self._fault = env, fault
 
     def reset(self, seeds: Sequence[int]) -> Float[Tensor, "envs state"]:
         """As :meth:`BatchEnv.reset`."""
@@ -83,9 +112,7 @@ class ClippedActuator:
 
     def step(self, actions: Float[Tensor, "envs action"]) -> Transition:
         """As :meth:`BatchEnv.step`."""
-        weak = actions.clone()
-        weak[:, self._indices] = weak[:, self._indices].clamp(-self._limit, self._limit)
-        return self._env.step(weak)
+        return self._env.step(self._fault.acting(actions))
 
 
 class ClosedFormEnv:

@@ -17,8 +17,9 @@ from torch import Tensor
 from forerun.core.control import ActionBounds
 from forerun.core.dependencies import import_optional
 from forerun.envs.control_ars import LinearPolicy
+from forerun.envs.control_env import ActuatorFault
 from forerun.envs.control_gymnasium import GymnasiumBatch
-from forerun.envs.control_task import ActuatorClip, ControlTask, Policy, SmoothNoise
+from forerun.envs.control_task import ControlTask, Policy, SmoothNoise
 
 STATE_NAMES: Final = (
     "height", "pitch", "back_thigh", "back_shin", "back_foot", "front_thigh", "front_shin", "front_foot",
@@ -107,9 +108,9 @@ def task() -> ControlTask:
         num_steps=NUM_STEPS,
         discount=0.99,
         horizon=16,
-        num_episodes=200,
+        num_episodes=400,
         make_env=make_env,
         behaviour=behaviour,
         reward=reward,
-        defect=ActuatorClip(indices=(2,), limit=0.5),
+        defect=ActuatorFault(indices=(2,), limit=0.5),
     )

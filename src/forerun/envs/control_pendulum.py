@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from forerun.core.control import ActionBounds
-from forerun.envs.control_env import ClosedFormEnv
+from forerun.envs.control_env import ActuatorFault, ClosedFormEnv
 from forerun.envs.control_optimum import GridOptimum, solve_on_grid
-from forerun.envs.control_task import ActuatorClip, ControlTask, Policy, SmoothNoise
+from forerun.envs.control_task import ControlTask, Policy, SmoothNoise
 
 STATE_NAMES: Final = ("cos", "sin", "velocity")
 ACTION_NAMES: Final = ("torque",)
@@ -138,5 +138,5 @@ def task() -> ControlTask:
         reward=reward,
         transition=transition,
         best_policy=best_action,
-        defect=ActuatorClip(indices=(0,), limit=1.0),
+        defect=ActuatorFault(indices=(0,), limit=1.0),
     )

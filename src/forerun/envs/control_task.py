@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from forerun.core.control import ActionBounds
-from forerun.envs.control_env import BatchEnv, RewardFunction, TransitionFunction
+from forerun.envs.control_env import ActuatorFault, BatchEnv, RewardFunction, TransitionFunction
 
 
 class Policy(Protocol):
@@ -23,19 +23,6 @@ class Policy(Protocol):
             env_step: Steps already done in the episode.
         """
         ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ActuatorClip:
-    """A defect: some numbers of the action are clamped to a smaller range.
-
-    Attributes:
-        indices: Which.
-        limit: To which absolute value, in units of the action.
-    """
-
-    indices: tuple[int, ...]
-    limit: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +62,7 @@ class ControlTask:
     reward: RewardFunction
     transition: TransitionFunction | None = None
     best_policy: Policy | None = None
-    defect: ActuatorClip | None = None
+    defect: ActuatorFault | None = None
 
     @property
     def action_dim(self) -> int:

@@ -6,6 +6,7 @@ and then serve every denoising step.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,7 +46,7 @@ class DenoiserConfig:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
 
 
-class Denoiser(nn.Module):
+class Denoiser(nn.Module, ABC):
     """What both kinds share: the signature, and the embedding of the noise level.
 
     Args:
@@ -57,12 +58,13 @@ class Denoiser(nn.Module):
         self.width = width
         self.level = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
 
+    @abstractmethod
     def embed_known(
         self, context: Float[Tensor, "rows context"], aligned: Float[Tensor, "rows horizon aligned"] | None
     ) -> Tensor:
         """Return an embedding of what is known, to be given to :meth:`forward` at every denoising step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(
         self, noisy: Float[Tensor, "rows horizon channels"], level: Float[Tensor, " levels"], known: Tensor
     ) -> Float[Tensor, "rows horizon channels"]:
@@ -73,7 +75,6 @@ class Denoiser(nn.Module):
             level: Noise level of each row in [0, 1], or one for all.
             known: From :meth:`embed_known`.
         """
-        raise NotImplementedError
 
     def embed_level(self, level: Float[Tensor, " levels"]) -> Float[Tensor, "levels width"]:
         """Return sinusoids of the noise level, through two layers."""

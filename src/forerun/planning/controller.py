@@ -85,7 +85,7 @@ class Controller:
         bounds: ActionBounds,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.config, self._planner, self._bounds = config, planner, bounds
+        self.config, self.planner, self._bounds = config, planner, bounds
         self._clock = clock
         self.reset()
 
@@ -148,7 +148,7 @@ class Controller:
 
     def _made_plan(self, history: History, is_late: Callable[[], bool]) -> Plan:
         generator = keyed_generator(self.config.seed, "plan", self._env_step)
-        return self._planner.plan(history, generator=generator, warm_start=self._warm_start(), is_late=is_late)
+        return self.planner.plan(history, generator=generator, warm_start=self._warm_start(), is_late=is_late)
 
     def _warm_start(self) -> Float[Tensor, "envs horizon action"] | None:
         return self._queue if self.config.has_warm_start else None

@@ -124,13 +124,8 @@ class GaussianSearch(ABC, Generic[Config]):
         if self.config.returns == "mean":
             best = self._scorer.score(history, self._clamped(law.mean[:, None]), generator=generator)
             num_candidates += 1
-        return Plan(
-            actions=best.actions[:, 0],
-            states=best.states[:, 0],
-            scores=best.scores[:, 0],
-            futures=scored.states,
-            future_actions=scored.actions,
-            future_scores=scored.scores,
+        return scored.decided(
+            best=best,
             num_iterations=num_iterations,
             is_complete=num_iterations == self.config.num_iterations,
             num_candidates=num_candidates,

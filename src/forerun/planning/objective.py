@@ -22,6 +22,8 @@ StepFunction = Callable[[Tensor, Tensor], Tensor]
 state at an index is the one *after* the action at that index."""
 StateFunction = Callable[[Tensor], Tensor]
 """states [..., state] -> [...]."""
+PlanFunction = Callable[[History, Tensor, Tensor], Tensor]
+"""(what was seen, states and actions as for a :data:`StepFunction`) -> [envs, samples]."""
 
 
 class ComposableObjective(ABC):
@@ -152,6 +154,28 @@ class FinalReward(ComposableObjective):
             ObjectiveError: The function returned another shape than one number for each state.
         """
         values = self._function(states[:, :, -1])
+        _check_shape(self._function, values, states.shape[:2], "one number for each env and sample")
+        return values
+
+
+class PlanReward(ComposableObjective):
+    """What a plan is worth as a whole, given what was seen before it.
+
+    Args:
+        function: See :data:`PlanFunction`.
+    """
+
+    def __init__(self, function: PlanFunction) -> None:
+        self._function = function
+
+    def score(
+        self,
+        history: History,
+        states: Float[Tensor, "envs samples horizon state"],
+        actions: Float[Tensor, "envs samples horizon action"],
+    ) -> Float[Tensor, "envs samples"]:
+        """As :meth:`forerun.core.protocols.Objective.score`; a wrong shape is an ``ObjectiveError``."""
+        values = self._function(history, states, actions)
         _check_shape(self._function, values, states.shape[:2], "one number for each env and sample")
         return values
 

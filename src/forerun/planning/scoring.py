@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from forerun.core.control import UNUSABLE, History
+from forerun.core.control import UNUSABLE, History, Plan
 from forerun.core.errors import ObjectiveError
 from forerun.core.protocols import Dynamics, Objective
 
@@ -46,6 +46,30 @@ class Candidates:
             scores=torch.take_along_dim(self.scores, indices, dim=1),
         )
 
+    def decided(
+        self, *, best: "Candidates | None" = None, num_iterations: int, is_complete: bool, num_candidates: int
+    ) -> Plan:
+        """Return the plan that a planner decides for, with these candidates as the ones to show.
+
+        Args:
+            best: The decision, N = 1; ``None``: the best of these.
+            num_iterations: See :class:`~forerun.core.control.Plan`, as for the others.
+            is_complete: Whether the search came to its end.
+            num_candidates: Scored in all.
+        """
+        best = self.best() if best is None else best
+        return Plan(
+            actions=best.actions[:, 0],
+            states=best.states[:, 0],
+            scores=best.scores[:, 0],
+            futures=self.states,
+            future_actions=self.actions,
+            future_scores=self.scores,
+            num_iterations=num_iterations,
+            is_complete=is_complete,
+            num_candidates=num_candidates,
+        )
+
     @staticmethod
     def joined(first: "Candidates", second: "Candidates") -> "Candidates":
         """Return the candidates of both, the first ones before the second ones."""
@@ -83,16 +107,36 @@ class Scorer:
             generator: Of a dynamics that draws.
 
         Returns:
-            The candidates. Where predicted states are not finite the score is
-            :data:`~forerun.core.control.UNUSABLE` whatever the objective says.
-
-        Raises:
-            ObjectiveError: The scores have another shape than [envs, samples], or one is not a number.
+            The candidates; see :func:`judged`, also for what it raises.
         """
         states = self._dynamics.rollout(history, actions, generator=generator)
-        is_usable = states.isfinite().all(dim=-1).all(dim=-1)
-        scores = checked_scores(self._objective.score(history, states, actions), states, actions, is_usable)
-        return Candidates(actions=actions, states=states, scores=scores.masked_fill(~is_usable, UNUSABLE))
+        return judged(self._objective, history, states, actions)
+
+
+def judged(
+    objective: Objective,
+    history: History,
+    states: Float[Tensor, "envs samples horizon state"],
+    actions: Float[Tensor, "envs samples horizon action"],
+) -> Candidates:
+    """Score predicted futures.
+
+    Args:
+        objective: Scores.
+        history: What was seen.
+        states: Predicted after each action.
+        actions: The candidates.
+
+    Returns:
+        The candidates. Where predicted states are not finite the score is
+        :data:`~forerun.core.control.UNUSABLE` whatever the objective says.
+
+    Raises:
+        ObjectiveError: The scores have another shape than [envs, samples], or one is not a number.
+    """
+    is_usable = states.isfinite().all(dim=-1).all(dim=-1)
+    scores = checked_scores(objective.score(history, states, actions), states, actions, is_usable)
+    return Candidates(actions=actions, states=states, scores=scores.masked_fill(~is_usable, UNUSABLE))
 
 
 def checked_scores(

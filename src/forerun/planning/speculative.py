@@ -126,7 +126,7 @@ class SpeculativeController(Controller):
         )
         warm_start = self._warm_start()
         warm_start = None if warm_start is None else warm_start.repeat_interleave(count, dim=0)
-        self._ready = self._planner.plan(guessed, generator=generator, warm_start=warm_start)
+        self._ready = self.planner.plan(guessed, generator=generator, warm_start=warm_start)
         self.speculation_report.ahead_seconds.append(self._clock() - began)
 
     def _made_plan(self, history: History, is_late: Callable[[], bool]) -> Plan:
@@ -148,7 +148,7 @@ class SpeculativeController(Controller):
             return plan
         missed = (~is_hit).nonzero()[:, 0]
         warm_start = self._warm_start()
-        fresh = self._planner.plan(
+        fresh = self.planner.plan(
             History(states=history.states[missed], actions=history.actions[missed]),
             generator=keyed_generator(self.config.seed, "plan", self._env_step),
             warm_start=None if warm_start is None else warm_start[missed],

@@ -23,6 +23,10 @@ class Estimate:
     low: float
     high: float
 
+    def as_json(self) -> dict[str, float]:
+        """Return the three numbers by name."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
 
 def interquartile_mean(values: Float[np.ndarray, "*batch samples"]) -> Float[np.ndarray, "*batch"]:
     """Return the mean of the middle half of the samples, those at the quarters counted in part."""
@@ -51,3 +55,17 @@ def estimate(groups: Sequence[Float[np.ndarray, " samples"]], *, seed: int = 0) 
     drawn = table[chosen, source.integers(0, count, (_NUM_REPLICATES, num_groups, count))]
     low, high = np.quantile(interquartile_mean(drawn.reshape(_NUM_REPLICATES, -1)), [0.025, 0.975])
     return Estimate(value=float(interquartile_mean(table.reshape(-1))), low=float(low), high=float(high))
+
+
+def paired_difference(
+    first: Sequence[Float[np.ndarray, " samples"]], second: Sequence[Float[np.ndarray, " samples"]]
+) -> Estimate:
+    """Return by how much the first returns exceed the second, start by start; see :func:`estimate`.
+
+    Starts of very different worth widen the intervals of both, but not that of their differences.
+
+    Args:
+        first: Returns, one array for each training seed.
+        second: Of the same seeds, episodes with the same starts in the same order.
+    """
+    return estimate([np.asarray(ours) - np.asarray(theirs) for ours, theirs in zip(first, second, strict=True)])

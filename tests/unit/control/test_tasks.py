@@ -11,7 +11,7 @@ from forerun.core.generator import keyed_generator
 from forerun.envs import control_double_integrator as integrator
 from forerun.envs import control_pendulum as pendulum
 from forerun.envs.control_dynamics import TrueDynamics
-from forerun.envs.control_env import ClippedActuator
+from forerun.envs.control_env import ActuatorFault, FaultyActuator
 from forerun.envs.control_optimum import LinearQuadratic, finite_horizon_gains, solve_on_grid
 from forerun.envs.control_task import SmoothNoise
 from forerun.envs.control_tasks import TASK_NAMES, control_task
@@ -153,26 +153,42 @@ def test_an_unknown_task_names_the_nearest():
         control_task("pendulun")
 
 
-def test_a_weak_actuator_clamps_only_what_is_weak():
-    seen = []
+class ActionRecorder:
+    """An environment of three actions that only keeps them."""
 
-    class Recorder:
-        num_envs, bounds = 1, ActionBounds.symmetric(3)
+    num_envs, bounds = 1, ActionBounds.symmetric(3)
 
-        def reset(self, seeds):
-            return torch.zeros(1, 1)
+    def __init__(self):
+        self.seen = []
 
-        def step(self, actions):
-            seen.append(actions.tolist())
+    def reset(self, seeds):
+        return torch.zeros(1, 1)
 
-    env = ClippedActuator(Recorder(), limit=0.25, indices=[1])
+    def step(self, actions):
+        self.seen.append(actions[0].tolist())
+
+
+@pytest.mark.parametrize(
+    ("fault", "acting"),
+    [
+        ({"limit": 0.25}, [0.9, -0.25, 0.1]),
+        ({"gain": -0.5}, [0.9, 0.45, 0.1]),
+        ({"bias": 0.3}, [0.9, -0.6, 0.1]),
+        ({"gain": 2.0, "bias": -1.0, "limit": 1.5}, [0.9, -1.5, 0.1]),
+    ],
+)
+def test_a_fault_changes_only_the_actuators_it_names(fault, acting):
+    recorder = ActionRecorder()
     actions = torch.tensor([[0.9, -0.9, 0.1]])
-    env.step(actions)
-    assert seen == [[pytest.approx([0.9, -0.25, 0.1])]]
+    FaultyActuator(recorder, ActuatorFault(indices=(1,), **fault)).step(actions)
+    assert recorder.seen == [pytest.approx(acting)]
     assert actions.tolist() == [pytest.approx([0.9, -0.9, 0.1])]
-    for wrong in ({"limit": -1.0, "indices": [0]}, {"limit": 1.0, "indices": [3]}, {"limit": 1.0, "indices": []}):
-        with pytest.raises(ConfigError, match="an actuator clip of indices"):
-            ClippedActuator(Recorder(), **wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"indices": (0,), "limit": -1.0}, {"indices": (3,)}, {"indices": ()}])
+def test_a_fault_that_can_not_be_is_refused(wrong):
+    with pytest.raises(ConfigError, match="an actuator fault of indices"):
+        FaultyActuator(ActionRecorder(), ActuatorFault(**wrong))
 
 
 def test_smooth_noise_keeps_its_spread_and_remembers():

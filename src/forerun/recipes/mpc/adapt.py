@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +16,10 @@ from forerun.data.trajectories import Trajectories
 from forerun.data.windows import WindowSource
 from forerun.worldmodels.diffusion.bundle import ModelBundle
 from forerun.worldmodels.diffusion.dynamics import DiffusionDynamics
-from forerun.worldmodels.diffusion.train import DmpcTrainingConfig, ModelTrainer
+from forerun.worldmodels.diffusion.joint import JointDiffusion
+from forerun.worldmodels.diffusion.train import DmpcTrainingConfig, ModelTrainer, Report
+
+Tuned = TypeVar("Tuned", DiffusionDynamics, JointDiffusion)
 
 _NUM_MEASURED = 512
 
@@ -27,6 +31,7 @@ class AdaptConfig:
     Attributes:
         num_rounds: Rounds of training; after each the held-out error is measured, and the best round is kept.
         steps_per_round: Optimiser steps of a round.
+        batch_size: Windows of a step.
         learning_rate: Peak of every round.
         replay_share: Old episodes for each new one: against forgetting what the play data does not show.
         held_out_share: Share of the play episodes that only measure.
@@ -36,6 +41,7 @@ class AdaptConfig:
 
     num_rounds: int = 6
     steps_per_round: int = 100
+    batch_size: int = 256
     learning_rate: float = 5e-4
     replay_share: float = 0.25
     held_out_share: float = 0.2
@@ -76,7 +82,7 @@ def adapt(
     replay: Trajectories | None = None,
     config: AdaptConfig | None = None,
     directory: Path | None = None,
-    report: Callable[[str, int, int, str], None] = lambda name, done, total, detail: None,
+    report: Report = lambda name, done, total, detail: None,
 ) -> Adaptation:
     """Tune the dynamics on play data; nothing that it is given is changed.
 
@@ -94,38 +100,88 @@ def adapt(
     Reference:
         Zhou et al. 2024 (arXiv 2410.05364), section on novel dynamics: only p_d is tuned.
     """
-    config = config or AdaptConfig()
+    dynamics, errors = _tuned(
+        bundle.dynamics,
+        multi_step_error,
+        bundle,
+        play,
+        replay=replay,
+        config=config or AdaptConfig(),
+        directory=directory,
+        report=report,
+    )
+    return Adaptation(bundle=replace(bundle, dynamics=dynamics), errors=errors)
+
+
+def adapt_joint(
+    joint: JointDiffusion,
+    bundle: ModelBundle,
+    play: Trajectories,
+    *,
+    replay: Trajectories | None = None,
+    config: AdaptConfig | None = None,
+) -> tuple[JointDiffusion, tuple[float, ...]]:
+    """Tune the baseline that draws actions and states together, in the same rounds as :func:`adapt` does.
+
+    Args:
+        joint: Not changed.
+        bundle: Of the same task and data.
+        play: As for :func:`adapt`.
+        replay: Likewise.
+        config: Likewise.
+
+    Returns:
+        The tuned model, and its held-out denoising error before the first round and after each.
+    """
+    return _tuned(joint, _denoising_error, bundle, play, replay=replay, config=config or AdaptConfig())
+
+
+def _tuned(
+    model: Tuned,
+    error: Callable[[Tuned, WindowSource, int], float],
+    bundle: ModelBundle,
+    play: Trajectories,
+    *,
+    replay: Trajectories | None,
+    config: AdaptConfig,
+    directory: Path | None = None,
+    report: Report = lambda name, done, total, detail: None,
+) -> tuple[Tuned, tuple[float, ...]]:
+    """Return a tuned copy of a model, with the weights of the round whose held-out error was least."""
     learned, held_out = play.split(max(1, round(config.held_out_share * len(play.episodes))))
     if replay is not None and config.replay_share > 0:
         count = min(len(replay.episodes), max(1, round(config.replay_share * len(learned.episodes))))
         learned = learned.joined(replace(replay, episodes=replay.episodes[:count]))
     measured = WindowSource(held_out, history=bundle.config.history, horizon=bundle.config.horizon)
-    dynamics = copy.deepcopy(bundle.dynamics)
-    errors = [multi_step_error(dynamics, measured, seed=config.seed)]
-    best = copy.deepcopy(dynamics.state_dict())
+    tuned = copy.deepcopy(model)
+    errors = [error(tuned, measured, config.seed)]
+    best = copy.deepcopy(tuned.state_dict())
     for number in range(1, config.num_rounds + 1):
         trainer = ModelTrainer(
             learned,
             bundle.bounds,
             config=bundle.config,
             training=DmpcTrainingConfig(
-                num_steps=config.steps_per_round, learning_rate=config.learning_rate, seed=config.seed + number
+                num_steps=config.steps_per_round,
+                batch_size=config.batch_size,
+                learning_rate=config.learning_rate,
+                seed=config.seed + number,
             ),
             directory=directory,
             report=report,
         )
-        trainer.tune(dynamics, name=f"tuned-dynamics-{number}")
-        errors.append(multi_step_error(dynamics, measured, seed=config.seed))
+        trainer.tune(tuned, name=f"tuned-{number}")
+        errors.append(error(tuned, measured, config.seed))
         if errors[-1] <= min(errors):
-            best = copy.deepcopy(dynamics.state_dict())
+            best = copy.deepcopy(tuned.state_dict())
         elif len(errors) - 1 - int(np.argmin(errors)) >= config.patience:
             break
-    dynamics.load_state_dict(best)
-    return Adaptation(bundle=replace(bundle, dynamics=dynamics), errors=tuple(errors))
+    tuned.load_state_dict(best)
+    return tuned, tuple(errors)
 
 
 @torch.no_grad()
-def multi_step_error(dynamics: DiffusionDynamics, source: WindowSource, *, seed: int) -> float:
+def multi_step_error(dynamics: DiffusionDynamics, source: WindowSource, seed: int) -> float:
     """Return the root mean square error of predicted states, in units of the offsets' spread at each step.
 
     Args:
@@ -140,3 +196,9 @@ def multi_step_error(dynamics: DiffusionDynamics, source: WindowSource, *, seed:
     )[:, 0]
     gaps = ((predicted - window.following) / dynamics.offsets.scale)[window.is_real]
     return float(gaps.square().mean().sqrt())
+
+
+@torch.no_grad()
+def _denoising_error(joint: JointDiffusion, source: WindowSource, seed: int) -> float:
+    generator = keyed_generator(seed, "denoising error")
+    return float(joint.loss(source.draw(_NUM_MEASURED, generator), generator=generator))

@@ -1,8 +1,8 @@
 """Ways to control a task, by name: sample-score-rank in its forms, its parts alone, and what it is compared with."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Final, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
 
 from forerun.core.config import unknown_name
 from forerun.core.errors import ConfigError
@@ -12,12 +12,15 @@ from forerun.envs.control_dynamics import TrueDynamics
 from forerun.envs.control_task import ControlTask, Policy
 from forerun.planning.cem import Cem, CemConfig
 from forerun.planning.controller import Controller, ControllerConfig
+from forerun.planning.joint_ranking import JointRanking
 from forerun.planning.mppi import Mppi, MppiConfig
-from forerun.planning.objective import ComposableObjective, FinalReward
+from forerun.planning.objective import ComposableObjective, FinalReward, PlanReward, WeightedSum
 from forerun.planning.random_shooting import RandomShooting
 from forerun.planning.ssr import Ssr, SsrConfig
 from forerun.planning.terms import TransitionReward
+from forerun.worldmodels.diffusion.action_proposal import ProposalOptions
 from forerun.worldmodels.diffusion.bundle import ModelBundle
+from forerun.worldmodels.diffusion.joint import JointDiffusion
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +33,7 @@ class Setting:
         objective: What is wanted.
         num_samples: Candidates of a plan, for every planner.
         control: Options of the controller.
+        joint: The baseline that draws actions and states together, where it was trained.
     """
 
     task: ControlTask
@@ -37,6 +41,7 @@ class Setting:
     objective: Objective
     num_samples: int = 64
     control: ControllerConfig = field(default_factory=ControllerConfig)
+    joint: JointDiffusion | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,11 +52,13 @@ class Contender:
         summary: What the table says.
         planner: Builds its planner; ``None`` for a policy that plans nothing.
         policy: Builds its policy, where it has no planner.
+        execute_horizon: Actions of a plan that are executed before the next one is made; ``None``: as the setting says.
     """
 
     summary: str
     planner: Callable[[Setting], Planner] | None = None
     policy: Callable[[Setting, int, int], Policy] | None = None
+    execute_horizon: int | None = None
 
     def controller(self, setting: Setting) -> Controller:
         """Return a controller that drives its planner.
@@ -61,7 +68,10 @@ class Contender:
         """
         if self.planner is None:
             raise ConfigError(f"{self.summary}: plans nothing; name a planner")
-        return Controller(setting.control, planner=self.planner(setting), bounds=setting.bundle.bounds)
+        control = setting.control
+        if self.execute_horizon is not None:
+            control = replace(control, execute_horizon=self.execute_horizon)
+        return Controller(control, planner=self.planner(setting), bounds=setting.bundle.bounds)
 
 
 def task_objective(task: ControlTask, bundle: ModelBundle) -> ComposableObjective:
@@ -69,6 +79,15 @@ def task_objective(task: ControlTask, bundle: ModelBundle) -> ComposableObjectiv
     weight = bundle.config.discount**bundle.config.horizon
     running = TransitionReward(task.reward, discount=bundle.config.discount)
     return running + weight * FinalReward(bundle.state_value)
+
+
+def unfamiliarity(bundle: ModelBundle) -> PlanReward:
+    """Return how unlike the data a plan and its future are: a penalty, to be subtracted."""
+    return PlanReward(
+        lambda history, states, actions: (
+            bundle.proposal.unfamiliarity(history, actions) + bundle.dynamics.unfamiliarity(history, states, actions)
+        )
+    )
 
 
 def contender(name: str) -> Contender:
@@ -86,25 +105,77 @@ def contender(name: str) -> Contender:
 
 
 def _ssr(
-    proposal: Literal["proposal", "cloning"],
-    dynamics: Literal["dynamics", "one_step", "true"],
+    proposal: Literal["proposal", "cloning"] = "proposal",
+    dynamics: Literal["dynamics", "one_step", "true"] = "dynamics",
     *,
     scorer: Literal["objective", "plan_value"] = "objective",
-    num_samples: int | None = None,
+    steps: tuple[int, int] | None = None,
+    options: ProposalOptions | None = None,
+    unfamiliar_weight: float = 0.0,
+    **overrides: Any,
 ) -> Callable[[Setting], Planner]:
-    """Return a builder of sample-score-rank from parts of the bundle; ``num_samples`` overrides the setting's."""
+    """Return a builder of sample-score-rank from parts of the bundle.
+
+    Args:
+        proposal: Draws plans.
+        dynamics: Imagines.
+        scorer: Ranks.
+        steps: Denoising steps of proposal and dynamics; ``None``: as the bundle's.
+        options: Of the diffusion proposal, instead of ``steps``.
+        unfamiliar_weight: Of :func:`unfamiliarity`, subtracted from an objective that composes.
+        overrides: Options of :class:`~forerun.planning.ssr.SsrConfig`; the setting's number of samples otherwise.
+    """
 
     def build(setting: Setting) -> Planner:
-        bundle = setting.bundle
+        bundle = setting.bundle if steps is None else with_steps(setting.bundle, *steps)
+        if options is not None:
+            bundle = replace(bundle, proposal=bundle.proposal.with_options(options))
+        objective = setting.objective if scorer == "objective" else bundle.plan_value
+        if unfamiliar_weight:
+            if not isinstance(objective, ComposableObjective):
+                raise ConfigError("a penalty for unfamiliar plans: can't be added to an objective with constraints")
+            objective = WeightedSum([(1.0, objective), (-unfamiliar_weight, unfamiliarity(bundle))])
+        config = SsrConfig(**({"num_samples": setting.num_samples} | overrides))
         return Ssr(
-            SsrConfig(num_samples=num_samples or setting.num_samples),
+            config,
             proposal=getattr(bundle, proposal),
             dynamics=_true_dynamics(setting) if dynamics == "true" else getattr(bundle, dynamics),
-            objective=setting.objective if scorer == "objective" else bundle.plan_value,
+            objective=objective,
             bounds=bundle.bounds,
+            preview=bundle.one_step if config.num_previewed else None,
         )
 
     return build
+
+
+def with_steps(bundle: ModelBundle, num_proposal_steps: int, num_dynamics_steps: int) -> ModelBundle:
+    """Return the same models, weights shared, with other numbers of denoising steps.
+
+    Args:
+        bundle: The models.
+        num_proposal_steps: Of the proposal.
+        num_dynamics_steps: Of the dynamics.
+    """
+    proposal, dynamics = (
+        replace(model.diffusion.sampler_config, num_inference_steps=count)
+        for model, count in ((bundle.proposal, num_proposal_steps), (bundle.dynamics, num_dynamics_steps))
+    )
+    return replace(
+        bundle,
+        proposal=bundle.proposal.with_options(replace(bundle.proposal.options, sampler=proposal)),
+        dynamics=bundle.dynamics.with_sampler(dynamics),
+    )
+
+
+def _joint(setting: Setting) -> Planner:
+    if setting.joint is None:
+        raise ConfigError("joint: there is no joint model here; the studies that adapt train one")
+    return JointRanking(
+        setting.joint,
+        objective=setting.objective,
+        num_samples=setting.num_samples,
+        bounds=setting.bundle.bounds,
+    )
 
 
 def _random(setting: Setting) -> Planner:
@@ -172,20 +243,33 @@ CONTENDERS: Final[dict[str, Contender]] = {
         summary="behaviour cloning", planner=_ssr("cloning", "one_step", scorer="plan_value", num_samples=1)
     ),
     "proposal": Contender(
-        summary="one sample of the proposal (Diffusion Policy)",
-        planner=_ssr("proposal", "dynamics", scorer="plan_value", num_samples=1),
+        summary="one sample of the proposal (Diffusion Policy)", planner=_ssr(scorer="plan_value", num_samples=1)
     ),
     "random": Contender(summary="random shooting, one-step dynamics", planner=_random),
     "cem": Contender(summary="CEM, one-step dynamics", planner=_cem),
     "mppi": Contender(summary="MPPI, one-step dynamics, cloned prior (MBOP-like)", planner=_mppi),
-    "ssr-one-step": Contender(summary="SSR, one-step dynamics", planner=_ssr("proposal", "one_step")),
-    "ssr-paper": Contender(
-        summary="SSR as the paper: scored by J alone", planner=_ssr("proposal", "dynamics", scorer="plan_value")
+    "joint": Contender(summary="joint model of actions and states, ranked (as Diffuser)", planner=_joint),
+    "ssr-one-step": Contender(summary="SSR, one-step dynamics", planner=_ssr(dynamics="one_step")),
+    "ssr-paper": Contender(summary="SSR as the paper: scored by J alone", planner=_ssr(scorer="plan_value")),
+    "ssr": Contender(summary="SSR: reward on predicted states + value of the end", planner=_ssr()),
+    "ssr-8-8": Contender(summary="SSR, 8 and 8 denoising steps", planner=_ssr(steps=(8, 8))),
+    "ssr-warm": Contender(
+        summary="SSR, half the plans near the last one", planner=_ssr(options=ProposalOptions(warm_share=0.5))
     ),
-    "ssr": Contender(
-        summary="SSR: reward on predicted states + value of the end", planner=_ssr("proposal", "dynamics")
+    "ssr-careful": Contender(summary="SSR, 4 futures, mean - std", planner=_ssr(num_futures=4, risk_aversion=1.0)),
+    "ssr-cvar": Contender(
+        summary="SSR, 4 futures, mean of the worse half", planner=_ssr(num_futures=4, worst_share=0.5)
     ),
-    "ssr-true": Contender(summary="SSR, true dynamics", planner=_ssr("proposal", "true")),
+    "ssr-familiar": Contender(summary="SSR, unfamiliar plans penalised", planner=_ssr(unfamiliar_weight=1.0)),
+    "ssr-refine": Contender(
+        summary="SSR, 32 plans, 32 near the best 8", planner=_ssr(num_samples=32, num_refinements=1)
+    ),
+    "ssr-preview": Contender(
+        summary="SSR, 16 plans, the best of 64 by one-step dynamics", planner=_ssr(num_samples=16, num_previewed=64)
+    ),
+    "ssr-16": Contender(summary="SSR, 16 plans", planner=_ssr(num_samples=16)),
+    "ssr-chunk": Contender(summary="SSR, 4 actions of each plan", planner=_ssr(), execute_horizon=4),
+    "ssr-true": Contender(summary="SSR, true dynamics", planner=_ssr(dynamics="true")),
     "optimum": Contender(summary="known optimum", policy=_best),
 }
 """Ways to control, in the order of the table."""

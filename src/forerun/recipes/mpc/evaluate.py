@@ -1,7 +1,7 @@
 """Episodes of several ways to control, on the same starts, with what they cost."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from jaxtyping import Float
 from forerun.data.trajectories import Trajectories
 from forerun.envs.control_env import BatchEnv
 from forerun.planning.episodes import run_episodes
-from forerun.planning.statistics import Estimate, estimate
+from forerun.planning.statistics import Estimate, estimate, paired_difference
 from forerun.recipes.mpc.collect import episode_seeds
 from forerun.recipes.mpc.contenders import Setting, contender
 
@@ -36,18 +36,42 @@ class Score:
     plan_cpu_ms: float
     num_failed: int
 
-    def as_json(self, optimum: "Score | None") -> dict[str, Any]:
-        """Return everything as JSON types, with the regret against an optimum where there is one."""
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as JSON types."""
         return {
             "name": self.name,
             "summary": self.summary,
             "return": self.interval.value,
             "low": self.interval.low,
             "high": self.interval.high,
-            "regret": None if optimum is None else self.regret(optimum),
             "plan_cpu_ms": self.plan_cpu_ms,
             "num_failed": self.num_failed,
             "returns": [group.tolist() for group in self.returns],
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "Score":
+        """Return the score that :meth:`as_json` wrote."""
+        returns = tuple(np.array(group) for group in record["returns"])
+        return cls(
+            name=record["name"],
+            summary=record["summary"],
+            returns=returns,
+            interval=estimate(returns),
+            plan_cpu_ms=record["plan_cpu_ms"],
+            num_failed=record["num_failed"],
+        )
+
+    def beside(self, ours: "Score", optimum: "Score | None") -> dict[str, Any]:
+        """Return everything as JSON types, with how far ``ours`` is ahead and what is lost against an optimum.
+
+        Args:
+            ours: On the same starts.
+            optimum: On the same starts; ``None``: none is known.
+        """
+        return self.as_json() | {
+            "ours_ahead": paired_difference(ours.returns, self.returns).as_json(),
+            "regret": None if optimum is None else self.regret(optimum),
         }
 
     def regret(self, optimum: "Score") -> float:

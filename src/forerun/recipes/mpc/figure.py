@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from forerun.core.control import Plan
 from forerun.core.dependencies import import_optional
-from forerun.core.errors import ConfigError
+from forerun.recipes.mpc.gif import GifFigure
 
 _PURPOSE = "a figure"
 _NUM_FUTURES = 24
@@ -98,28 +98,21 @@ def animate(frames: Sequence[Frame], names: Sequence[str], path: Path, *, title:
         title: Above the picture.
 
     Raises:
-        ConfigError: There is nothing to draw, or the file is no GIF.
+        ConfigError: The file is no GIF.
         MissingDependencyError: matplotlib or pillow is not installed.
     """
-    if not frames or path.suffix.lower() != ".gif":
-        raise ConfigError(f"--render {path}: needs an episode and a name that ends in .gif")
-    figures = import_optional("matplotlib.figure", extra="plot", purpose=_PURPOSE)
-    canvases = import_optional("matplotlib.backends.backend_agg", extra="plot", purpose=_PURPOSE)
     collections = import_optional("matplotlib.collections", extra="plot", purpose=_PURPOSE)
-    images = import_optional("PIL.Image", extra="plot", purpose="a GIF")
     whole, horizon = frames[-1].seen, len(frames[0].future)
     drawn = sorted(int(index) for index in np.argsort(-np.ptp(whole, axis=0))[:_NUM_DRAWN])
-    figure = figures.Figure(figsize=(6, 1.3 * len(drawn) + 0.6), dpi=70)
-    canvas = canvases.FigureCanvasAgg(figure)
-    figure.suptitle(f"{title}: seen (blue), imagined (grey), chosen (orange)", fontsize=9)
+    gif = GifFigure((6, 1.3 * len(drawn) + 0.6), dpi=70)
+    gif.figure.suptitle(f"{title}: seen (blue), imagined (grey), chosen (orange)", fontsize=9)
     rows = []
-    for axis, index in zip(np.atleast_1d(figure.subplots(len(drawn), 1)), drawn, strict=True):
+    for axis, index in zip(np.atleast_1d(gif.figure.subplots(len(drawn), 1)), drawn, strict=True):
         low, high = whole[:, index].min(), whole[:, index].max()
         margin = 0.25 * max(high - low, 1e-3)
         axis.set(xlim=(0, len(whole) + horizon), ylim=(low - margin, high + margin), ylabel=names[index])
         others = axis.add_collection(collections.LineCollection([], colors="0.75", linewidths=0.6))
         rows.append((index, others, axis.plot([], [], color="#d55e00")[0], axis.plot([], [], color="#0072b2")[0]))
-    pictures = []
     for frame in frames:
         now = len(frame.seen) - 1
         ahead = np.arange(now, now + horizon + 1)
@@ -130,6 +123,5 @@ def animate(frames: Sequence[Frame], names: Sequence[str], path: Path, *, title:
             others.set_segments(np.stack([np.broadcast_to(ahead, curves.shape), curves], axis=-1))
             chosen.set_data(ahead, np.concatenate([[present], frame.future[:, index]]))
             seen.set_data(np.arange(now + 1), frame.seen[:, index])
-        canvas.draw()
-        pictures.append(images.fromarray(np.asarray(canvas.buffer_rgba()).copy()).convert("RGB").quantize(64))
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=80, loop=0)
+        gif.take()
+    gif.save(path, frame_ms=80)

@@ -1,7 +1,8 @@
 """What D-MPC does without training: a new reward, a hard constraint, plans that are ready before they are needed."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -11,38 +12,52 @@ from forerun.planning.episodes import run_episodes
 from forerun.planning.expression import ObjectiveLanguage
 from forerun.planning.speculative import SpeculationConfig, SpeculativeController
 from forerun.recipes.mpc.collect import episode_seeds
-from forerun.recipes.mpc.contenders import Setting, contender, task_objective
+from forerun.recipes.mpc.contenders import Setting, contender, task_objective, unfamiliarity
 from forerun.recipes.mpc.evaluate import episodes_of
+
+_WINDOW: Final = 20
+"""Steps of a smoothed error: a second of HalfCheetah."""
 
 
 def language(setting: Setting) -> ObjectiveLanguage:
-    """Return the words of objectives for a task: its own reward is ``task()``."""
-    return ObjectiveLanguage(setting.bundle.state_names, {"task": task_objective(setting.task, setting.bundle)})
+    """Return the words of objectives for a task: its own reward is ``task()``, and ``unfamiliar()`` a penalty."""
+    words = {"task": task_objective(setting.task, setting.bundle), "unfamiliar": unfamiliarity(setting.bundle)}
+    return ObjectiveLanguage(setting.bundle.state_names, words)
 
 
-def measure_new_goal(setting: Setting, *, name: str, value: float, num_episodes: int, seed: int) -> dict[str, Any]:
-    """Ask for a value of one number of the state that the data never aimed at, and compare with the proposal alone.
+def measure_new_goals(
+    setting: Setting, *, goals: Sequence[tuple[str, float]], num_episodes: int, seed: int
+) -> Iterator[dict[str, Any]]:
+    """Ask for values of numbers of the state that the data never aimed at, and compare with the proposal alone.
 
     Args:
         setting: Task and models; its objective is replaced.
-        name: Number of the state.
-        value: What it shall be.
-        num_episodes: Episodes.
+        goals: Number of the state, and what it shall be.
+        num_episodes: Episodes of each.
         seed: Of the starts.
 
-    Returns:
-        Mean absolute error over the second half of an episode, of SSR with the new objective and of the proposal.
+    Yields:
+        For each goal the mean absolute error over the second half of an episode, of SSR with the new objective and of
+        the proposal; and the same of means over a second of an episode, which a stride does not move.
     """
-    index = setting.bundle.state_names.index(name)
-    wish = f"near({name}={value}) + 0.05 * energy()"
-    asked = replace(setting, objective=language(setting).objective(wish))
-    errors = {}
-    for way in ("ssr", "proposal"):
-        episodes, _, _ = episodes_of(way, asked, num_episodes=num_episodes, seed=seed)
-        errors[way] = _late_error(episodes, index, value)
-    return {"objective": wish, "error": errors["ssr"], "proposal_error": errors["proposal"]} | {
-        "ratio": errors["ssr"] / errors["proposal"]
-    }
+    words = language(setting)
+    drawn, _, _ = episodes_of("proposal", setting, num_episodes=num_episodes, seed=seed)
+    for name, value in goals:
+        index = setting.bundle.state_names.index(name)
+        wish = f"near({name}={value}) + 0.05 * energy()"
+        asked = replace(setting, objective=words.objective(wish))
+        steered, _, _ = episodes_of("ssr", asked, num_episodes=num_episodes, seed=seed)
+        error, proposal_error = (_late_error(episodes, index, value) for episodes in (steered, drawn))
+        yield {
+            "name": name,
+            "value": value,
+            "objective": wish,
+            "error": error,
+            "proposal_error": proposal_error,
+            "ratio": error / proposal_error,
+            "smoothed_error": _late_error(steered, index, value, window=_WINDOW),
+            "smoothed_proposal_error": _late_error(drawn, index, value, window=_WINDOW),
+        }
 
 
 def measure_constraint(setting: Setting, *, constraint: str, num_episodes: int, seed: int) -> dict[str, Any]:
@@ -130,9 +145,11 @@ def measure_speculation(
     }
 
 
-def _late_error(episodes: Trajectories, index: int, value: float) -> float:
-    errors = [np.abs(episode.states[len(episode.states) // 2 :, index] - value) for episode in episodes.episodes]
-    return float(np.mean(np.concatenate(errors)))
+def _late_error(episodes: Trajectories, index: int, value: float, *, window: int = 1) -> float:
+    """Return the mean absolute error of the means over ``window`` steps, in the second half of the episodes."""
+    means = np.ones(window) / window
+    late = [episode.states[len(episode.states) // 2 :, index] for episode in episodes.episodes]
+    return float(np.mean([np.abs(np.convolve(seen, means, mode="valid") - value).mean() for seen in late]))
 
 
 def _median_ms(seconds: list[float]) -> float | None:

@@ -13,13 +13,15 @@ def result_lines(results: Mapping[str, Any]) -> list[str]:
     plan = results["study"]
     lines = [
         f"{plan['task']}: {plan['num_seeds']} seed(s) x {plan['num_episodes']} episodes, interquartile mean [95%]",
-        f"{'':55}{'return':>10}  {'interval':<22}{'regret':>8}{'CPU ms/plan':>13}",
+        f"{'':55}{'return':>10}  {'interval':<22}{'SSR is ahead by':<28}{'regret':>8}{'CPU ms':>9}",
     ]
     for row in results["rows"]:
         regret = "" if row["regret"] is None else f"{row['regret']:.3f}"
         interval = f"[{row['low']:.3f}, {row['high']:.3f}]"
+        ahead = "" if row["name"] == "ssr" else _shown(row["ours_ahead"])
         lines.append(
-            f"{row['summary']:<55}{row['return']:>10.3f}  {interval:<22}{regret:>8}{row['plan_cpu_ms']:>13.2f}"
+            f"{row['summary']:<55}{row['return']:>10.3f}  {interval:<22}{ahead:<28}{regret:>8}"
+            f"{row['plan_cpu_ms']:>9.2f}"
         )
     lines += ["", *_extra_lines(results["extras"]), ""]
     for bar in results["bars"]:
@@ -30,21 +32,28 @@ def result_lines(results: Mapping[str, Any]) -> list[str]:
 
 def _extra_lines(extras: Mapping[str, Any]) -> list[str]:
     lines = []
-    if goal := extras.get("new_goal"):
-        lines.append(
-            f"new reward at run time, {goal['objective']}: error {goal['error']:.3f}, proposal alone "
-            f"{goal['proposal_error']:.3f}"
-        )
+    lines += [
+        f"new reward at run time, {goal['objective']}: error {goal['error']:.3f}, proposal alone "
+        f"{goal['proposal_error']:.3f}"
+        for goal in extras.get("new_goals", ())
+    ]
     if limit := extras.get("constraint"):
         lines.append(
             f"hard constraint {limit['constraint']}: broken in {limit['broken']:.1%} of the steps, without it "
             f"{limit['broken_without']:.1%}"
         )
     if adaptation := extras.get("adaptation"):
-        lines.append(
-            f"clipped actuator: {adaptation['healthy']:.3f} -> {adaptation['damaged']:.3f}, dynamics tuned on "
-            f"{adaptation['num_play_episodes']} episodes: {adaptation['adapted']:.3f}"
-        )
+        count = adaptation["num_play_episodes"]
+        for key, what in (("ssr", "dynamics alone"), ("joint", "joint model")):
+            if found := adaptation.get(key):
+                lines.append(
+                    f"damaged actuator, {what} tuned on {count} episodes: {found['healthy']:.3f} -> "
+                    f"{found['damaged']:.3f} -> {found['adapted']:.3f}; lost {_shown(found['lost'])}, came back "
+                    f"{_shown(found['gained'])}"
+                )
+    if rate := extras.get("rate"):
+        shown = ", ".join(f"{way} {found['per_cpu_s']:.1f}" for way, found in rate.items())
+        lines.append(f"plans of one environment per CPU second: {shown}")
     ahead = extras["speculation"]
     missed = "none" if ahead["miss_ms"] is None else f"{ahead['miss_ms']:.2f} ms"
     hit = "none" if ahead["hit_ms"] is None else f"{ahead['hit_ms']:.2f} ms"
@@ -53,3 +62,7 @@ def _extra_lines(extras: Mapping[str, Any]) -> list[str]:
         f"miss, {ahead['plan_ms']:.2f} ms without; return {ahead['return']:.3f}, without {ahead['return_without']:.3f}"
     )
     return lines
+
+
+def _shown(estimate: Mapping[str, float]) -> str:
+    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"

@@ -1,5 +1,6 @@
 """The action proposal of D-MPC: a diffusion model of the action sequences that the data has in a situation."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -77,23 +78,51 @@ class DiffusionProposal(nn.Module):
     ) -> Float[Tensor, "envs samples horizon action"]:
         """As :meth:`forerun.core.protocols.ActionProposal.propose`."""
         options = self.options
-        context = self.frame.context(history)
         num_warm = 0 if warm_start is None else round(options.warm_share * num_samples)
-        parts = []
-        if num_warm < num_samples:
-            rows = context.repeat_interleave(num_samples - num_warm, dim=0)
-            fresh = self.diffusion.sample(context=rows, aligned=None, generator=generator, sampler=options.sampler)
-            parts.append(fresh.unflatten(0, (history.num_envs, -1)))
+        num_fresh, drawn = num_samples - num_warm, []
+        if num_fresh:
+            context = self.frame.context(history).repeat_interleave(num_fresh, dim=0)
+            fresh = self.diffusion.sample(context=context, aligned=None, generator=generator, sampler=options.sampler)
+            drawn.append(self.frame.actions.inverse(fresh.unflatten(0, (history.num_envs, num_fresh))))
         if num_warm:
             assert warm_start is not None
-            near = self.frame.actions(warm_start).clamp(-1.0, 1.0).repeat_interleave(num_warm, dim=0)
-            warm = self.diffusion.sample(
-                context=context.repeat_interleave(num_warm, dim=0),
-                aligned=None,
-                generator=generator,
-                near=near,
-                first=options.warm_level,
-                sampler=options.sampler,
-            )
-            parts.append(warm.unflatten(0, (history.num_envs, -1)))
-        return self.frame.actions.inverse(torch.cat(parts, dim=1))
+            near = warm_start[:, None].expand(-1, num_warm, -1, -1)
+            drawn.append(self.refine(history, near, level=options.warm_level, generator=generator))
+        return torch.cat(drawn, dim=1)
+
+    @torch.no_grad()
+    def refine(
+        self,
+        history: History,
+        actions: Float[Tensor, "envs samples horizon action"],
+        *,
+        level: float,
+        generator: torch.Generator,
+    ) -> Float[Tensor, "envs samples horizon action"]:
+        """As :meth:`forerun.core.protocols.RefiningProposal.refine`: noised to a share of all levels, and denoised."""
+        drawn = self.diffusion.sample(
+            context=self.frame.context(history).repeat_interleave(actions.shape[1], dim=0),
+            aligned=None,
+            generator=generator,
+            near=self.frame.actions(actions).clamp(-1.0, 1.0).flatten(0, 1),
+            first=level,
+            sampler=self.options.sampler,
+        )
+        return self.frame.actions.inverse(drawn.unflatten(0, actions.shape[:2]))
+
+    def unfamiliarity(
+        self, history: History, actions: Float[Tensor, "envs samples horizon action"]
+    ) -> Float[Tensor, "envs samples"]:
+        """Return how unlike the data's actions in this situation sequences of the whole horizon are; 0 at the least."""
+        flat = self.diffusion.unfamiliarity(
+            self.frame.actions(actions).flatten(0, 1),
+            context=self.frame.context(history).repeat_interleave(actions.shape[1], dim=0),
+            aligned=None,
+        )
+        return flat.unflatten(0, actions.shape[:2])
+
+    def with_options(self, options: ProposalOptions) -> "DiffusionProposal":
+        """Return the same model, weights shared, that draws in another way."""
+        other = copy.copy(self)
+        other.options = options
+        return other

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from forerun.core.generator import keyed_generator
 from forerun.models.denoiser import build_denoiser
 from forerun.worldmodels.diffusion.config import DiffusionConfig
 from forerun.worldmodels.diffusion.noise_schedule import NoiseSchedule
@@ -59,6 +60,38 @@ class ConditionalDiffusion(nn.Module):
         errors = (guess - self._schedule.target(clean, epsilon, level)) ** 2
         weights = is_real.float()[..., None]
         return (errors * weights).sum() / (weights.sum() * clean.shape[-1])
+
+    @torch.no_grad()
+    def unfamiliarity(
+        self,
+        clean: Float[Tensor, "rows horizon channels"],
+        *,
+        context: Float[Tensor, "rows context"],
+        aligned: Float[Tensor, "rows horizon aligned"] | None,
+        share: float = 0.25,
+    ) -> Float[Tensor, " rows"]:
+        """Return how far the network pulls noised sequences away from where they were: little for what it learned.
+
+        All rows get the same noise, so that they compare; it is a function of nothing.
+
+        Args:
+            clean: The sequences.
+            context: Known of each.
+            aligned: Known of each step.
+            share: Level of the noise, as a share of all, in (0, 1].
+
+        Returns:
+            The mean squared error of the denoised sequences.
+
+        Reference:
+            Graham et al. 2022 (arXiv 2211.07740): reconstruction from a noise level tells what is out of distribution.
+        """
+        levels = self._schedule.config.num_train_timesteps
+        level = max(1, round(share * levels))
+        epsilon = torch.randn((1, *self._shape), generator=keyed_generator(0, "unfamiliarity")).expand_as(clean)
+        noisy = self._schedule.noised(clean, epsilon, torch.full((len(clean),), level))
+        guess = self.denoiser(noisy, torch.full((1,), level / levels), self.denoiser.embed_known(context, aligned))
+        return (self._schedule.clean(noisy, guess, level) - clean).square().mean(dim=(1, 2))
 
     @torch.no_grad()
     def sample(

@@ -1,5 +1,7 @@
 """The multi-step dynamics of D-MPC: a diffusion model of the states that follow a sequence of actions."""
 
+import copy
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -82,6 +84,26 @@ class DiffusionDynamics(nn.Module):
         )
         states = history.present[:, None, None] + self.offsets.inverse(drawn).unflatten(0, (num_envs, num_samples))
         return states[:, :, :steps]
+
+    def unfamiliarity(
+        self,
+        history: History,
+        states: Float[Tensor, "envs samples horizon state"],
+        actions: Float[Tensor, "envs samples horizon action"],
+    ) -> Float[Tensor, "envs samples"]:
+        """Return how unlike what the data shows after such actions futures of the whole horizon are; 0 at the least."""
+        flat = self.diffusion.unfamiliarity(
+            self.offsets(states - history.present[:, None, None]).flatten(0, 1),
+            context=self.frame.context(history).repeat_interleave(actions.shape[1], dim=0),
+            aligned=self.frame.actions(actions).flatten(0, 1),
+        )
+        return flat.unflatten(0, actions.shape[:2])
+
+    def with_sampler(self, sampler: SamplerConfig) -> "DiffusionDynamics":
+        """Return the same model, weights shared, that draws in another way."""
+        other = copy.copy(self)
+        other.sampler = sampler
+        return other
 
 
 def offset_normalizer(source: WindowSource, generator: torch.Generator) -> Normalizer:

@@ -20,10 +20,11 @@ from forerun.worldmodels.diffusion.action_proposal import DiffusionProposal
 from forerun.worldmodels.diffusion.config import DmpcConfig
 from forerun.worldmodels.diffusion.dynamics import DiffusionDynamics, offset_normalizer
 from forerun.worldmodels.diffusion.frame import Frame
+from forerun.worldmodels.diffusion.joint import JointDiffusion
 from forerun.worldmodels.diffusion.one_step import CloningProposal, OneStepEnsemble
 from forerun.worldmodels.diffusion.value import PlanValue, StateValue
 
-Model = TypeVar("Model", DiffusionProposal, DiffusionDynamics, OneStepEnsemble, CloningProposal)
+Model = TypeVar("Model", DiffusionProposal, DiffusionDynamics, JointDiffusion, OneStepEnsemble, CloningProposal)
 
 Report = Callable[[str, int, int, str], None]
 """Told (what is trained, steps done, steps in all, its loss)."""
@@ -112,6 +113,10 @@ class ModelTrainer:
             lambda: CloningProposal(self.config.proposal.denoiser, self._frame, horizon=self.config.horizon),
         )
 
+    def joint(self) -> JointDiffusion:
+        """Train the baseline that draws actions and states together."""
+        return self._fitted("joint", lambda: JointDiffusion(self.config.dynamics, self._frame, self._offsets))
+
     def plan_value(self) -> PlanValue:
         """Train the value of a plan with its future."""
         with seeded_weights(self._training.seed, "plan-value"):
@@ -140,9 +145,14 @@ class ModelTrainer:
         self._run("state-value", model, loss)
         return model
 
-    def tune(self, dynamics: DiffusionDynamics, *, name: str = "tuned-dynamics") -> None:
-        """Train a dynamics further, in place, on this recording; its units stay those it was made with."""
-        self._run_on_windows(name, dynamics)
+    def tune(self, model: DiffusionDynamics | JointDiffusion, *, name: str) -> None:
+        """Train a model of what follows further, in place, on this recording; its units stay those it was made with.
+
+        Args:
+            model: Tuned.
+            name: Of the run and its chance.
+        """
+        self._run_on_windows(name, model)
 
     def _fitted(self, name: str, build: Callable[[], Model]) -> Model:
         with seeded_weights(self._training.seed, name):
@@ -151,7 +161,9 @@ class ModelTrainer:
         return model
 
     def _run_on_windows(
-        self, name: str, model: DiffusionProposal | DiffusionDynamics | OneStepEnsemble | CloningProposal
+        self,
+        name: str,
+        model: DiffusionProposal | DiffusionDynamics | JointDiffusion | OneStepEnsemble | CloningProposal,
     ) -> None:
         def loss(step: int) -> Tensor:
             window = self.source.take(self._rows(name, step))

@@ -1,0 +1,104 @@
+"""The studies that have a name: what is collected, trained and compared for a task."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from forerun.core.config import unknown_name
+from forerun.recipes.mpc.contenders import CONTENDERS
+from forerun.worldmodels.diffusion.config import ScaleName
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Study:
+    """What is done for a task; the defaults are those of a quick one.
+
+    Attributes:
+        task: Its name.
+        scale: Of the models.
+        num_train_steps: Optimiser steps of each model.
+        batch_size: Windows of a step.
+        num_seeds: Data sets and trainings.
+        num_episodes: Evaluated for each of them.
+        ways: Ways to control that are compared.
+        new_goals: Numbers of the state, and the values that are asked of them at run time.
+        constraint: A hard constraint that is imposed at run time; ``None``: none.
+        num_play_episodes: Of the damaged task, to adapt on; 0 leaves the damage out.
+        largest_regret: Against the known optimum; ``None`` where there is none.
+        least_return: What SSR is to reach; ``None``: nothing in particular.
+        plain_way: Way whose return and speed the accelerations of SSR are measured against; ``None``: they are not.
+        least_plans_per_s: Of SSR, for one environment on one core; ``None``: any.
+    """
+
+    task: str
+    scale: ScaleName = "smoke"
+    num_train_steps: int = 600
+    batch_size: int = 128
+    num_seeds: int = 1
+    num_episodes: int = 20
+    ways: tuple[str, ...] = ("data", "cloning", "proposal", "ssr-paper", "ssr")
+    new_goals: tuple[tuple[str, float], ...] = ()
+    constraint: str | None = None
+    num_play_episodes: int = 0
+    largest_regret: float | None = None
+    least_return: float | None = None
+    plain_way: str | None = None
+    least_plans_per_s: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return every option as JSON types."""
+        return asdict(self)
+
+
+_BASELINES: Final = ("data", "cloning", "proposal", "random", "mppi")
+_EXTENSIONS: Final = ("ssr-warm", "ssr-careful", "ssr-cvar", "ssr-familiar", "ssr-refine", "ssr-preview", "ssr-16",
+                      "ssr-chunk")  # fmt: skip
+
+STUDIES: Final[dict[str, Study]] = {
+    "smoke": Study(
+        task="double-integrator",
+        ways=(*_BASELINES, "joint", "ssr-paper", "ssr", "ssr-true", "optimum"),
+        new_goals=(("position", 0.4),),
+        constraint="keep_out(velocity=(-2.0, -0.15))",
+        num_play_episodes=40,
+        largest_regret=0.25,
+    ),
+    "pendulum": Study(
+        task="pendulum",
+        num_train_steps=3000,
+        batch_size=256,
+        num_seeds=3,
+        ways=tuple(CONTENDERS),
+        num_play_episodes=60,
+        largest_regret=0.25,
+    ),
+    "halfcheetah-quick": Study(task="halfcheetah", num_episodes=4, new_goals=(("x_velocity", 0.5),)),
+    "halfcheetah": Study(
+        task="halfcheetah",
+        scale="small",
+        num_train_steps=3000,
+        batch_size=256,
+        num_seeds=3,
+        num_episodes=10,
+        ways=(*_BASELINES, "joint", "ssr-one-step", "ssr-paper", "ssr", "ssr-8-8", "ssr-refine"),
+        new_goals=(("x_velocity", 0.5), ("x_velocity", 1.5), ("x_velocity", 3.0)),
+        num_play_episodes=100,
+        least_return=1.15 * 871,
+        plain_way="ssr-8-8",
+        least_plans_per_s=60,
+    ),
+}
+"""Studies by the name the command line gives them."""
+
+
+def study(name: str) -> Study:
+    """Return a study.
+
+    Args:
+        name: A key of :data:`STUDIES`.
+
+    Raises:
+        ConfigError: There is none of this name.
+    """
+    if name not in STUDIES:
+        raise unknown_name("study", name, STUDIES)
+    return STUDIES[name]
