@@ -93,6 +93,9 @@ def add_plan(actions: Commands) -> None:
         help="show too what the model does if it plans anew at frames more surprising than this share of undisturbed "
         "ones",
     )  # fmt: skip
+    plan.add_argument(
+        "--stable-worldmodel", action="store_true", help="let the evaluation of stable-worldmodel score the model too"
+    )
     add_number(plan, "--seed", 0, "root of all chance")
     plan.add_argument("--gif", type=output_file, metavar="FILE", help="write a plan, as imagined and as it went")
     plan.set_defaults(action=_plan)
@@ -107,6 +110,7 @@ def _plan(args: argparse.Namespace) -> int:
     from forerun.recipes.world.pictures import check_picture_packages, write_plan_gif
     from forerun.recipes.world.play import undisturbed
     from forerun.recipes.world.replanning import alarm_threshold, teleport
+    from forerun.recipes.world.stable_scoring import score_by_stable_worldmodel
     from forerun.worldmodels.cloning import load_policy
     from forerun.worldmodels.collection import task_of
     from forerun.worldmodels.jepa.checkpoint import load_model
@@ -146,6 +150,8 @@ def _plan(args: argparse.Namespace) -> int:
             contenders, tasks, others=others, seed=args.seed, before_look=before_look,
             report=lambda done, total, detail: show(detail, done, total, ""),
         )  # fmt: skip
+    if args.stable_worldmodel:
+        rows += score_by_stable_worldmodel(model, tasks, config)
     for row in rows:
         write_line(row.line())
     if args.control is None:

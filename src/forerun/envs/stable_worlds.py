@@ -5,6 +5,8 @@ states are set as its evaluation sets them, so that a model trained on these pic
 """
 
 import importlib
+import os
+import warnings
 from types import ModuleType
 from typing import Any, Final
 
@@ -23,13 +25,19 @@ _MISSING_OPERATORS: Final = ("nms", "qnms")
 def import_stable_worldmodel() -> ModuleType:
     """Import ``stable_worldmodel``; its environments are then known to Gymnasium. Takes some seconds the first time.
 
+    Effects:
+        Sets ``PYGAME_HIDE_SUPPORT_PROMPT``, which keeps pygame from greeting on the standard output, unless it is set.
+
     Raises:
         MissingDependencyError: It, or a package that it draws with, is not installed.
     """
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     for package in _DRAWING:
         import_optional(package, extra=EXTRA, purpose=_PURPOSE)
-    _import_torchvision()
-    return import_optional("stable_worldmodel", extra=EXTRA, purpose=_PURPOSE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # about families of environments that are not installed
+        _import_torchvision()
+        return import_optional("stable_worldmodel", extra=EXTRA, purpose=_PURPOSE)
 
 
 def _import_torchvision() -> None:
