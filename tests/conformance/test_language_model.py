@@ -14,6 +14,7 @@ from tokenizers.models import WordLevel
 
 from forerun.core.env import cpu_info
 from forerun.core.errors import ConfigError, RequestError
+from forerun.core.paging import PagedModel
 from forerun.core.protocols import LanguageModel
 from forerun.core.rows import Rows
 from forerun.models.checkpoint import Checkpoint, Ensemble
@@ -419,6 +420,55 @@ def test_an_ancestor_outside_the_cache_is_refused(subject):
 def test_impossible_moves_are_refused(subject, sources, targets):
     with pytest.raises(RequestError):
         subject.build().move_slots(0, sources, targets)
+
+
+def paged(subject, *, num_sequences: int) -> PagedModel:
+    runner = subject.build(num_sequences=num_sequences)
+    if not isinstance(runner, PagedModel):
+        pytest.skip("its cache has no blocks")
+    return runner
+
+
+def test_a_text_may_lie_in_any_blocks(subject, tokens):
+    runner, text = paged(subject, num_sequences=2), [*tokens, *tokens[:20]]
+    runner.set_blocks(1, [2, 0])
+    subject.same(runner.forward(chain(text, sequence=1)), subject.build().forward(chain(text)))
+    states = runner.read_states(1, 30, 35, layer_ids=range(subject.num_layers))
+    runner.move_slots(1, [33], [34])
+    runner.write_states(1, 30, states)
+    more = subject.build().forward(chain([*text, 5]))[-1:]
+    subject.same(runner.forward(chain([5], start=len(text), sequence=1)), more)
+
+
+def test_sequences_share_a_block_and_go_on_in_their_own(subject):
+    runner = paged(subject, num_sequences=3)
+    stem, texts = [3, 1, 4, 1] * (runner.block_tokens // 4), {0: [5, 9], 2: [2, 6, 5]}
+    runner.forward(chain(stem, sequence=1))
+    stem_block = runner.num_blocks // 3  # the first of sequence 1
+    for sequence, own in zip(texts, (0, runner.num_blocks - 1), strict=True):
+        runner.set_blocks(sequence, [stem_block, own])
+    rows = Rows.chains([(sequence, len(stem), text) for sequence, text in texts.items()])
+    logits = runner.forward(rows)
+    for first, text in ((0, texts[0]), (2, texts[2])):
+        expected = subject.build().forward(chain([*stem, *text]))[len(stem) :]
+        subject.same(logits[first : first + len(text)], expected)
+
+
+def test_what_lies_beyond_the_blocks_of_a_sequence_is_refused(subject):
+    runner = paged(subject, num_sequences=2)
+    runner.set_blocks(0, [1])
+    rows = chain([1], start=runner.block_tokens)
+    for refused in (rows, replace(rows, slots=np.array([0]))):
+        with pytest.raises(RequestError, match="beyond the blocks"):
+            runner.forward(refused)
+    with pytest.raises(RequestError, match="beyond the blocks"):
+        runner.read_states(0, 0, runner.block_tokens + 1, layer_ids=[0])
+    with pytest.raises(RequestError, match="beyond the blocks"):
+        runner.move_slots(0, [0], [runner.block_tokens])
+    for sequence, blocks in ((2, [0]), (0, [-1]), (0, [runner.num_blocks]), (0, [0] * (runner.num_blocks + 1))):
+        with pytest.raises(RequestError):
+            runner.set_blocks(sequence, blocks)
+    runner.forward(chain([1]))
 
 
 @pytest.mark.parametrize("option", ["num_sequences", "capacity"])

@@ -7,11 +7,13 @@ roll-back changes the output or is refused.
 import random
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated.decoding import AUTOREGRESSIVE, Way, World, decode
 from simulated.models import history_law, markov_law, mixture_law
 
+from forerun.core.errors import ConfigError
 from forerun.engine.config import SpeculativeConfig
 from forerun.engine.core import EngineCore
 from forerun.engine.metrics import DecodeCounters
@@ -37,8 +39,8 @@ class Drafting:
 class Steps:
     """An engine core with every method at hand."""
 
-    def __init__(self, *, num_sequences=2, budget=24, shares_states=False, progress=None, **options):
-        world = replace(WORLD, num_sequences=num_sequences)
+    def __init__(self, *, num_sequences=2, budget=24, shares_states=False, progress=None, block_tokens=16, **options):
+        world = replace(WORLD, num_sequences=num_sequences, block_tokens=block_tokens)
         self.target = world.target_model()
         self.counters = DecodeCounters()
         self.core = EngineCore(
@@ -98,6 +100,8 @@ def test_output_does_not_depend_on_who_comes_and_goes(data):
         progress=lambda: pattern.choice([-1, 0, 1, 3, 9]),
         reuses_prefixes=data.draw(st.booleans()),
         preempts=data.draw(st.booleans()),
+        block_tokens=data.draw(st.sampled_from([None, 4, 16])),
+        max_cached_tokens=data.draw(st.sampled_from([None, WORLD.capacity])),
     )
     waiting = data.draw(st.permutations(steps.requests))
     aborted = set()
@@ -140,8 +144,9 @@ def test_methods_share_a_pass():
     assert steps.counters.num_verifications > steps.counters.num_rounds
 
 
-def test_a_cached_prefix_is_not_run_again():
-    steps = Steps(num_sequences=1, reuses_prefixes=True)
+@pytest.mark.parametrize("block_tokens", [None, 16])
+def test_a_cached_prefix_is_not_run_again(block_tokens):
+    steps = Steps(num_sequences=1, reuses_prefixes=True, block_tokens=block_tokens)
     first, second = steps.requests[2], steps.requests[3]
     for request in (first, second):
         steps.core.add_request(request, steps.draftings[2])
@@ -173,6 +178,38 @@ def test_a_round_keeps_to_the_token_budget():
         steps.core.add_request(request, steps.draftings[2])
     steps.finish()
     assert max(widths) == 5
+
+
+def test_a_running_request_shares_its_blocks():
+    """Of two requests that begin alike, the second computes nothing of the common blocks, and nothing is copied."""
+    steps = Steps(num_sequences=2, budget=200, reuses_prefixes=True)
+    steps.target.write_states = None
+    first, second = steps.requests[2], steps.requests[3]
+    steps.core.add_request(first, steps.draftings[0])
+    steps.take(steps.core.step())
+    steps.core.add_request(second, steps.draftings[0])
+    steps.finish()
+    assert steps.counters.num_prefilled == len(PROMPTS[2]) + len(PROMPTS[3]) - 32
+    assert_outputs(steps, aborted={request.index for request in steps.requests})
+
+
+def test_without_room_for_all_someone_waits_and_nothing_is_lost():
+    """Three texts that grow to more blocks than there are: they take turns."""
+    steps = Steps(num_sequences=3, budget=200, block_tokens=4, max_cached_tokens=WORLD.capacity)
+    params = SamplingParams(temperature=0, seed=0, max_tokens=60, ignore_eos=True)
+    prompts = [STEM[:9], STEM[3:12], STEM[5:14]]
+    requests = WORLD.requests(prompts, [params] * 3)
+    for request in requests:
+        steps.core.add_request(request, steps.draftings[2])
+    steps.finish()
+    assert steps.core.num_preempted > 0
+    expected = decode(replace(WORLD, num_sequences=1), AUTOREGRESSIVE, prompts, params).outputs
+    assert [(request.output_ids, request.text, request.finish_reason) for request in requests] == expected
+
+
+def test_a_cache_too_small_for_one_request_is_refused():
+    with pytest.raises(ConfigError, match="max_cached_tokens=95"):
+        Steps(max_cached_tokens=WORLD.capacity - 1)
 
 
 def test_abort_frees_the_sequence_before_the_next_pass():

@@ -1,7 +1,8 @@
-"""The scheduler in any course of events: nobody is lost, no sequence is held twice, and the cache holds what it says.
+"""The scheduler in any course of events: nobody is lost, no block has two texts, and the cache holds what it says.
 
 A twin of the cache is kept token by token: each plan is carried out on it, and a request that decodes must find its own
-text there, whatever was copied, reused, preempted or cut off before.
+text there, whatever was shared, copied, evicted, preempted or cut off before. One twin reads block tables, the other
+has a row of slots per sequence.
 """
 
 import subprocess
@@ -14,8 +15,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from forerun.core.errors import ConfigError
-from forerun.engine.prefix_cache import BLOCK_TOKENS
+from forerun.engine.placement import RowPlacement
 from forerun.engine.scheduler import Scheduler, SchedulerConfig
+
+BLOCK_TOKENS = 16
+GARBAGE = -7
 
 
 @dataclass(eq=False)
@@ -31,34 +35,107 @@ class Job:
     def is_resumed(self):
         return bool(self.output)
 
+    @property
+    def num_computed_tokens(self):
+        return len(self.prompt) + len(self.output) - 1
+
     def computed_tokens(self):
         return [*self.prompt, *self.output[:-1]]
 
 
-def scheduler(released=None, **options) -> Scheduler[Job]:
-    return Scheduler(SchedulerConfig(**options), on_release=(lambda job: None) if released is None else released.append)
+class PagedTwin:
+    """Tokens by block; a table for each sequence."""
+
+    placement = None
+
+    def __init__(self, *, num_seqs, num_blocks, block_tokens):
+        self.block_tokens = block_tokens
+        self.blocks = [[None] * block_tokens for _ in range(num_blocks)]
+        self.tables = [[] for _ in range(num_seqs)]
+
+    def set_tables(self, tables):
+        for sequence, blocks in tables:
+            self.tables[sequence] = list(blocks)
+
+    def write(self, sequence, start, tokens):
+        for slot, token in enumerate(tokens, start):
+            self.blocks[self.tables[sequence][slot // self.block_tokens]][slot % self.block_tokens] = token
+
+    def read(self, sequence, num_tokens):
+        held = [token for block in self.tables[sequence] for token in self.blocks[block]]
+        return held[:num_tokens]
+
+    def copy(self, copy):
+        raise AssertionError("blocks are shared, not copied")
 
 
-def carry_out(plan, cache, *, budget):
-    """Do to the twin what the engine does to the target's cache."""
-    for copy in plan.copies:
+class RowTwin:
+    """Tokens by sequence."""
+
+    def __init__(self, *, num_seqs, num_blocks, block_tokens):
+        self.block_tokens, self.placement = block_tokens, RowPlacement(num_seqs)
+        self.rows = [[None] * num_blocks * block_tokens for _ in range(num_seqs)]
+
+    def set_tables(self, tables):
+        """There are none."""
+
+    def write(self, sequence, start, tokens):
+        self.rows[sequence][start : start + len(tokens)] = tokens
+
+    def read(self, sequence, num_tokens):
+        return self.rows[sequence][:num_tokens]
+
+    def copy(self, copy):
         assert copy.source != copy.target
-        cache[copy.target][: copy.num_tokens] = cache[copy.source][: copy.num_tokens]
-    assert sum(part.stop - part.start for part in plan.prefill) <= budget
-    assert not (plan.prefill and plan.decode)
-    for part in plan.prefill:
-        cache[part.request.sequence][part.start : part.stop] = part.request.computed_tokens()[part.start : part.stop]
-        if part.decides:
-            assert part.request.output == []
-            part.request.output.append(part.request.index)
-    for job in plan.decode:
+        part = slice(copy.first * self.block_tokens, copy.last * self.block_tokens)
+        self.rows[copy.target][part] = self.rows[copy.source][part]
+
+
+class Setting:
+    """A scheduler with the twin of its cache."""
+
+    def __init__(self, *, num_blocks=30, block_tokens=BLOCK_TOKENS, twin=PagedTwin, draft=2, **options):
+        self.released, self.draft = [], draft
+        self.config = SchedulerConfig(**options)
+        num_seqs = self.config.max_num_seqs
+        self.twin = twin(num_seqs=num_seqs, num_blocks=num_blocks, block_tokens=block_tokens)
+        self.scheduler = Scheduler[Job](
+            self.config,
+            num_blocks=num_blocks,
+            block_tokens=block_tokens,
+            on_release=self.released.append,
+            placement=self.twin.placement,
+        )
+
+    def step(self):
+        """Plan a pass and do to the twin what the engine does to the target's cache."""
+        plan = self.scheduler.plan()
+        for copy in plan.copies:
+            self.twin.copy(copy)
+        self.twin.set_tables(self.scheduler.take_tables())
+        assert sum(part.stop - part.start for part in plan.prefill) <= self.config.max_num_batched_tokens
+        assert not (plan.prefill and plan.decode)
+        for part in plan.prefill:
+            job = part.request
+            self.twin.write(job.sequence, part.start, job.computed_tokens()[part.start : part.stop])
+            if part.decides:
+                assert job.output == []
+                job.output.append(job.index)
+        for job in plan.decode:
+            self._decode(job)
+        return plan
+
+    def _decode(self, job):
+        """Decide the next token, and one of a draft if there is room for a draft; rejected rows leave garbage."""
         tokens = job.computed_tokens()
-        held = cache[job.sequence]
-        assert held[: len(tokens)] == tokens, "the sequence of a decoding request does not hold its text"
-        # Two tokens are decided; rows of a rejected draft go beyond what is accepted.
-        del held[len(tokens) :]
-        job.output += [job.index, len(job.output)]
-        held += [*job.computed_tokens()[len(tokens) :], -7, -7]
+        assert self.twin.read(job.sequence, len(tokens)) == tokens, "a request does not find its own text"
+        num_slots = self.scheduler.reserve(job, len(tokens) + 1 + self.draft)
+        assert num_slots > len(tokens), "no room for the token that is run"
+        self.twin.set_tables(self.scheduler.take_tables())
+        self.twin.write(job.sequence, len(tokens), [GARBAGE] * (num_slots - len(tokens)))
+        job.output += [job.index, len(job.output)][: num_slots - len(tokens)]
+        decided = job.computed_tokens()[len(tokens) :]
+        self.twin.write(job.sequence, len(tokens), decided)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -68,26 +145,28 @@ class SchedulerMachine(RuleBasedStateMachine):
         prefers_prefill=st.booleans(),
         reuses=st.booleans(),
         preempts=st.booleans(),
+        num_spare=st.sampled_from([0, 1, 4, 60]),
+        twin=st.sampled_from([PagedTwin, RowTwin]),
     )
-    def begin(self, num_seqs, budget, prefers_prefill, reuses, preempts):
-        self.num_seqs, self.budget, self.preempts = num_seqs, budget, preempts
-        self.released = []
-        self.scheduler = scheduler(
-            self.released,
+    def begin(self, num_seqs, budget, prefers_prefill, reuses, preempts, num_spare, twin):
+        self.setting = Setting(
+            num_blocks=_MOST_BLOCKS + num_spare,
+            block_tokens=4,
+            twin=twin,
             max_num_seqs=num_seqs,
             max_num_batched_tokens=budget,
             prefers_prefill=prefers_prefill,
             reuses_prefixes=reuses,
             preempts=preempts,
         )
-        self.cache = [[] for _ in range(num_seqs)]
+        self.scheduler, self.config = self.setting.scheduler, self.setting.config
         self.jobs = {}
         self.num_jobs = 0
 
     @rule(
         stem=st.integers(0, 2),
-        shared=st.sampled_from([0, 5, 16, 35, 48]),
-        own=st.integers(1, 20),
+        shared=st.sampled_from([0, 5, 8, 16, 19]),
+        own=st.integers(1, 12),
         priority=st.integers(0, 2),
     )
     def add(self, stem, shared, own, priority):
@@ -101,29 +180,38 @@ class SchedulerMachine(RuleBasedStateMachine):
     def leave(self, data):
         job = data.draw(st.sampled_from(sorted(self.jobs.values(), key=lambda job: job.index)))
         held_one = job.sequence >= 0
-        num_released = len(self.released)
-        self.scheduler.remove(job)
-        assert len(self.released) - num_released == held_one
+        num_released = len(self.setting.released)
+        self._remove(job)
+        assert len(self.setting.released) - num_released == held_one
         assert job.sequence == -1
-        del self.jobs[job.index]
 
     @rule(times=st.integers(1, 4))
     def step(self, times):
         for _ in range(times):
-            plan = self.scheduler.plan()
-            assert bool(plan.prefill or plan.decode) == self.scheduler.has_work, "work, and nothing is done"
-            carry_out(plan, self.cache, budget=self.budget)
+            plan = self._step()
             running = self.scheduler.running
-            assert len(running) <= min(self.num_seqs, self.budget)
-            waiting = [job for job in self.jobs.values() if job.sequence < 0]
-            if waiting and self.preempts and len(running) == min(self.num_seqs, self.budget):
-                assert min(job.priority for job in waiting) >= min(job.priority for job in running)
+            assert len(running) <= min(self.config.max_num_seqs, self.config.max_num_batched_tokens)
+            first = min(self.jobs.values(), key=lambda job: (job.priority, job.index), default=None)
+            if first is not None and self.config.preempts:
+                assert first in running or not plan.decode, "the first of all waits while others decode"
 
     @invariant()
     def is_sound(self):
         if hasattr(self, "scheduler"):
             self.scheduler.check_integrity()
             assert self.scheduler.has_work == bool(self.jobs)
+
+    def _remove(self, job):
+        self.scheduler.remove(job)
+        del self.jobs[job.index]
+
+    def _step(self):
+        """One pass; those who are done leave, so that nobody grows beyond the blocks there are."""
+        plan = self.setting.step()
+        assert bool(plan.prefill or plan.decode) == bool(self.jobs), "work, and nothing is done"
+        for job in [job for job in self.jobs.values() if len(job.output) > 10]:
+            self._remove(job)
+        return plan
 
     def teardown(self):
         """Everyone who stays gets to decode in the end: nobody is starved by the others' number."""
@@ -132,92 +220,113 @@ class SchedulerMachine(RuleBasedStateMachine):
         for _ in range(4000):
             if not self.jobs:
                 break
-            carry_out(self.scheduler.plan(), self.cache, budget=self.budget)
-            for job in [job for job in self.jobs.values() if len(job.output) > 6]:
-                self.scheduler.remove(job)
-                del self.jobs[job.index]
+            self._step()
         assert not self.jobs, "some never got their turn"
         self.scheduler.check_integrity()
 
 
+_MOST_BLOCKS = 12
+"""Of four tokens: enough for the longest job with its output and a draft."""
 TestSchedulerMachine = SchedulerMachine.TestCase
-TestSchedulerMachine.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestSchedulerMachine.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
 
 
 def test_a_long_prompt_does_not_hold_up_those_who_decode():
-    some = scheduler(max_num_seqs=2, max_num_batched_tokens=8)
+    some = Setting(max_num_seqs=2, max_num_batched_tokens=8)
     first, long = Job(0, [1, 2]), Job(1, [3] * 80)
-    cache = [[], []]
-    some.add(first)
-    carry_out(some.plan(), cache, budget=8)
-    some.add(long)
+    some.scheduler.add(first)
+    some.step()
+    some.scheduler.add(long)
     kinds = []
     while not long.output:
-        plan = some.plan()
-        carry_out(plan, cache, budget=8)
-        kinds.append("round" if plan.decode else "part")
+        kinds.append("round" if some.step().decode else "part")
     assert kinds == ["round", "part"] * 10
 
 
-def test_a_prompt_that_is_cached_runs_its_last_token_only():
+@pytest.mark.parametrize("twin", [PagedTwin, RowTwin])
+def test_a_prompt_that_is_cached_runs_its_last_token_only(twin):
     """Also where the prompt is a whole number of blocks: what follows its last token has to be decided."""
-    some = scheduler(max_num_seqs=2, max_num_batched_tokens=64, reuses_prefixes=True)
+    some = Setting(max_num_seqs=2, max_num_batched_tokens=64, reuses_prefixes=True, twin=twin)
     prompt = list(range(2 * BLOCK_TOKENS))
-    cache = [[], []]
     for index in range(2):
         job = Job(index, prompt)
-        some.add(job)
-        plan = some.plan()
-        carry_out(plan, cache, budget=64)
+        some.scheduler.add(job)
+        plan = some.step()
         assert [(part.start, part.stop) for part in plan.prefill] == [((0, 32), (16, 32))[index]]
-        assert plan.copies == []  # the sequence itself is reused
-        some.remove(job)
+        some.scheduler.remove(job)
 
 
-def test_a_running_request_lends_its_prefix_and_twins_wait_for_it():
-    some = scheduler(max_num_seqs=3, max_num_batched_tokens=64, reuses_prefixes=True)
-    jobs = [Job(index, [5] * 40) for index in range(3)]
-    cache = [[], [], []]
-    for job in jobs:
-        some.add(job)
-    first = some.plan()
+@pytest.mark.parametrize(("twin", "num_copies"), [(PagedTwin, 0), (RowTwin, 2)])
+def test_a_running_request_lends_its_prefix_and_twins_wait_for_it(twin, num_copies):
+    some = Setting(max_num_seqs=3, max_num_batched_tokens=64, reuses_prefixes=True, twin=twin)
+    for index in range(3):
+        some.scheduler.add(Job(index, [5] * 40))
+    first = some.step()
     assert [part.request.index for part in first.prefill] == [0]
-    carry_out(first, cache, budget=64)
-    second = some.plan()
-    carry_out(second, cache, budget=64)
-    third = some.plan()
-    carry_out(third, cache, budget=64)
+    second = some.step()
+    third = some.step()
     assert [request.index for request in second.decode] == [0]
-    assert len(second.copies) == 2
+    assert [(copy.first, copy.last) for copy in second.copies] == [(0, 2)] * num_copies
     assert [(part.start, part.stop) for part in third.prefill] == [(32, 40)] * 2
 
 
 def test_priority_preempts_and_nothing_is_lost():
-    released = []
-    some = scheduler(released, max_num_seqs=1, max_num_batched_tokens=64, preempts=True)
-    cache = [[]]
+    some = Setting(max_num_seqs=1, max_num_batched_tokens=64, preempts=True)
     low, urgent = Job(0, [1, 2, 3], priority=5), Job(1, [4], priority=0)
-    some.add(low)
-    carry_out(some.plan(), cache, budget=64)
-    carry_out(some.plan(), cache, budget=64)
+    some.scheduler.add(low)
+    some.step()
+    some.step()
     before = list(low.output)
-    some.add(urgent)
-    carry_out(some.plan(), cache, budget=64)
-    assert (released, low.sequence, urgent.sequence) == ([low], -1, 0)
-    some.remove(urgent)
-    plan = some.plan()
+    some.scheduler.add(urgent)
+    some.step()
+    assert (some.released, low.sequence, urgent.sequence) == ([low], -1, 0)
+    some.scheduler.remove(urgent)
+    plan = some.step()
     assert [(part.start, part.stop, part.decides) for part in plan.prefill] == [(0, 3 + len(before) - 1, False)]
-    carry_out(plan, cache, budget=64)
-    carry_out(some.plan(), cache, budget=64)
+    some.step()
     assert low.output[: len(before)] == before
     assert len(low.output) > len(before)
 
 
 def test_equal_priorities_go_by_arrival():
-    some = scheduler(max_num_seqs=1, max_num_batched_tokens=8, preempts=True)
+    some = Setting(max_num_seqs=1, max_num_batched_tokens=8, preempts=True)
     for job in (Job(0, [1]), Job(1, [2]), Job(2, [3], priority=-1)):
-        some.add(job)
-    assert [job.index for job in some.plan().admitted] == [2]
+        some.scheduler.add(job)
+    assert [job.index for job in some.step().admitted] == [2]
+
+
+def test_who_cannot_grow_waits_with_what_it_computed():
+    """Two texts of two blocks each, in a cache of five: the later one is put aside, and finds its blocks again."""
+    some = Setting(
+        num_blocks=5, block_tokens=4, draft=0, max_num_seqs=2, max_num_batched_tokens=64, reuses_prefixes=True
+    )
+    early, late = jobs = [Job(index, [index] * 6) for index in range(2)]
+    for job in jobs:
+        some.scheduler.add(job)
+    while not some.released:
+        some.step()
+    assert (some.released, early.sequence >= 0, late.sequence) == ([late], True, -1)
+    num_known = late.num_computed_tokens // 4 * 4
+    assert num_known == 8
+    some.step()
+    assert late.sequence == -1, "there is no room yet"
+    some.scheduler.remove(early)
+    assert [(part.start, part.decides) for part in some.step().prefill] == []
+    assert late.sequence >= 0
+    assert some.scheduler.num_preempted == 1
+
+
+def test_the_end_of_what_was_left_longest_ago_is_the_first_to_be_forgotten():
+    some = Setting(num_blocks=6, block_tokens=4, max_num_seqs=1, max_num_batched_tokens=64, reuses_prefixes=True)
+
+    def first_start(index, token):
+        job = Job(index, [token] * 9)
+        some.scheduler.add(job)
+        (part,) = some.step().prefill
+        some.scheduler.remove(job)
+        return part.start
+
+    assert [first_start(index, token) for index, token in enumerate([1, 2, 1, 3, 1, 2])] == [0, 0, 8, 0, 8, 4]
 
 
 @pytest.mark.parametrize("name", ["max_num_seqs", "max_num_batched_tokens"])

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
 from forerun.engine.config import SpeculativeConfig
+from forerun.engine.constraint_grammar import GrammarCompiler
+from forerun.engine.constraint_state import TokenConstraint
 from forerun.engine.core import EngineCore
 from forerun.engine.logits import LogitsProcessor
 from forerun.engine.metrics import DecodeCounters
@@ -22,7 +25,7 @@ from forerun.engine.speculative.ssd import SsdSpeculator
 from forerun.engine.speculative.target_states import TargetStates
 from forerun.engine.stop import OutputTracker
 from simulated.drafter import InProcessDrafter, Progress, all_passes
-from simulated.models import Law, SimulatedModel
+from simulated.models import Law, PagedSimulatedModel, SimulatedModel
 
 ROUNDS_PER_REQUEST = 1000
 
@@ -38,8 +41,10 @@ class World:
         eos_ids: Ids that end a sequence.
         capacity: Slots per sequence, of both models.
         num_sequences: Requests side by side.
+        masks_drafts: Whether drafts know the constraints of requests.
         draft_ids: Reduced vocabulary of the draft.
         token_bytes: Text of each token; by default one letter each.
+        block_tokens: Slots per block of the target's cache; ``None``: it has no block tables.
     """
 
     target: Law
@@ -48,13 +53,16 @@ class World:
     eos_ids: tuple[int, ...] = ()
     capacity: int = 64
     num_sequences: int = 3
+    masks_drafts: bool = True
     draft_ids: tuple[int, ...] | None = None
     token_bytes: tuple[bytes, ...] | None = None
+    block_tokens: int | None = None
 
     def target_model(self) -> SimulatedModel:
-        return SimulatedModel(
-            self.target, vocab_size=self.vocab_size, num_sequences=self.num_sequences, capacity=self.capacity
-        )
+        sizes = {"vocab_size": self.vocab_size, "num_sequences": self.num_sequences, "capacity": self.capacity}
+        if self.block_tokens is None:
+            return SimulatedModel(self.target, **sizes)
+        return PagedSimulatedModel(self.target, block_tokens=self.block_tokens, **sizes)
 
     def draft_model(self) -> SimulatedModel:
         return SimulatedModel(
@@ -66,14 +74,16 @@ class World:
         )
 
     def requests(self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> list[Request]:
-        text = self.token_bytes or tuple(bytes([97 + token % 26]) for token in range(self.vocab_size))
+        text = self.texts
         return [
             Request(
                 index=index,
                 number=index,
                 prompt_ids=tuple(prompt),
                 params=some,
-                processor=LogitsProcessor(some, prompt, self.eos_ids, self.vocab_size),
+                processor=LogitsProcessor(
+                    some, prompt, self.eos_ids, self.vocab_size, constraint=self._constraint(some)
+                ),
                 tracker=OutputTracker(
                     some, self.eos_ids, text.__getitem__, max_tokens=_max_tokens(some, self.capacity - len(prompt))
                 ),
@@ -82,6 +92,39 @@ class World:
             )
             for index, (prompt, some) in enumerate(zip(prompts, params, strict=True))
         ]
+
+    @property
+    def texts(self) -> tuple[bytes, ...]:
+        return self.token_bytes or tuple(bytes([97 + token % 26]) for token in range(self.vocab_size))
+
+    @cached_property
+    def grammars(self) -> GrammarCompiler:
+        return GrammarCompiler(LongestMatches(self.texts), vocab_size=self.vocab_size)
+
+    def _constraint(self, params: SamplingParams) -> TokenConstraint | None:
+        if params.constraint is None:
+            return None
+        return self.grammars.state(params.constraint, ending_ids=params.ending_ids(self.eos_ids))
+
+
+class LongestMatches:
+    """A tokenizer that takes the longest token, time and again."""
+
+    def __init__(self, token_bytes: Sequence[bytes]) -> None:
+        self._token_bytes = token_bytes
+
+    def encode(self, text: str) -> list[int]:
+        ids, rest = [], text.encode()
+        while rest:
+            fitting = [index for index, some in enumerate(self._token_bytes) if some and rest.startswith(some)]
+            if not fitting:
+                return ids
+            ids.append(max(fitting, key=lambda index: len(self._token_bytes[index])))
+            rest = rest[len(self._token_bytes[ids[-1]]) :]
+        return ids
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self._token_bytes[token_id]
 
 
 class EveryLength(OneLess):
@@ -140,6 +183,7 @@ class Way:
                     vocab_size=world.vocab_size,
                     vocab_ids=model.vocab_ids,
                     request_number=request.number,
+                    constraint=request.processor.fork_constraint() if world.masks_drafts else None,
                 ),
                 states=states,
             )
@@ -152,6 +196,7 @@ class Way:
             num_state_layers=2 if self.shares_states else 0,
             progress=self.progress,
             dies_after=self.dies_after,
+            grammars=world.grammars if world.masks_drafts else None,
         )
         return SsdSpeculator(
             drafter,

@@ -76,8 +76,8 @@ class SimulatedModel:
         check_rows(rows, num_sequences=self.num_sequences, capacity=self.capacity, vocab_size=self._num_ids)
         assert (np.diff(rows.sequences) >= 0).all(), "sequences must ascend"
         assert len(set(zip(rows.sequences.tolist(), rows.slots.tolist(), strict=True))) == len(rows), "one slot twice"
-        self._tokens[rows.sequences, rows.slots] = rows.token_ids
-        self._positions[rows.sequences, rows.slots] = rows.positions
+        places = self._places(rows.sequences, rows.slots)
+        self._tokens[places], self._positions[places] = rows.token_ids, rows.positions
         self.texts = [self._text(rows, row) for row in range(len(rows))]
         self.num_passes += 1
         wanted = range(len(rows)) if logit_rows is None else logit_rows.tolist()
@@ -86,25 +86,56 @@ class SimulatedModel:
 
     def move_slots(self, sequence: int, sources: list[int], targets: list[int]) -> None:
         check_slots(sequence, sources, targets, num_sequences=self.num_sequences, capacity=self.capacity)
+        read, written = (self._places(sequence, np.array(slots, np.int64)) for slots in (sources, targets))
         for array in (self._tokens, self._positions):
-            array[sequence, targets] = array[sequence, sources]
+            array[written] = array[read]
 
     def read_states(self, sequence: int, start: int, stop: int, *, layer_ids: Sequence[int]) -> np.ndarray:
-        held = np.stack((self._tokens[sequence, start:stop], self._positions[sequence, start:stop]), axis=1)
+        places = self._places(sequence, np.arange(start, stop))
+        held = np.stack((self._tokens[places], self._positions[places]), axis=1)
         assert (held >= 0).all(), "states were asked for that no pass has written"
         return np.repeat(held[:, None, :, None, None], len(layer_ids), axis=1).astype(np.float32)
 
     def write_states(self, sequence: int, start: int, states: np.ndarray) -> None:
         stop = start + len(states)
         assert (states[:, 0, 1, 0, 0] == np.arange(start, stop)).all(), "states of other positions"
-        self._tokens[sequence, start:stop] = states[:, 0, 0, 0, 0]
-        self._positions[sequence, start:stop] = np.arange(start, stop)
+        places = self._places(sequence, np.arange(start, stop))
+        self._tokens[places], self._positions[places] = states[:, 0, 0, 0, 0], np.arange(start, stop)
+
+    def _places(self, sequences: np.ndarray | int, slots: np.ndarray) -> tuple[np.ndarray | int, np.ndarray]:
+        """Return where slots lie in the arrays."""
+        return sequences, slots
 
     def _text(self, rows: Rows, row: int) -> tuple[int, ...]:
         seen = [*range(rows.lengths[row]), *rows.ancestors[row, : rows.num_ancestors[row]].tolist()]
         assert seen == sorted(set(seen)), "ancestors must ascend, beyond the prefix"
         assert seen[-1] == rows.slots[row], "a row must see itself, last"
         sequence = rows.sequences[row]
-        positions = self._positions[sequence, seen].tolist()
+        places = self._places(sequence, np.array(seen))
+        positions = self._positions[places].tolist()
         assert positions == list(range(rows.positions[row] + 1)), f"row {row} sees positions {positions}"
-        return tuple(self._tokens[sequence, seen].tolist())
+        return tuple(self._tokens[places].tolist())
+
+
+class PagedSimulatedModel(SimulatedModel):
+    """The same with block tables; slots without a block are refused.
+
+    Args:
+        block_tokens: Slots per block; divides the capacity.
+        **options: As for the other.
+    """
+
+    def __init__(self, law: Law, *, block_tokens: int, **options) -> None:
+        super().__init__(law, **options)
+        self.block_tokens, self.num_blocks = block_tokens, self.num_sequences * self.capacity // block_tokens
+        self._tokens, self._positions = (np.full((self.num_blocks, block_tokens), -1, np.int64) for _ in range(2))
+        self._tables = np.arange(self.num_blocks).reshape(self.num_sequences, -1)
+
+    def set_blocks(self, sequence: int, blocks: Sequence[int]) -> None:
+        self._tables[sequence] = -1
+        self._tables[sequence, : len(blocks)] = blocks
+
+    def _places(self, sequences: np.ndarray | int, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        blocks = self._tables[sequences, slots // self.block_tokens]
+        assert (blocks >= 0).all(), "a slot without a block"
+        return blocks, slots % self.block_tokens

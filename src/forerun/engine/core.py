@@ -8,14 +8,17 @@ from typing import Protocol
 
 import numpy as np
 
+from forerun.core.errors import ConfigError, DeadEndError
+from forerun.core.paging import PagedModel
 from forerun.core.protocols import LanguageModel
 from forerun.core.rng import uniform
 from forerun.core.rows import Rows
 from forerun.engine.config import Verification
 from forerun.engine.metrics import DecodeCounters
 from forerun.engine.outputs import StreamChunk, TokenLogprob, TokenOrigin
+from forerun.engine.placement import PagePlacement, RowCopy, RowPlacement
 from forerun.engine.request import Request
-from forerun.engine.scheduler import PrefillPart, PrefixCopy, Scheduler, SchedulerConfig
+from forerun.engine.scheduler import PrefillPart, Scheduler, SchedulerConfig
 from forerun.engine.speculative.controller import Controller
 from forerun.engine.speculative.coupling import coupled_tokens, verify_equal
 from forerun.engine.speculative.rejection import verify_rejection
@@ -23,6 +26,8 @@ from forerun.engine.speculative.speculator import Speculation, Speculator
 
 PREFILL_ROWS = 192
 """Rows of a pass over prompts, where nothing else waits for it."""
+_ROW_BLOCK_TOKENS = 16
+"""Tokens per block of a target without block tables: a prefix is found in whole blocks."""
 
 
 class Drafting(Protocol):
@@ -56,7 +61,10 @@ class EngineCore:
         verification: How a draft with chance in it is verified.
         counters: Counts what happens.
         scheduler: Limits of what runs at a time; by default requests to the target's sequences, prompts first.
-        layer_ids: Of the target, every layer: needed where the scheduler reuses prefixes.
+        layer_ids: Of the target, every layer: needed where prefixes are reused and the target has no block tables.
+
+    Raises:
+        ConfigError: The cache is limited to less than one request may take.
     """
 
     def __init__(
@@ -69,12 +77,17 @@ class EngineCore:
         layer_ids: Sequence[int] = (),
     ) -> None:
         self._target, self._verification, self._counters = target, verification, counters
+        self._tables = target if isinstance(target, PagedModel) else None
+        self._block_tokens = _ROW_BLOCK_TOKENS if self._tables is None else self._tables.block_tokens
+        config = scheduler or SchedulerConfig(
+            max_num_seqs=target.num_sequences, max_num_batched_tokens=PREFILL_ROWS, prefers_prefill=True
+        )
         self._scheduler = Scheduler[Request](
-            scheduler
-            or SchedulerConfig(
-                max_num_seqs=target.num_sequences, max_num_batched_tokens=PREFILL_ROWS, prefers_prefill=True
-            ),
+            config,
+            num_blocks=self._num_blocks(config.max_cached_tokens),
+            block_tokens=self._block_tokens,
             on_release=lambda request: self._draftings[request.index].speculator.finish(request),
+            placement=RowPlacement(target.num_sequences) if self._tables is None else PagePlacement(),
         )
         self._limits_rounds = scheduler is not None
         self._layer_ids = tuple(layer_ids)
@@ -87,13 +100,18 @@ class EngineCore:
 
     @property
     def running(self) -> list[Request]:
-        """Requests that hold a sequence of the cache."""
+        """Requests that hold blocks of the cache."""
         return self._scheduler.running
 
     @property
     def num_waiting(self) -> int:
         """Requests that hold none yet, or none at present."""
         return self._scheduler.num_waiting
+
+    @property
+    def num_preempted(self) -> int:
+        """How often a request was put aside for another."""
+        return self._scheduler.num_preempted
 
     def run(self, requests: Sequence[Request], speculator: Speculator, controller: Controller) -> Iterator[StreamChunk]:
         """Decode requests to their ends.
@@ -131,7 +149,7 @@ class EngineCore:
         self._scheduler.add(request)
 
     def abort(self, request: Request) -> StreamChunk | None:
-        """End a request where it stands, as cancelled; its sequence is free at once.
+        """End a request where it stands, as cancelled; its blocks are free at once.
 
         Returns:
             The text that was held back; ``None`` if it has ended before.
@@ -139,7 +157,7 @@ class EngineCore:
         if request.index not in self._draftings:
             return None
         self._remove(request)
-        text = request.cancel()
+        text = request.end("cancelled")
         return StreamChunk(
             index=request.index, text=text, token_ids=(), origins=(), finish_reason=request.finish_reason
         )
@@ -165,7 +183,8 @@ class EngineCore:
         """
         plan = self._scheduler.plan()
         for copy in plan.copies:
-            self._copy_prefix(copy)
+            self._copy_blocks(copy)
+        self._set_tables()
         for request in plan.admitted:
             self._start(request)
         chunks: list[StreamChunk] = []
@@ -196,10 +215,31 @@ class EngineCore:
         self._draftings[request.index].speculator.start(request)
         request.round_number += is_resumed
 
-    def _copy_prefix(self, copy: PrefixCopy) -> None:
+    def _num_blocks(self, max_cached_tokens: int | None) -> int:
+        """Return how many blocks of the cache are used."""
+        most = self._target.num_sequences * -(-self._target.capacity // self._block_tokens)
+        if self._tables is not None:
+            most = self._tables.num_blocks
+        if max_cached_tokens is None:
+            return most
+        if max_cached_tokens < self._target.capacity:
+            raise ConfigError(
+                f"max_cached_tokens={max_cached_tokens}: one request may take {self._target.capacity}; give at least "
+                "that many, or a shorter context (max_model_len)"
+            )
+        return min(most, -(-max_cached_tokens // self._block_tokens))
+
+    def _set_tables(self) -> None:
+        """Tell the target where the texts of requests lie, as far as that has changed."""
+        for sequence, blocks in self._scheduler.take_tables():
+            if self._tables is not None:
+                self._tables.set_blocks(sequence, blocks)
+
+    def _copy_blocks(self, copy: RowCopy) -> None:
         """Copy cached states in pieces, so that what is held at a time stays small."""
-        for start in range(0, copy.num_tokens, PREFILL_ROWS):
-            stop = min(copy.num_tokens, start + PREFILL_ROWS)
+        end = copy.last * self._block_tokens
+        for start in range(copy.first * self._block_tokens, end, PREFILL_ROWS):
+            stop = min(end, start + PREFILL_ROWS)
             states = self._target.read_states(copy.source, start, stop, layer_ids=self._layer_ids)
             self._target.write_states(copy.target, start, states)
 
@@ -236,21 +276,20 @@ class EngineCore:
             members = list(group)
             drafting = self._draftings[members[0].index]
             limit = min(most, drafting.controller.num_speculative_tokens(len(requests)))
-            limits = [
-                max(
-                    0,
-                    min(
-                        limit, request.num_remaining_tokens - 1, self._target.capacity - request.num_computed_tokens - 2
-                    ),
-                )
-                for request in members
-            ]
+            limits = [self._room(request, limit) for request in members]
+            self._set_tables()
             speculations = drafting.speculator.speculate(members, limits)
             assert all(len(some.token_ids) <= limit for some, limit in zip(speculations, limits, strict=True)), (
                 f"a draft is longer than allowed: {speculations}, {limits}"
             )
             found.update(zip((request.index for request in members), speculations, strict=True))
         return [found[request.index] for request in requests]
+
+    def _room(self, request: Request, limit: int) -> int:
+        """Return how long a request's draft may be, with blocks for it; free ones, nobody is put aside for a draft."""
+        first = request.num_computed_tokens + 1
+        limit = min(limit, request.num_remaining_tokens - 1, self._target.capacity - first - 1)
+        return self._scheduler.reserve(request, first + max(0, limit)) - first
 
     def _round(self, requests: Sequence[Request]) -> list[StreamChunk]:
         """Draft, verify and emit for every decoding request."""
@@ -298,13 +337,20 @@ class EngineCore:
     def _decide(self, request: Request, logits: np.ndarray, speculation: Speculation) -> tuple[StreamChunk, int]:
         """Verify a draft against the target's logits and append what follows; return the chunk and how many it kept."""
         draft, speculator = speculation.token_ids, self._draftings[request.index].speculator
-        num_accepted, token = self._verify(request, logits, speculation, speculator)
-        tokens = [*draft[:num_accepted], token]
-        origins: list[TokenOrigin] = [speculation.origin] * num_accepted
-        origins.append("target")
-        logprobs = self._logprobs(request, logits, tokens)
         before = len(request.output_ids)
+        own: list[int] = []
+        problem: DeadEndError | None = None
+        try:
+            num_accepted, token = self._verify(request, logits, speculation, speculator)
+            own.append(token)
+        except DeadEndError as error:
+            num_accepted, problem = error.num_output_tokens - before, error
+        tokens = [*draft[:num_accepted], *own]
+        origins: list[TokenOrigin] = [*([speculation.origin] * num_accepted), *(["target"] * len(own))]
+        logprobs = self._logprobs(request, logits, tokens)
         text = request.append(tokens, origins, logprobs)
+        if problem is not None:
+            text += request.end("error", str(problem))
         kept = slice(before, len(request.output_ids))
         is_first = before == 0
         request.round_number += 1
@@ -319,6 +365,7 @@ class EngineCore:
             origins=tuple(request.origins[kept]),
             logprobs=tuple(logprobs[:num_kept]),
             finish_reason=request.finish_reason,
+            error=request.error,
             look_up=speculation.look_up,
         )
         return chunk, min(num_accepted, num_kept)

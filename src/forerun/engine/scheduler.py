@@ -1,16 +1,18 @@
-"""Which requests hold a sequence of the cache, and what the target's next pass does. Pure Python, no model.
+"""Which requests hold blocks of the cache, and what the target's next pass does. Pure Python, no model.
 
 A request waits, then reads its prompt (in parts, so that a long one does not hold up the others), then decodes until
-it leaves. One pass of the target is either a part of prompts or a round of everyone who decodes.
+it leaves. One pass of the target is either a part of prompts or a round of everyone who decodes. A request gets the
+blocks of its text when it is admitted and one more when it has filled them; where none is free, the request that ranks
+last is put aside. It comes back with the same tokens, and computes again what was forgotten meanwhile.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from forerun.core.errors import ConfigError
-from forerun.engine.prefix_cache import BLOCK_TOKENS, PrefixCache, block_hashes, num_equal
+from forerun.engine.block_pool import BlockPool, block_hashes
+from forerun.engine.placement import PagePlacement, Placement, RowCopy
 
 
 class Schedulable(Protocol):
@@ -20,7 +22,7 @@ class Schedulable(Protocol):
         index: No other request in the scheduler has the same.
         priority: Smaller goes first.
         sequence: Its sequence of the cache; -1 while it waits. Set by the scheduler.
-        num_prefilled: Tokens, from its start, that its sequence holds before it decodes. Set by the scheduler.
+        num_prefilled: Tokens, from its start, that its blocks hold before it decodes. Set by the scheduler.
     """
 
     index: int
@@ -33,8 +35,13 @@ class Schedulable(Protocol):
         """Whether it has decided tokens already, so that its prefill decides none."""
         ...
 
+    @property
+    def num_computed_tokens(self) -> int:
+        """How many tokens :meth:`computed_tokens` returns, once a token is decided."""
+        ...
+
     def computed_tokens(self) -> Sequence[int]:
-        """Return the tokens that its sequence holds while it decodes, at least one: all but the last decided one."""
+        """Return the tokens that its blocks hold while it decodes, at least one: all but the last decided one."""
         ...
 
 
@@ -46,16 +53,20 @@ class SchedulerConfig:
     """Limits of what runs at a time.
 
     Attributes:
-        max_num_seqs: Requests that hold a sequence of the cache.
+        max_num_seqs: Requests that hold blocks of the cache.
         max_num_batched_tokens: Most tokens in one pass of the target.
+        max_cached_tokens: Tokens whose keys and values are kept, prefixes without a request included; ``None``: as many
+            as the cache holds.
         prefers_prefill: Whether every admitted prompt is read to its end before the next round; else parts and rounds
             take turns.
-        reuses_prefixes: Whether a prompt's beginning is taken from a sequence that holds it.
-        preempts: Whether a request of a smaller priority takes the sequence of one with a larger.
+        reuses_prefixes: Whether a prompt's beginning is taken from blocks that hold it.
+        preempts: Whether a request of a smaller priority takes the place of one with a larger. (For want of blocks,
+            requests are put aside in any case.)
     """
 
     max_num_seqs: int
     max_num_batched_tokens: int
+    max_cached_tokens: int | None = None
     prefers_prefill: bool = False
     reuses_prefixes: bool = False
     preempts: bool = False
@@ -65,21 +76,6 @@ class SchedulerConfig:
             raise ConfigError(f"max_num_seqs={self.max_num_seqs}: must be >= 1")
         if self.max_num_batched_tokens < 1:
             raise ConfigError(f"max_num_batched_tokens={self.max_num_batched_tokens}: must be >= 1")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PrefixCopy:
-    """Cached states to be copied before the pass.
-
-    Attributes:
-        source: Sequence that holds them.
-        target: Sequence that gets them.
-        num_tokens: How many, from the start.
-    """
-
-    source: int
-    target: int
-    num_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,47 +95,58 @@ class PrefillPart(Generic[RequestT]):
     decides: bool
 
 
-def _no_copies() -> list[PrefixCopy]:
-    return []
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan(Generic[RequestT]):
-    """What to do next, in this order.
+    """What to do next, in this order, once :meth:`Scheduler.take_tables` is carried out.
 
     Attributes:
-        admitted: Requests that have got one.
-        copies: States to copy.
+        copies: Blocks to be copied.
+        admitted: Requests that have got blocks.
         prefill: Parts for one pass; empty if the pass is a round.
         decode: Requests that take part in a round; empty if the pass is a prefill.
     """
 
+    copies: list[RowCopy] = field(default_factory=list[RowCopy])
     admitted: list[RequestT] = field(default_factory=list[RequestT])
-    copies: list[PrefixCopy] = field(default_factory=_no_copies)
     prefill: list[PrefillPart[RequestT]] = field(default_factory=list[PrefillPart[RequestT]])
     decode: list[RequestT] = field(default_factory=list[RequestT])
 
 
 class Scheduler(Generic[RequestT]):
-    """Admits requests by priority, then by arrival, and shares passes among them.
+    """Admits requests by priority, then by arrival, and shares blocks and passes among them.
 
     Args:
         config: The limits.
-        on_release: Called with a request that is about to lose its sequence, because it leaves or has to wait again.
+        num_blocks: Blocks of the cache; they hold the longest request there can be, by itself.
+        block_tokens: Tokens per block.
+        on_release: Called with a request that is about to lose its blocks, because it leaves or has to wait again.
+        placement: Where blocks lie; by default wherever the model's block tables say.
     """
 
-    def __init__(self, config: SchedulerConfig, *, on_release: Callable[[RequestT], None]) -> None:
-        self._config, self._on_release = config, on_release
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        *,
+        num_blocks: int,
+        block_tokens: int,
+        on_release: Callable[[RequestT], None],
+        placement: Placement | None = None,
+    ) -> None:
+        self._placement = placement or PagePlacement()
+        self._config, self._block_tokens, self._on_release = config, block_tokens, on_release
         self._waiting: dict[int, RequestT] = {}
         self._running: dict[int, RequestT] = {}
         self._arrivals: dict[int, int] = {}
         self._num_arrivals = 0
-        # Released sequences go to the end: the one that was left longest ago is the first to be overwritten.
-        self._free = OrderedDict[int, None].fromkeys(range(config.max_num_seqs))
-        self._prefixes = PrefixCache()
+        self._pool = BlockPool(num_blocks)
+        self._blocks: dict[int, list[int]] = {}
+        self._changed: dict[int, RequestT] = {}
+        # Rows that are left go to the end: the one that was left longest ago is the first to be given away.
+        self._free_rows = list(range(config.max_num_seqs))
         self._hashes: dict[int, list[bytes]] = {}
         self._prefill_ends: dict[int, int] = {}
         self._prefilled_last = False
+        self.num_preempted = 0
 
     @property
     def has_work(self) -> bool:
@@ -148,12 +155,12 @@ class Scheduler(Generic[RequestT]):
 
     @property
     def running(self) -> list[RequestT]:
-        """Requests that hold a sequence, in the order they got it."""
+        """Requests that hold blocks, in the order they got them."""
         return list(self._running.values())
 
     @property
     def num_waiting(self) -> int:
-        """Requests without a sequence."""
+        """Requests without blocks."""
         return len(self._waiting)
 
     @property
@@ -169,7 +176,7 @@ class Scheduler(Generic[RequestT]):
         self._wait(request)
 
     def remove(self, request: RequestT) -> None:
-        """Let a request go, wherever it stands; its sequence is free at once, and what it computed can be reused."""
+        """Let a request go, wherever it stands; its blocks are free at once, and what it computed can be reused."""
         if request.index in self._running:
             self._release(request)
         else:
@@ -178,13 +185,15 @@ class Scheduler(Generic[RequestT]):
         del self._arrivals[request.index]
 
     def plan(self) -> Plan[RequestT]:
-        """Admit who can be, and choose the next pass.
+        """Give those who decode room for the next token, admit who can be, and choose the next pass.
 
         Effects:
             Sets ``sequence`` and ``num_prefilled`` of the requests as if the plan had been carried out.
         """
         plan: Plan[RequestT] = Plan()
+        self._grow()
         self._admit(plan)
+        plan.copies.extend(self._placement.take_copies())
         prefilling = [request for request in self._running.values() if not self._is_decoding(request)]
         decoding = [request for request in self._running.values() if self._is_decoding(request)]
         takes_turn = self._config.prefers_prefill or not (self._prefilled_last and decoding)
@@ -195,16 +204,39 @@ class Scheduler(Generic[RequestT]):
             plan.decode.extend(decoding)
         return plan
 
+    def reserve(self, request: RequestT, num_tokens: int) -> int:
+        """Give a running request blocks for so many tokens, as far as some are free.
+
+        Returns:
+            Tokens that its blocks hold, at most what was asked for.
+        """
+        blocks = self._blocks[request.index]
+        num_missing = min(self._num_blocks_for(num_tokens) - len(blocks), self._pool.num_free)
+        if num_missing > 0:
+            taken = self._pool.take(num_missing)
+            blocks += taken
+            self._placement.extend(request.sequence, taken)
+            self._changed[request.index] = request
+        return min(num_tokens, len(blocks) * self._block_tokens)
+
+    def take_tables(self) -> list[tuple[int, Sequence[int]]]:
+        """Return the block tables that have changed since the last call: each a row and its blocks, in order."""
+        tables = [(request.sequence, self._blocks[index]) for index, request in self._changed.items()]
+        self._changed.clear()
+        return tables
+
     def check_integrity(self) -> None:
-        """Assert that every sequence is free or held once, and every request waits or runs."""
+        """Assert that every block and row is free or accounted for, and every request waits or runs."""
         held = [request.sequence for request in self._running.values()]
-        assert sorted([*held, *self._free]) == list(range(self._config.max_num_seqs)), f"held {held}, free {self._free}"
-        assert all(request.sequence == -1 for request in self._waiting.values()), "a waiting request has a sequence"
+        assert sorted([*held, *self._free_rows]) == list(range(self._config.max_num_seqs)), f"rows held: {held}"
+        assert all(request.sequence == -1 for request in self._waiting.values()), "a waiting request has a row"
         assert self._arrivals.keys() == self._waiting.keys() | self._running.keys(), "a request is lost"
         assert not self._waiting.keys() & self._running.keys(), "a request waits and runs"
         assert self._prefill_ends.keys() == self._running.keys(), "a running request's prefill has no end"
+        assert self._blocks.keys() == self._running.keys(), "blocks are held by one who does not run"
+        assert self._changed.keys() <= self._running.keys(), "a table of one who does not run"
         assert self._hashes.keys() == (self._arrivals.keys() if self._config.reuses_prefixes else set())
-        self._prefixes.check_integrity()
+        self._pool.check_integrity(self._blocks.values())
 
     def _rank(self, request: RequestT) -> tuple[int, int]:
         return request.priority, self._arrivals[request.index]
@@ -212,67 +244,94 @@ class Scheduler(Generic[RequestT]):
     def _is_decoding(self, request: RequestT) -> bool:
         return request.num_prefilled == self._prefill_ends[request.index]
 
+    def _num_blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self._block_tokens)
+
     def _wait(self, request: RequestT) -> None:
         self._waiting[request.index] = request
         if self._config.reuses_prefixes:
-            self._hashes[request.index] = block_hashes(request.computed_tokens())
+            self._hashes[request.index] = block_hashes(request.computed_tokens(), block_tokens=self._block_tokens)
+
+    def _grow(self) -> None:
+        """Give everyone who decodes a slot for the token to run next, from those who rank last if need be."""
+        for request in sorted(self._running.values(), key=self._rank):
+            if request.index not in self._running or not self._is_decoding(request):
+                continue
+            num_tokens = request.num_computed_tokens + 1
+            while request.index in self._running and self.reserve(request, num_tokens) < num_tokens:
+                self._put_aside(max(self._running.values(), key=self._rank))
+
+    def _put_aside(self, request: RequestT) -> None:
+        self._release(request)
+        self._wait(request)
+        self.num_preempted += 1
 
     def _admit(self, plan: Plan[RequestT]) -> None:
         limit = min(self._config.max_num_seqs, self._config.max_num_batched_tokens)
         for request in sorted(self._waiting.values(), key=self._rank):
             if self._awaits_prefix(request):
                 continue
-            if len(self._running) >= limit and not self._preempt_for(request):
+            victims = self._victims(request, limit)
+            if victims is None:
                 return
+            for victim in victims:
+                self._put_aside(victim)
             del self._waiting[request.index]
-            self._place(request, plan)
+            self._place(request)
             self._running[request.index] = request
             plan.admitted.append(request)
 
-    def _preempt_for(self, request: RequestT) -> bool:
-        """Take the sequence of the running request that ranks last, if this one's priority is before its."""
-        last = max(self._running.values(), key=self._rank)
-        if not self._config.preempts or request.priority >= last.priority:
-            return False
-        self._release(last)
-        self._wait(last)
-        return True
+    def _victims(self, request: RequestT, limit: int) -> list[RequestT] | None:
+        """Return who is to be put aside so that a request can run; ``None``: it has to wait.
+
+        A block for each who runs is left free: whoever is admitted must not be put aside by the next round.
+        """
+        found = self._pool.find(self._usable(request))
+        num_new = self._num_blocks_for(len(request.computed_tokens()) + 1) - len(found)
+        num_free, num_running = self._pool.num_free - self._pool.num_free_among(found), len(self._running)
+        ranked = sorted(self._running.values(), key=self._rank)
+        victims: list[RequestT] = []
+        while num_running >= limit or num_new + num_running > num_free:
+            last = ranked.pop() if ranked else None
+            if last is None or not self._config.preempts or request.priority >= last.priority:
+                return None
+            victims.append(last)
+            num_running -= 1
+            kept = set(found)
+            num_free += self._pool.num_freed_by(block for block in self._blocks[last.index] if block not in kept)
+        return victims
 
     def _usable(self, request: RequestT) -> list[bytes]:
         """Return the blocks that need not be computed: a prompt's last token must run, as what follows is decided."""
+        if not self._config.reuses_prefixes:
+            return []
         hashes = self._hashes[request.index]
         if request.is_resumed:
             return hashes
-        return hashes[: (len(request.computed_tokens()) - 1) // BLOCK_TOKENS]
+        return hashes[: (len(request.computed_tokens()) - 1) // self._block_tokens]
 
     def _awaits_prefix(self, request: RequestT) -> bool:
         """Return whether a request of the same beginning is just computing what this one could take over."""
-        if not self._config.reuses_prefixes:
-            return False
         usable = self._usable(request)
-        num_held = self._prefixes.longest(usable)[1]
+        num_held = len(self._pool.find(usable))
         return any(
-            BLOCK_TOKENS * num_equal(self._hashes[index], usable) > num_held
+            _num_equal(self._hashes[index], usable) > num_held
             for index, other in self._running.items()
-            if not self._is_decoding(other)
+            if usable and not self._is_decoding(other)
         )
 
-    def _place(self, request: RequestT, plan: Plan[RequestT]) -> None:
-        """Give a request the free sequence that holds most of its text, or copy a longer beginning from another."""
-        self._prefill_ends[request.index] = len(request.computed_tokens())
-        if not self._config.reuses_prefixes:
-            request.sequence, _ = self._free.popitem(last=False)
-            return
-        usable = self._usable(request)
-        source, num_tokens = self._prefixes.longest(usable)
-        best = max(self._free, key=lambda sequence: self._prefixes.num_held_tokens(sequence, usable))
-        is_held = self._prefixes.num_held_tokens(best, usable) == num_tokens > 0
-        request.sequence = best if is_held else next(iter(self._free))
-        del self._free[request.sequence]
-        if num_tokens > 0 and not is_held:
-            plan.copies.append(PrefixCopy(source=source, target=request.sequence, num_tokens=num_tokens))
-        request.num_prefilled = num_tokens
-        self._prefixes.hold(request.sequence, usable[: num_tokens // BLOCK_TOKENS])
+    def _place(self, request: RequestT) -> None:
+        """Give a request a row, the blocks that hold its beginning, and new ones for the rest and one more token."""
+        num_tokens = len(request.computed_tokens())
+        found = self._pool.find(self._usable(request))
+        self._pool.share(found)
+        blocks = [*found, *self._pool.take(self._num_blocks_for(num_tokens + 1) - len(found))]
+        self._blocks[request.index], self._prefill_ends[request.index] = blocks, num_tokens
+        self._changed[request.index] = request
+        row = self._placement.choose(self._free_rows, found)
+        self._free_rows.remove(row)
+        self._pool.forget(self._placement.place(row, blocks, num_found=len(found)))
+        request.sequence, request.num_prefilled = row, len(found) * self._block_tokens
 
     def _share_pass(self, prefilling: Sequence[RequestT], plan: Plan[RequestT]) -> None:
         left = self._config.max_num_batched_tokens
@@ -285,14 +344,30 @@ class Scheduler(Generic[RequestT]):
             request.num_prefilled = stop
             decides = stop == end and not request.is_resumed
             plan.prefill.append(PrefillPart(request=request, start=start, stop=stop, decides=decides))
-            if self._config.reuses_prefixes:
-                self._prefixes.hold(request.sequence, self._hashes[request.index][: stop // BLOCK_TOKENS])
+            self._publish(request, self._hashes.get(request.index, []), num_tokens=stop)
+
+    def _publish(self, request: RequestT, hashes: Sequence[bytes], *, num_tokens: int) -> None:
+        """Let others find the whole blocks of what a request has computed."""
+        num_whole = min(num_tokens // self._block_tokens, len(hashes))
+        self._pool.publish(self._blocks[request.index][:num_whole], hashes[:num_whole])
 
     def _release(self, request: RequestT) -> None:
-        """Take a running request's sequence; its whole blocks stay known until they are overwritten."""
+        """Take a running request's blocks; the whole ones stay known until they are taken for another text."""
         self._on_release(request)
         if self._config.reuses_prefixes and self._is_decoding(request):
-            self._prefixes.hold(request.sequence, block_hashes(request.computed_tokens()))
+            tokens = request.computed_tokens()
+            hashes = block_hashes(tokens, block_tokens=self._block_tokens)
+            self._publish(request, hashes, num_tokens=len(tokens))
+        self._pool.release(self._blocks.pop(request.index))
         del self._running[request.index], self._prefill_ends[request.index]
-        self._free[request.sequence] = None
+        self._changed.pop(request.index, None)
+        self._free_rows.append(request.sequence)
         request.sequence, request.num_prefilled = -1, 0
+
+
+def _num_equal(some: Sequence[bytes], others: Sequence[bytes]) -> int:
+    """Return the length of the common beginning."""
+    for index, (one, other) in enumerate(zip(some, others, strict=False)):
+        if one != other:
+            return index
+    return min(len(some), len(others))

@@ -31,13 +31,13 @@ def check_rows(rows: Rows, *, num_sequences: int, capacity: int, vocab_size: int
     """
     if len(rows) == 0:
         raise RequestError("a pass of 0 rows: it needs at least 1 token; leave the pass out")
-    _check("sequence", rows.sequences, num_sequences)
-    _check("token id", rows.token_ids, vocab_size)
-    _check("position", rows.positions, capacity)
-    _check("slot", rows.slots, capacity)
-    _check("prefix length", rows.lengths, capacity + 1)
+    check_limit("sequence", rows.sequences, num_sequences)
+    check_limit("token id", rows.token_ids, vocab_size)
+    check_limit("position", rows.positions, capacity)
+    check_limit("slot", rows.slots, capacity)
+    check_limit("prefix length", rows.lengths, capacity + 1)
     if rows.num_ancestors.any():
-        _check("ancestor slot", rows.ancestors, capacity)
+        check_limit("ancestor slot", rows.ancestors, capacity)
     if not (rows.lengths + rows.num_ancestors).all():
         raise RequestError("a row sees no slot: give it a prefix or ancestors, its own slot at least")
 
@@ -50,8 +50,8 @@ def check_slots(sequence: int, sources: list[int], targets: list[int], *, num_se
     """
     if len(sources) != len(targets):
         raise RequestError(f"{len(sources)} slots to move to {len(targets)}: give as many targets as sources")
-    _check("sequence", np.array([sequence]), num_sequences)
-    _check("slot", np.array([*sources, *targets], np.int64), capacity)
+    check_limit("sequence", np.array([sequence]), num_sequences)
+    check_limit("slot", np.array([*sources, *targets], np.int64), capacity)
 
 
 def check_span(sequence: int, start: int, stop: int, *, num_sequences: int, capacity: int) -> None:
@@ -60,11 +60,16 @@ def check_span(sequence: int, start: int, stop: int, *, num_sequences: int, capa
     Raises:
         RequestError: The sequence or a slot lies outside the cache.
     """
-    _check("sequence", np.array([sequence]), num_sequences)
-    _check("slot", np.arange(start, stop), capacity)
+    check_limit("sequence", np.array([sequence]), num_sequences)
+    check_limit("slot", np.arange(start, stop), capacity)
 
 
-def _check(what: str, values: np.ndarray, limit: int) -> None:
+def check_limit(what: str, values: np.ndarray, limit: int) -> None:
+    """Check that whole numbers are from 0 to below a limit.
+
+    Raises:
+        RequestError: One is not.
+    """
     if values.size and not 0 <= values.min() <= values.max() < limit:
         wrong = int(values.min()) if values.min() < 0 else int(values.max())
         raise RequestError(

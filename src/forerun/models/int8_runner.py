@@ -1,4 +1,4 @@
-"""The fast CPU path: a decoder with int8 weights, fused row kernels and a slot cache.
+"""The fast CPU path: a decoder with int8 weights, fused row kernels and a cache of blocks.
 
 One pass is, per layer, four integer matrix products, one attention and five fused kernels. A row's logits are bitwise
 the same whatever the width of the pass and whichever sequences are beside it (tests/oracle holds it to that).
@@ -11,6 +11,7 @@ import numpy as np
 
 from forerun.core.errors import ConfigError
 from forerun.core.rows import Rows
+from forerun.models.block_tables import BlockTables
 from forerun.models.cache_bounds import check_cache_size, check_rows, check_slots, check_span
 from forerun.models.config import DecoderConfig
 from forerun.nn import attention
@@ -86,6 +87,8 @@ class Int8Runner:
         self.num_sequences = num_sequences
         self.capacity = -(-capacity // attention.PANEL) * attention.PANEL
         self.vocab_ids = vocab_ids
+        self._tables = BlockTables(num_sequences=num_sequences, capacity=self.capacity, block_tokens=attention.PANEL)
+        self.block_tokens, self.num_blocks = attention.PANEL, self._tables.num_blocks
         self._layers = [self._load_layer(tensor, index) for index in range(config.num_layers)]
         self._final_norm = _own(tensor("norm.weight"))
         rows = tensor("embed_tokens.weight") if embedding is None else embedding
@@ -100,10 +103,7 @@ class Int8Runner:
         config, name = self.config, f"layers.{index}"
         attend, mlp, empty = f"{name}.self_attn", f"{name}.mlp", np.empty(0, np.float32)
         keys, values = attention.empty_cache(
-            num_sequences=self.num_sequences,
-            num_kv_heads=config.num_kv_heads,
-            capacity=self.capacity,
-            head_dim=config.head_dim,
+            num_blocks=self.num_blocks, num_kv_heads=config.num_kv_heads, head_dim=config.head_dim
         )
         return _Layer(
             qkv=Int8Linear.from_float(*(tensor(f"{attend}.{part}_proj.weight") for part in "qkv")),
@@ -141,10 +141,11 @@ class Int8Runner:
         """
         config, num_rows, eps = self.config, len(rows), self.config.norm_eps
         check_rows(rows, num_sequences=self.num_sequences, capacity=self.capacity, vocab_size=config.vocab_size)
-        sequences, positions, slots, lengths, ancestors, num_ancestors = (
+        sequences, positions, blocks, lanes, lengths, ancestors, num_ancestors = (
             np.ascontiguousarray(array, np.int64)  # one type each: another would compile every kernel again
             for array in (
-                rows.sequences, rows.positions, rows.slots, rows.lengths, rows.ancestors, rows.num_ancestors,
+                rows.sequences, rows.positions, *self._tables.places(rows), rows.lengths, rows.ancestors,
+                rows.num_ancestors,
             )
         )  # fmt: skip
         width = config.num_heads * config.head_dim
@@ -161,10 +162,11 @@ class Int8Runner:
             kernels.add_norm_quantize(x, update, layer.attention_norm, eps, narrow, scale)
             kernels.write_qkv(
                 layer.qkv(narrow, scale), layer.bias, layer.q_norm, layer.k_norm, eps, self._cos, self._sin,
-                positions, sequences, slots, queries, layer.keys, layer.values,
+                positions, blocks, lanes, queries, layer.keys, layer.values,
             )  # fmt: skip
             attention.attend(
-                queries, layer.keys, layer.values, sequences, lengths, ancestors, num_ancestors, mixed,
+                queries, layer.keys, layer.values, self._tables.blocks, sequences, lengths, ancestors, num_ancestors,
+                mixed,
             )  # fmt: skip
             kernels.quantize_rows(mixed, heads, scale)
             kernels.add_norm_quantize(x, layer.out(heads, scale), layer.mlp_norm, eps, narrow, scale)
@@ -176,6 +178,10 @@ class Int8Runner:
         kernels.add_norm_quantize(x, update, self._final_norm, eps, narrow, scale)
         return self._head(narrow, scale)
 
+    def set_blocks(self, sequence: int, blocks: Sequence[int]) -> None:
+        """As :meth:`forerun.core.paging.PagedModel.set_blocks`."""
+        self._tables.set(sequence, blocks)
+
     def move_slots(self, sequence: int, sources: list[int], targets: list[int]) -> None:
         """Copy cached keys and values of a sequence between slots (sources are read before targets are written).
 
@@ -184,21 +190,23 @@ class Int8Runner:
         """
         check_slots(sequence, sources, targets, num_sequences=self.num_sequences, capacity=self.capacity)
         read, written = np.asarray(sources, np.int64), np.asarray(targets, np.int64)
+        table = self._tables.table(sequence, np.concatenate([read, written]))
         for layer in self._layers:
-            attention.move_slots(layer.keys, layer.values, sequence, read, written)
+            attention.move_slots(layer.keys, layer.values, table, read, written)
 
     def read_states(self, sequence: int, start: int, stop: int, *, layer_ids: Sequence[int]) -> np.ndarray:
         """As :meth:`forerun.core.protocols.LanguageModel.read_states`."""
         check_span(sequence, start, stop, num_sequences=self.num_sequences, capacity=self.capacity)
-        config = self.config
+        config, table = self.config, self._tables.table(sequence, np.arange(start, stop))
         states = np.empty((stop - start, len(layer_ids), 2, config.num_kv_heads, config.head_dim), np.float32)
         for place, index in enumerate(layer_ids):
             layer = self._layers[index]
-            attention.read_slots(layer.keys, layer.values, sequence, start, states[:, place])
+            attention.read_slots(layer.keys, layer.values, table, start, states[:, place])
         return states
 
     def write_states(self, sequence: int, start: int, states: np.ndarray) -> None:
         """As :meth:`forerun.core.protocols.LanguageModel.write_states`."""
         check_span(sequence, start, start + len(states), num_sequences=self.num_sequences, capacity=self.capacity)
+        table = self._tables.table(sequence, np.arange(start, start + len(states)))
         for place, layer in enumerate(self._layers):
-            attention.write_slots(layer.keys, layer.values, sequence, start, states[:, place])
+            attention.write_slots(layer.keys, layer.values, table, start, states[:, place])

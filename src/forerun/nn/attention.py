@@ -1,12 +1,14 @@
-"""Attention of a few rows over a slot cache, compiled by Numba.
+"""Attention of a few rows over a cache of blocks, compiled by Numba.
 
 Scores and mixed values are both products of a few rows with panels 32 floats wide, summed one step after the other by
 fused multiply-adds written out as LLVM vectors: nothing about a row's sums depends on the rows beside it, nor on how
-many slots beyond its own are spanned (their weights are exactly 0). Keys are cached transposed, in panels of 32 slots;
-values in rows padded to a multiple of 32.
+many slots beyond its own are spanned (their weights are exactly 0). A block holds 32 slots: keys transposed, values in
+rows padded to a multiple of 32. A table says in which block each 32 slots of a sequence lie, so sequences may share
+blocks, and nothing is copied for that.
 
 Numba's cache looks at the file of a kernel only: after a change to :func:`forerun.nn.row_kernels.exp`, touch this file.
-Shape legend as in :mod:`forerun.nn.row_kernels`; P panels of slots, W value width (D rounded up to 32), A ancestors.
+Shape legend as in :mod:`forerun.nn.row_kernels`; N blocks, P blocks of a sequence, W value width (D rounded up to 32),
+A ancestors.
 """
 
 from typing import Any
@@ -20,7 +22,7 @@ from forerun.core.memory import sparse_zeros
 from forerun.nn.row_kernels import FAST_OPTIONS, exp
 
 PANEL = 32
-"""Slots (or value dimensions) per panel: two vectors of 16 floats."""
+"""Slots of a block (or value dimensions) per panel: two vectors of 16 floats."""
 _TILE = 48
 """Query rows (rows times heads of a group) whose scores are held at a time."""
 _MAX_BLOCK = 12 if binding.get_host_cpu_features().get("avx512f", False) else 3
@@ -29,23 +31,20 @@ _FLOAT, _INT64 = ir.FloatType(), ir.IntType(64)
 _VECTOR = ir.VectorType(_FLOAT, 16)
 
 
-def empty_cache(
-    *, num_sequences: int, num_kv_heads: int, capacity: int, head_dim: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Allocate the keys and values of one layer; pages are touched as slots are used.
+def empty_cache(*, num_blocks: int, num_kv_heads: int, head_dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Allocate the keys and values of one layer; memory is touched as blocks are used.
 
     Args:
-        num_sequences: Sequences.
+        num_blocks: Blocks N of :data:`PANEL` slots.
         num_kv_heads: Key/value heads G.
-        capacity: Slots per sequence, a multiple of :data:`PANEL`.
         head_dim: Width D of a head.
 
     Returns:
-        float32 zeros: keys ``[sequences, G, P, D, 32]`` and values ``[sequences, G, 32 P, W]``.
+        float32 zeros: keys ``[N, G, D, 32]`` and values ``[N, G, 32, W]``.
     """
     width = -(-head_dim // PANEL) * PANEL
-    keys = sparse_zeros((num_sequences, num_kv_heads, capacity // PANEL, head_dim, PANEL))
-    return keys, sparse_zeros((num_sequences, num_kv_heads, capacity, width))
+    keys = sparse_zeros((num_blocks, num_kv_heads, head_dim, PANEL))
+    return keys, sparse_zeros((num_blocks, num_kv_heads, PANEL, width))
 
 
 def _emit_block(
@@ -58,8 +57,12 @@ def _emit_block(
     steps: Any,
     out: Any,
     out_bytes: Any,
+    goes_on: Any,
 ) -> None:
-    """Emit ``out[r, :32] = sum over steps of rows[r, step] * panel[step, :32]``; strides are in bytes."""
+    """Emit ``out[r, :32] = sum over steps of rows[r, step] * panel[step, :32]``; strides are in bytes.
+
+    Where ``goes_on`` is not 0, the sum begins with what ``out`` holds.
+    """
     fma = builder.module.declare_intrinsic(
         "llvm.fma.v16f32", fnty=ir.FunctionType(_VECTOR, (_VECTOR, _VECTOR, _VECTOR))
     )
@@ -72,6 +75,15 @@ def _emit_block(
     def load(address: Any, kind: Any) -> Any:
         return builder.load(builder.inttoptr(address, kind.as_pointer()), align=4)
 
+    def place(index: int) -> Any:
+        offset = builder.mul(out_bytes, ir.Constant(_INT64, index // 2))
+        return at(out, offset, ir.Constant(_INT64, 64 * (index % 2)))
+
+    is_continued = builder.icmp_signed("!=", goes_on, ir.Constant(_INT64, 0))
+    begun = [
+        builder.select(is_continued, load(place(index), _VECTOR), ir.Constant(_VECTOR, None))
+        for index in range(2 * num_rows)
+    ]
     before, loop = builder.block, builder.append_basic_block("mix.loop")
     after = builder.append_basic_block("mix.end")
     builder.branch(loop)
@@ -88,16 +100,15 @@ def _emit_block(
         lane = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
         spread = builder.shuffle_vector(lane, lane, ir.Constant(ir.VectorType(ir.IntType(32), 16), [0] * 16))
         updated += [builder.call(fma, (spread, halves[half], sums[2 * row + half])) for half in (0, 1)]
-    for place, value in zip(sums, updated, strict=True):
-        place.add_incoming(ir.Constant(_VECTOR, None), before)
-        place.add_incoming(value, loop)
+    for held, initial, value in zip(sums, begun, updated, strict=True):
+        held.add_incoming(initial, before)
+        held.add_incoming(value, loop)
     following = builder.add(step, ir.Constant(_INT64, 1))
     step.add_incoming(following, loop)
     builder.cbranch(builder.icmp_signed("<", following, steps), loop, after)
     builder.position_at_end(after)
     for index, value in enumerate(updated):
-        place = at(out, builder.mul(out_bytes, ir.Constant(_INT64, index // 2)), ir.Constant(_INT64, 64 * (index % 2)))
-        builder.store(value, builder.inttoptr(place, _VECTOR.as_pointer()), align=4)
+        builder.store(value, builder.inttoptr(place(index), _VECTOR.as_pointer()), align=4)
 
 
 def _block_function(num_rows: int) -> Any:
@@ -111,12 +122,13 @@ def _block_function(num_rows: int) -> Any:
         steps: Any,
         out: Any,
         out_bytes: Any,
+        goes_on: Any,
     ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             _emit_block(builder, num_rows, *args)
             return context.get_dummy_value()
 
-        return types.void(*(types.intp,) * 7), codegen
+        return types.void(*(types.intp,) * 8), codegen
 
     return block
 
@@ -126,27 +138,38 @@ _block_1, _block_2, _block_3, _block_6, _block_12 = (_block_function(num_rows) f
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _multiply_panel(
-    num_rows: Any, rows: Any, row_bytes: Any, panel: Any, panel_bytes: Any, steps: Any, out: Any, out_bytes: Any
+    num_rows: Any,
+    rows: Any,
+    row_bytes: Any,
+    panel: Any,
+    panel_bytes: Any,
+    steps: Any,
+    out: Any,
+    out_bytes: Any,
+    goes_on: Any,
 ) -> None:
-    """Multiply rows by one panel; all addresses and strides are in bytes, ``steps`` is at least 1."""
+    """Multiply rows by one panel, adding to what ``out`` holds if ``goes_on`` is not 0.
+
+    All addresses and strides are in bytes, ``steps`` is at least 1.
+    """
     done = 0
     while done < num_rows:
         left = num_rows - done
         address, target = rows + done * row_bytes, out + done * out_bytes
         if left >= 12 and _MAX_BLOCK >= 12:
-            _block_12(address, row_bytes, panel, panel_bytes, steps, target, out_bytes)
+            _block_12(address, row_bytes, panel, panel_bytes, steps, target, out_bytes, goes_on)
             done += 12
         elif left >= 6 and _MAX_BLOCK >= 6:
-            _block_6(address, row_bytes, panel, panel_bytes, steps, target, out_bytes)
+            _block_6(address, row_bytes, panel, panel_bytes, steps, target, out_bytes, goes_on)
             done += 6
         elif left >= 3:
-            _block_3(address, row_bytes, panel, panel_bytes, steps, target, out_bytes)
+            _block_3(address, row_bytes, panel, panel_bytes, steps, target, out_bytes, goes_on)
             done += 3
         elif left >= 2:
-            _block_2(address, row_bytes, panel, panel_bytes, steps, target, out_bytes)
+            _block_2(address, row_bytes, panel, panel_bytes, steps, target, out_bytes, goes_on)
             done += 2
         else:
-            _block_1(address, row_bytes, panel, panel_bytes, steps, target, out_bytes)
+            _block_1(address, row_bytes, panel, panel_bytes, steps, target, out_bytes, goes_on)
             done += 1
 
 
@@ -193,6 +216,7 @@ def attend(
     queries: np.ndarray,
     keys: np.ndarray,
     values: np.ndarray,
+    tables: np.ndarray,
     sequences: np.ndarray,
     lengths: np.ndarray,
     ancestors: np.ndarray,
@@ -203,8 +227,9 @@ def attend(
 
     Args:
         queries: float32 ``[G, M group, D]``, scaled by ``D ** -0.5``; the heads of a row adjacent.
-        keys: float32 ``[sequences, G, P, D, 32]``.
-        values: float32 ``[sequences, G, 32 P, W]``.
+        keys: float32 ``[N, G, D, 32]``, contiguous.
+        values: float32 ``[N, G, 32, W]``, contiguous.
+        tables: int64 ``[sequences, P]``, the block of each 32 slots; those of slots that no row sees are not read.
         sequences: int64 ``[M]``, ascending.
         lengths: int64 ``[M]``, slots of the prefix.
         ancestors: int64 ``[M, A]``, further slots, ascending and beyond the prefix.
@@ -225,6 +250,8 @@ def attend(
     score_bytes, head_bytes = scores.shape[1] * 4, head_dim * 4
     # Signed, for Numba adds an unsigned to a signed integer in floating point.
     scores_base, mixed_base = np.int64(scores.ctypes.data), np.int64(mixed.ctypes.data)
+    keys_base, values_base = np.int64(keys.ctypes.data), np.int64(values.ctypes.data)
+    keys_bytes, values_bytes = head_dim * PANEL * 4, PANEL * width * 4
     first = 0
     while first < num_rows:
         sequence, stop, span = sequences[first], first, 1
@@ -235,16 +262,19 @@ def attend(
         count = (stop - first) * group
         for g in range(num_kv_heads):
             asked = np.int64(queries[g, first * group :].ctypes.data)
-            keys_base, values_base = np.int64(keys[sequence, g].ctypes.data), np.int64(values[sequence, g].ctypes.data)
             for p in range(-(-span // PANEL)):
-                panel, target = keys_base + p * head_dim * PANEL * 4, scores_base + p * PANEL * 4
-                _multiply_panel(count, asked, head_bytes, panel, PANEL * 4, head_dim, target, score_bytes)
+                panel = keys_base + (tables[sequence, p] * num_kv_heads + g) * keys_bytes
+                target = scores_base + p * PANEL * 4
+                _multiply_panel(count, asked, head_bytes, panel, PANEL * 4, head_dim, target, score_bytes, 0)
             for row in range(count):
                 m = first + row // group
                 totals[row] = mask_exp(scores[row, :span], lengths[m], ancestors[m], num_ancestors[m])
-            for d in range(0, width, PANEL):
-                panel, target = values_base + d * 4, mixed_base + d * 4
-                _multiply_panel(count, scores_base, score_bytes, panel, width * 4, span, target, width * 4)
+            for p in range(-(-span // PANEL)):
+                weights, steps = scores_base + p * PANEL * 4, min(PANEL, span - p * PANEL)
+                held = values_base + (tables[sequence, p] * num_kv_heads + g) * values_bytes
+                for d in range(0, width, PANEL):
+                    panel, target = held + d * 4, mixed_base + d * 4
+                    _multiply_panel(count, weights, score_bytes, panel, width * 4, steps, target, width * 4, p)
             for row in range(count):
                 inverse = np.float32(1.0) / totals[row]
                 base = (g * group + row % group) * head_dim
@@ -254,57 +284,60 @@ def attend(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def move_slots(keys: np.ndarray, values: np.ndarray, sequence: int, sources: np.ndarray, targets: np.ndarray) -> None:
+def move_slots(
+    keys: np.ndarray, values: np.ndarray, table: np.ndarray, sources: np.ndarray, targets: np.ndarray
+) -> None:
     """Copy slots of a sequence onto others, all sources read before a target is written.
 
     Args:
-        keys: float32 ``[sequences, G, P, D, 32]``.
-        values: float32 ``[sequences, G, 32 P, W]``.
-        sequence: Which sequence.
+        keys: float32 ``[N, G, D, 32]``.
+        values: float32 ``[N, G, 32, W]``.
+        table: int64 ``[P]``, the sequence's blocks.
         sources: int64 slots.
         targets: int64 slots, as many.
     """
-    head_dim, width = keys.shape[3], values.shape[3]
+    head_dim, width = keys.shape[2], values.shape[3]
     held = np.empty((len(sources), head_dim + width), np.float32)
     for g in range(keys.shape[1]):
-        cached_keys, cached_values = keys[sequence, g], values[sequence, g]
         for i, slot in enumerate(sources):
+            block, lane = table[slot // PANEL], slot % PANEL
             for d in range(head_dim):
-                held[i, d] = cached_keys[slot // PANEL, d, slot % PANEL]
+                held[i, d] = keys[block, g, d, lane]
             for d in range(width):
-                held[i, head_dim + d] = cached_values[slot, d]
+                held[i, head_dim + d] = values[block, g, lane, d]
         for i, slot in enumerate(targets):
+            block, lane = table[slot // PANEL], slot % PANEL
             for d in range(head_dim):
-                cached_keys[slot // PANEL, d, slot % PANEL] = held[i, d]
+                keys[block, g, d, lane] = held[i, d]
             for d in range(width):
-                cached_values[slot, d] = held[i, head_dim + d]
+                values[block, g, lane, d] = held[i, head_dim + d]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def read_slots(keys: np.ndarray, values: np.ndarray, sequence: int, start: int, states: np.ndarray) -> None:
+def read_slots(keys: np.ndarray, values: np.ndarray, table: np.ndarray, start: int, states: np.ndarray) -> None:
     """Copy cached keys and values of neighbouring slots out.
 
     Args:
-        keys: float32 ``[sequences, G, P, D, 32]``.
-        values: float32 ``[sequences, G, 32 P, W]``.
-        sequence: Which sequence.
+        keys: float32 ``[N, G, D, 32]``.
+        values: float32 ``[N, G, 32, W]``.
+        table: int64 ``[P]``, the sequence's blocks.
         start: First slot.
         states: float ``[num_slots, 2, G, D]``, written: keys, then values.
     """
     for i in range(states.shape[0]):
-        panel, lane = divmod(start + i, PANEL)
+        block, lane = table[(start + i) // PANEL], (start + i) % PANEL
         for g in range(states.shape[2]):
             for d in range(states.shape[3]):
-                states[i, 0, g, d] = keys[sequence, g, panel, d, lane]
-                states[i, 1, g, d] = values[sequence, g, start + i, d]
+                states[i, 0, g, d] = keys[block, g, d, lane]
+                states[i, 1, g, d] = values[block, g, lane, d]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def write_slots(keys: np.ndarray, values: np.ndarray, sequence: int, start: int, states: np.ndarray) -> None:
+def write_slots(keys: np.ndarray, values: np.ndarray, table: np.ndarray, start: int, states: np.ndarray) -> None:
     """Copy keys and values into neighbouring slots of the cache: the inverse of :func:`read_slots`."""
     for i in range(states.shape[0]):
-        panel, lane = divmod(start + i, PANEL)
+        block, lane = table[(start + i) // PANEL], (start + i) % PANEL
         for g in range(states.shape[2]):
             for d in range(states.shape[3]):
-                keys[sequence, g, panel, d, lane] = states[i, 0, g, d]
-                values[sequence, g, start + i, d] = states[i, 1, g, d]
+                keys[block, g, d, lane] = states[i, 0, g, d]
+                values[block, g, lane, d] = states[i, 1, g, d]

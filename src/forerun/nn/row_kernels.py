@@ -158,8 +158,8 @@ def write_qkv(
     cos: np.ndarray,
     sin: np.ndarray,
     positions: np.ndarray,
-    sequences: np.ndarray,
-    slots: np.ndarray,
+    blocks: np.ndarray,
+    lanes: np.ndarray,
     queries: np.ndarray,
     keys: np.ndarray,
     values: np.ndarray,
@@ -175,19 +175,19 @@ def write_qkv(
         cos: float32 ``[max_len, D / 2]``.
         sin: As ``cos``.
         positions: int64 ``[M]``, rotary positions.
-        sequences: int64 ``[M]``, whose cache each row writes to.
-        slots: int64 ``[M]``, and where.
+        blocks: int64 ``[M]``, the block that each row writes to.
+        lanes: int64 ``[M]``, and which of its slots.
         queries: float32 ``[G, M group, D]``, written, already multiplied by ``D ** -0.5``.
-        keys: float32 ``[sequences, G, P, D, 32]``, written; layout of :mod:`forerun.nn.attention`.
-        values: float32 ``[sequences, G, 32 P, W]``, written.
+        keys: float32 ``[N, G, D, 32]``, written; layout of :mod:`forerun.nn.attention`.
+        values: float32 ``[N, G, 32, W]``, written.
     """
-    num_kv_heads, head_dim, panel = keys.shape[1], keys.shape[3], keys.shape[4]
+    num_kv_heads, head_dim = keys.shape[1], keys.shape[2]
     num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
     group = num_heads // num_kv_heads
     softmax_scale = np.float32(1.0 / math.sqrt(head_dim))
     head = np.empty(head_dim, np.float32)
     for m in range(qkv.shape[0]):
-        row, position, sequence, slot = qkv[m], positions[m], sequences[m], slots[m]
+        row, position, block, lane = qkv[m], positions[m], blocks[m], lanes[m]
         for h in range(num_heads + 2 * num_kv_heads):
             base = h * head_dim
             for d in range(head_dim):
@@ -206,11 +206,11 @@ def write_qkv(
                 if k_norm.shape[0] > 0:
                     _rms_norm_head(head, k_norm, eps)
                 _rotate_head(head, cos[position], sin[position])
-                cached = keys[sequence, h - num_heads, slot // panel]
+                cached = keys[block, h - num_heads]
                 for d in range(head_dim):
-                    cached[d, slot % panel] = head[d]
+                    cached[d, lane] = head[d]
             else:
-                kept = values[sequence, h - num_heads - num_kv_heads, slot]
+                kept = values[block, h - num_heads - num_kv_heads, lane]
                 for d in range(head_dim):
                     kept[d] = head[d]
 

@@ -74,13 +74,13 @@ def test_queries_keys_and_values_go_where_they_belong(has_bias, has_norm, num_he
     qkv, bias = random(num_rows, all_heads * head_dim), random(all_heads * head_dim, seed=1)
     q_norm, k_norm = random(head_dim, seed=2), random(head_dim, seed=3)
     angles = random(50, head_dim // 2, seed=4)
-    sequences, slots = np.array([0, 0, 2, 2]), np.array([0, 33, 5, 63])
+    blocks, lanes = np.array([0, 3, 1, 1]), np.array([0, 31, 5, 13])
     positions = np.array([0, 12, 5, 49])
-    keys, values = attention.empty_cache(num_sequences=3, num_kv_heads=num_kv_heads, capacity=64, head_dim=head_dim)
+    keys, values = attention.empty_cache(num_blocks=4, num_kv_heads=num_kv_heads, head_dim=head_dim)
     queries = np.zeros((num_kv_heads, num_rows * num_heads // num_kv_heads, head_dim), np.float32)
     kernels.write_qkv(
         qkv, bias if has_bias else empty, q_norm if has_norm else empty, k_norm if has_norm else empty, eps,
-        np.cos(angles), np.sin(angles), positions, sequences, slots, queries, keys, values,
+        np.cos(angles), np.sin(angles), positions, blocks, lanes, queries, keys, values,
     )  # fmt: skip
 
     heads = (qkv.astype(np.float64) + (bias if has_bias else 0)).reshape(num_rows, all_heads, head_dim)
@@ -95,9 +95,9 @@ def test_queries_keys_and_values_go_where_they_belong(has_bias, has_norm, num_he
 
     expected = turned(q, q_norm).reshape(num_rows, num_kv_heads, -1, head_dim).swapaxes(0, 1) * head_dim**-0.5
     np.testing.assert_allclose(queries, expected.reshape(queries.shape), atol=2e-5)
-    by_slot = keys.swapaxes(-1, -2).reshape(3, num_kv_heads, 64, head_dim)
-    np.testing.assert_allclose(by_slot[sequences, :, slots], turned(k, k_norm), atol=2e-5)
-    np.testing.assert_allclose(values[sequences, :, slots, :head_dim], v, atol=1e-6)
+    by_slot = keys.swapaxes(-1, -2)
+    np.testing.assert_allclose(by_slot[blocks, :, lanes], turned(k, k_norm), atol=2e-5)
+    np.testing.assert_allclose(values[blocks, :, lanes, :head_dim], v, atol=1e-6)
     assert np.count_nonzero(by_slot.any(axis=(1, 3))) == num_rows
     assert np.count_nonzero(values.any(axis=(1, 3))) == num_rows
     assert not values[..., head_dim:].any()
@@ -121,11 +121,10 @@ def visible_slots(draw) -> tuple[int, list[int]]:
 def test_attention_sees_the_prefix_and_the_branch(seen, shape, size, seed):
     num_kv_heads, group, head_dim = shape
     rng, num_rows, num_sequences = np.random.default_rng(seed), len(seen), 3
-    keys, values = attention.empty_cache(
-        num_sequences=num_sequences, num_kv_heads=num_kv_heads, capacity=96, head_dim=head_dim
-    )
+    keys, values = attention.empty_cache(num_blocks=7, num_kv_heads=num_kv_heads, head_dim=head_dim)
     keys[...] = rng.standard_normal(keys.shape)
     values[..., :head_dim] = rng.standard_normal((*values.shape[:3], head_dim))
+    tables = np.array([rng.permutation(7)[:3] for _ in range(num_sequences)])  # sequences may share blocks
     queries = (rng.standard_normal((num_kv_heads, num_rows * group, head_dim)) * size).astype(np.float32)
     sequences = np.sort(rng.integers(0, num_sequences, num_rows))
     lengths, num_ancestors = np.array([length for length, _ in seen]), np.array([len(slots) for _, slots in seen])
@@ -133,40 +132,43 @@ def test_attention_sees_the_prefix_and_the_branch(seen, shape, size, seed):
     for m, (_, slots) in enumerate(seen):
         ancestors[m, : len(slots)] = slots
     out = np.full((num_rows, num_kv_heads * group * head_dim), np.nan, np.float32)
-    attention.attend(queries, keys, values, sequences, lengths, ancestors, num_ancestors, out)
+    attention.attend(queries, keys, values, tables, sequences, lengths, ancestors, num_ancestors, out)
 
-    by_slot = keys.swapaxes(-1, -2).reshape(num_sequences, num_kv_heads, 96, head_dim).astype(np.float64)
+    def by_slot(cached: np.ndarray) -> np.ndarray:
+        return cached[tables].swapaxes(1, 2).reshape(num_sequences, num_kv_heads, 96, -1).astype(np.float64)
+
+    held_keys, held_values = by_slot(keys.swapaxes(-1, -2)), by_slot(values)
     heads = out.reshape(num_rows, num_kv_heads, group, head_dim)
     for m, (length, slots) in enumerate(seen):
         places = [*range(length), *slots]
         for g in range(num_kv_heads):
             asked = queries[g, m * group : (m + 1) * group].astype(np.float64)
-            scores = asked @ by_slot[sequences[m], g, places].T
+            scores = asked @ held_keys[sequences[m], g, places].T
             weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-            expected = weights / weights.sum(axis=1, keepdims=True) @ values[sequences[m], g, places, :head_dim]
+            expected = weights / weights.sum(axis=1, keepdims=True) @ held_values[sequences[m], g, places, :head_dim]
             np.testing.assert_allclose(heads[m, g], expected, atol=1e-4)
     for m in range(num_rows):  # alone, bitwise the same
         alone = np.empty((1, out.shape[1]), np.float32)
         part = slice(m, m + 1)
         asked = np.ascontiguousarray(queries[:, m * group : (m + 1) * group])
         attention.attend(
-            asked, keys, values, sequences[part], lengths[part], ancestors[part], num_ancestors[part], alone
+            asked, keys, values, tables, sequences[part], lengths[part], ancestors[part], num_ancestors[part], alone
         )
         np.testing.assert_array_equal(alone[0], out[m])
 
 
 def test_slots_trade_places():
-    keys, values = attention.empty_cache(num_sequences=2, num_kv_heads=2, capacity=64, head_dim=8)
+    keys, values = attention.empty_cache(num_blocks=4, num_kv_heads=2, head_dim=8)
     keys[...], values[...] = random(*keys.shape), random(*values.shape, seed=1)
     old_keys, old_values = keys.copy(), values.copy()
-    attention.move_slots(keys, values, 1, np.array([3, 40, 41]), np.array([40, 3, 63]))
-    by_slot, old_by_slot = (x.swapaxes(-1, -2).reshape(2, 2, 64, 8) for x in (keys, old_keys))
+    table = np.array([3, 1])
+    attention.move_slots(keys, values, table, np.array([3, 40, 41]), np.array([40, 3, 63]))
     order = np.arange(64)
     order[[40, 3, 63]] = [3, 40, 41]
-    np.testing.assert_array_equal(by_slot[1], old_by_slot[1][:, order])
-    np.testing.assert_array_equal(values[1], old_values[1][:, order])
-    np.testing.assert_array_equal(by_slot[0], old_by_slot[0])
-    np.testing.assert_array_equal(values[0], old_values[0])
+    for cached, old in ((keys.swapaxes(-1, -2), old_keys.swapaxes(-1, -2)), (values, old_values)):
+        now, before = (np.concatenate(list(some[table]), axis=1) for some in (cached, old))
+        np.testing.assert_array_equal(now, before[:, order])
+        np.testing.assert_array_equal(cached[[0, 2]], old[[0, 2]])
 
 
 @settings(max_examples=60, deadline=None)

@@ -133,6 +133,7 @@ class EngineThread:
             scheduler=SchedulerConfig(
                 max_num_seqs=resources.target.num_sequences,
                 max_num_batched_tokens=config.max_num_batched_tokens,
+                max_cached_tokens=config.max_cached_tokens,
                 reuses_prefixes=config.reuses_prefixes and len(resources.layer_ids) > 0,
                 preempts=True,
             ),
