@@ -29,12 +29,12 @@ that replaces a rejected one, ``sample`` draws a bonus or AR token, ``coupling``
 
 _PURPOSE_CODE: Final[dict[Purpose, int]] = {"draft": 0, "accept": 1, "residual": 2, "sample": 3, "coupling": 4}
 _MASK: Final = (1 << 64) - 1
-_WEYL: Final = 0x9E3779B97F4A7C15
-_MULTIPLIER_1: Final = 0xBF58476D1CE4E5B9
-_MULTIPLIER_2: Final = 0x94D049BB133111EB
-_CELL: Final = 2.0**-52
+WEYL: Final = 0x9E3779B97F4A7C15
+MULTIPLIER_1: Final = 0xBF58476D1CE4E5B9
+MULTIPLIER_2: Final = 0x94D049BB133111EB
+CELL: Final = 2.0**-52
 _LN2: Final = math.log(2.0)
-_SQRT_HALF_BITS: Final = 0x3FE6A09E667F3BCD
+SQRT_HALF_BITS: Final = 0x3FE6A09E667F3BCD
 """The float64 sqrt(1/2) as an integer: the lower end of the range to which the logarithm reduces its argument."""
 
 _COMMON_CELLS: Final = 2**52 - 2**44
@@ -69,7 +69,7 @@ def _float_of(typingctx: Any, bits: Any) -> Any:
 def _log(x: Any) -> Any:
     """Return log(x) for a normal positive float64, within 1e-15 relative or absolute; vectorises, unlike libm's."""
     bits = _bits_of(x)  # pyright: ignore[reportCallIssue] (Numba passes the typing context)
-    exponent = (bits - _SQRT_HALF_BITS) >> 52
+    exponent = (bits - SQRT_HALF_BITS) >> 52
     f = _float_of(bits - (exponent << 52)) - 1.0
     # log(1 + f) = 2 artanh(s) with |s| <= 0.172, so that s**22 / 23 is below one unit in the last place.
     s = f / (2.0 + f)
@@ -90,15 +90,15 @@ def _log(x: Any) -> Any:
 @njit(inline="always", **_OPTIONS)
 def _cell(key: Any, token_id: Any) -> Any:
     """Return the cell, 52 random bits, of one vocabulary id in the stream of ``key``."""
-    z = key + (np.uint64(token_id) + np.uint64(1)) * np.uint64(_WEYL)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(_MULTIPLIER_1)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(_MULTIPLIER_2)
+    z = key + (np.uint64(token_id) + np.uint64(1)) * np.uint64(WEYL)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(MULTIPLIER_1)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(MULTIPLIER_2)
     return np.int64((z ^ (z >> np.uint64(31))) >> np.uint64(12))
 
 
 @njit(inline="always", **_OPTIONS)
 def _gumbel(cell: Any) -> Any:
-    return np.float32(-_log(-_log((np.float64(cell) + 0.5) * _CELL)))
+    return np.float32(-_log(-_log((np.float64(cell) + 0.5) * CELL)))
 
 
 @njit(**_OPTIONS)
@@ -143,8 +143,8 @@ def _perturbed_argmax(key: Any, scores: Any, ids: Any, mode: Any) -> Any:
 
 
 def _mixed(word: int) -> int:
-    word = ((word ^ (word >> 30)) * _MULTIPLIER_1) & _MASK
-    word = ((word ^ (word >> 27)) * _MULTIPLIER_2) & _MASK
+    word = ((word ^ (word >> 30)) * MULTIPLIER_1) & _MASK
+    word = ((word ^ (word >> 27)) * MULTIPLIER_2) & _MASK
     return word ^ (word >> 31)
 
 
@@ -160,9 +160,9 @@ def stream_key(seed: int, request: int, position: int, purpose: Purpose) -> int:
     Returns:
         An integer in [0, 2**64).
     """
-    key = _mixed((seed + _WEYL) & _MASK)
+    key = _mixed((seed + WEYL) & _MASK)
     for word in (request, position, _PURPOSE_CODE[purpose]):
-        key = _mixed((key + (word + 1) * _WEYL) & _MASK)
+        key = _mixed((key + (word + 1) * WEYL) & _MASK)
     return key
 
 
@@ -178,8 +178,8 @@ def uniform(seed: int, request: int, position: int, purpose: Purpose) -> float:
     Returns:
         The midpoint of one of 2**52 equal cells.
     """
-    cell = _mixed((stream_key(seed, request, position, purpose) + _WEYL) & _MASK) >> 12
-    return (cell + 0.5) * _CELL
+    cell = _mixed((stream_key(seed, request, position, purpose) + WEYL) & _MASK) >> 12
+    return (cell + 0.5) * CELL
 
 
 def gumbel_row(

@@ -5,12 +5,14 @@ tested against. Shape legend: B batch, T query positions, S key positions, E hid
 D head_dim, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, scaled_dot_product_attention, silu
+from torch.nn.functional import dropout, linear, scaled_dot_product_attention, silu
 from torch.utils.checkpoint import checkpoint
 
 from forerun.models.config import DecoderConfig
@@ -36,13 +38,7 @@ class DecoderAttention(nn.Module):
         self, x_BTE: Tensor, cos_BTD: Tensor, sin_BTD: Tensor, *, mask: Tensor | None, cache: "KeyValueCache | None"
     ) -> Tensor:
         """Attend; where a cache is given, hand it this call's keys and values and attend to what it returns."""
-        config = self.config
-        heads = (*x_BTE.shape[:2], -1, config.head_dim)
-        q_BTHD, k_BTGD = self.q_proj(x_BTE).view(heads), self.k_proj(x_BTE).view(heads)
-        v_BTGD = self.v_proj(x_BTE).view(heads)
-        if config.qk_norm:
-            q_BTHD, k_BTGD = self.q_norm(q_BTHD), self.k_norm(k_BTGD)
-        q_BTHD, k_BTGD = apply_rope(q_BTHD, cos_BTD, sin_BTD), apply_rope(k_BTGD, cos_BTD, sin_BTD)
+        q_BTHD, k_BTGD, v_BTGD = self.heads(x_BTE, cos_BTD, sin_BTD)
         k_BGSD, v_BGSD = k_BTGD.transpose(1, 2), v_BTGD.transpose(1, 2)
         if cache is not None:
             k_BGSD, v_BGSD = cache.append(k_BGSD, v_BGSD)
@@ -52,9 +48,18 @@ class DecoderAttention(nn.Module):
             v_BGSD,
             attn_mask=mask,
             is_causal=mask is None,
-            enable_gqa=config.num_heads != config.num_kv_heads,
+            enable_gqa=self.config.num_heads != self.config.num_kv_heads,
         )
         return self.o_proj(y_BHTD.transpose(1, 2).reshape(*x_BTE.shape[:2], -1))
+
+    def heads(self, x_BTE: Tensor, cos_BTD: Tensor, sin_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries ``[B, T, H, D]``, keys and values ``[B, T, G, D]``; queries and keys are rotated."""
+        heads = (*x_BTE.shape[:2], -1, self.config.head_dim)
+        q_BTHD, k_BTGD = self.q_proj(x_BTE).view(heads), self.k_proj(x_BTE).view(heads)
+        if self.config.qk_norm:
+            q_BTHD, k_BTGD = self.q_norm(q_BTHD), self.k_norm(k_BTGD)
+        v_BTGD = self.v_proj(x_BTE).view(heads)
+        return apply_rope(q_BTHD, cos_BTD, sin_BTD), apply_rope(k_BTGD, cos_BTD, sin_BTD), v_BTGD
 
 
 class DecoderMlp(nn.Module):
@@ -149,11 +154,27 @@ class Decoder(nn.Module):
         )
         self.register_buffer("rope_freqs", frequencies, persistent=False)
 
+    def head(self, vocab_ids: np.ndarray | None) -> Callable[[Tensor], Tensor]:
+        """Return the map from last hidden states to logits.
+
+        Args:
+            vocab_ids: Rows of the output head to keep, in order; a copy is made of them. ``None`` keeps the whole head.
+        """
+        if vocab_ids is None:
+            return self.lm_head
+        weight = self.lm_head.weight.detach()
+        return partial(linear, weight=weight[torch.from_numpy(vocab_ids).to(weight.device)])
+
     def set_dropout(self, share: float) -> None:
         """Leave out a share of what every attention and MLP adds, in training."""
         for layer in self.layers:
             assert isinstance(layer, DecoderLayer)
             layer.dropout = share
+
+    def rotations(self, positions_BT: Tensor, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines ``[B, T, D / 2]`` of the rotary angles of positions."""
+        angles = positions_BT.unsqueeze(-1).float() * self.get_buffer("rope_freqs")
+        return angles.cos().to(dtype), angles.sin().to(dtype)
 
     def hidden_states(
         self,
@@ -175,8 +196,7 @@ class Decoder(nn.Module):
         if positions_BT is None:
             positions_BT = torch.arange(token_ids_BT.shape[1], device=token_ids_BT.device).expand_as(token_ids_BT)
         x_BTE = self.embed_tokens(token_ids_BT)
-        angles = positions_BT.unsqueeze(-1).float() * self.get_buffer("rope_freqs")
-        cos_BTD, sin_BTD = angles.cos().to(x_BTE.dtype), angles.sin().to(x_BTE.dtype)
+        cos_BTD, sin_BTD = self.rotations(positions_BT, dtype=x_BTE.dtype)
         window = self.config.sliding_window
         if window is not None and mask is None and token_ids_BT.shape[1] > window:
             distance = positions_BT.unsqueeze(-1) - positions_BT.unsqueeze(-2)

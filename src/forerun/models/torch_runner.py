@@ -1,4 +1,4 @@
-"""The plain path: the PyTorch decoder behind a slot cache, for float weights, for any device, and as the slow twin.
+"""The plain path: the PyTorch decoder behind a slot cache, for float weights on a CPU, and the slow twin of the others.
 
 Shape legend: M rows, C sequences of a pass, R rows of the longest of them (shorter ones are padded), G key/value heads,
 D head_dim, S slots spanned.
@@ -6,16 +6,15 @@ D head_dim, S slots spanned.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from forerun.core.rows import Rows
-from forerun.models.cache_bounds import check_cache_size, check_rows, check_slots, check_span
+from forerun.models.cache_bounds import check_rows
 from forerun.models.decoder import Decoder
+from forerun.models.slot_cache import SlotCache
 
 
 class TorchRunner:
@@ -40,32 +39,22 @@ class TorchRunner:
     def __init__(
         self, decoder: Decoder, *, num_sequences: int = 1, capacity: int = 2048, vocab_ids: np.ndarray | None = None
     ) -> None:
-        check_cache_size(num_sequences=num_sequences, capacity=capacity)
         self.config = decoder.config
         self.num_sequences = num_sequences
         self.capacity = capacity
         self.vocab_ids = vocab_ids
         self._decoder = decoder
-        head = decoder.lm_head.weight.detach()
-        self._device = head.device
-        self._head, self._num_columns = decoder.lm_head, self.config.vocab_size
-        if vocab_ids is not None:
-            reduced = head[torch.from_numpy(vocab_ids).to(head.device)]
-            self._head, self._num_columns = partial(linear, weight=reduced), len(vocab_ids)
-        cache = (num_sequences, self.config.num_kv_heads, capacity, self.config.head_dim)
-        self._caches = [
-            (
-                torch.zeros(cache, dtype=head.dtype, device=head.device),
-                torch.zeros(cache, dtype=head.dtype, device=head.device),
-            )
-            for _ in range(self.config.num_layers)
-        ]
-        self._positions = torch.zeros((num_sequences, capacity), dtype=torch.int64, device=head.device)
+        weight = decoder.lm_head.weight
+        self._device = weight.device
+        self._head = decoder.head(vocab_ids)
+        self._cache = SlotCache(
+            self.config, num_sequences=num_sequences, capacity=capacity, dtype=weight.dtype, device=weight.device
+        )
 
     @property
     def vocab_size(self) -> int:
         """Columns of the logits."""
-        return self._num_columns
+        return self.config.vocab_size if self.vocab_ids is None else len(self.vocab_ids)
 
     @torch.inference_mode()
     def forward(self, rows: Rows, *, logit_rows: np.ndarray | None = None) -> np.ndarray:
@@ -87,8 +76,8 @@ class TorchRunner:
         span = int(max((rows.slots + 1).max(), rows.lengths.max(), (rows.ancestors + 1).max()))
         cell_M = (self._tensor(row_sequence), self._tensor(row_place))
         target_M = (self._tensor(rows.sequences), self._tensor(rows.slots))
-        self._positions[target_M] = self._tensor(rows.positions)
-        held_CS = self._positions[self._tensor(sequences), :span]
+        self._cache.positions[target_M] = self._tensor(rows.positions)
+        held_CS = self._cache.positions[self._tensor(sequences), :span]
 
         shape = (len(sequences), int(counts.max()))
         token_ids_CR, positions_CR = self._tensor(np.zeros(shape, np.int64)), self._tensor(np.zeros(shape, np.int64))
@@ -102,7 +91,7 @@ class TorchRunner:
             _PassCache(
                 keys=keys, values=values, cells=cell_M, targets=target_M, sequences=self._tensor(sequences), span=span
             )
-            for keys, values in self._caches
+            for keys, values in self._cache.layers()
         ]
         hidden_CRE = self._decoder.hidden_states(
             token_ids_CR, positions_BT=positions_CR, mask=visible_CRS.unsqueeze(1), caches=caches
@@ -123,34 +112,20 @@ class TorchRunner:
         return self._tensor(mask)
 
     def move_slots(self, sequence: int, sources: list[int], targets: list[int]) -> None:
-        """Copy cached keys and values of a sequence between slots (sources are read before targets are written).
+        """As :meth:`forerun.core.protocols.LanguageModel.move_slots`.
 
         Raises:
             RequestError: The sequence or a slot lies outside the cache.
         """
-        check_slots(sequence, sources, targets, num_sequences=self.num_sequences, capacity=self.capacity)
-        for keys, values in self._caches:
-            keys[sequence][:, targets] = keys[sequence][:, sources]
-            values[sequence][:, targets] = values[sequence][:, sources]
-        self._positions[sequence][targets] = self._positions[sequence][sources]
+        self._cache.move_slots(sequence, sources, targets)
 
     def read_states(self, sequence: int, start: int, stop: int, *, layer_ids: Sequence[int]) -> np.ndarray:
         """As :meth:`forerun.core.protocols.LanguageModel.read_states`."""
-        check_span(sequence, start, stop, num_sequences=self.num_sequences, capacity=self.capacity)
-        states_LKGSD = torch.stack(
-            [torch.stack([half[sequence, :, start:stop] for half in self._caches[index]]) for index in layer_ids]
-        )
-        return states_LKGSD.permute(3, 0, 1, 2, 4).float().cpu().numpy()
+        return self._cache.read_states(sequence, start, stop, layer_ids=layer_ids)
 
     def write_states(self, sequence: int, start: int, states: np.ndarray) -> None:
         """As :meth:`forerun.core.protocols.LanguageModel.write_states`."""
-        stop = start + len(states)
-        check_span(sequence, start, stop, num_sequences=self.num_sequences, capacity=self.capacity)
-        states_LKGSD = self._tensor(states).permute(1, 2, 3, 0, 4)
-        for halves, layer_KGSD in zip(self._caches, states_LKGSD, strict=True):
-            for half, values_GSD in zip(halves, layer_KGSD, strict=True):
-                half[sequence, :, start:stop] = values_GSD
-        self._positions[sequence, start:stop] = torch.arange(start, stop, device=self._device)
+        self._cache.write_states(sequence, start, states)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,211 @@
+"""The path for GPUs: passes of few fixed shapes, replayed as graphs, with tokens chosen where the logits are.
+
+One pass is one copy of integers to the device, one launch, and one copy back: token ids where that is enough, logits
+where sampling parameters need the host. The same functions run eagerly on a CPU, where tests hold them to the plain
+path (:class:`~forerun.models.torch_runner.TorchRunner`).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forerun.core.errors import ConfigError
+from forerun.core.rows import Rows
+from forerun.core.selection import Selection
+from forerun.models.cache_bounds import check_rows
+from forerun.models.decoder import Decoder
+from forerun.models.graph_pool import EagerRecorder, GraphPool, Pending, Recorder
+from forerun.models.packing import PackedLayout
+from forerun.models.row_grid import RowGrid
+from forerun.models.slot_cache import SlotCache
+from forerun.models.static_pass import PassGrid, StaticPass
+from forerun.nn.gumbel import select_tokens
+from forerun.nn.prefix_attention import AttentionBackend
+
+MAX_GRAPH_WIDTH = 32
+"""Rows of a sequence up to which a pass is replayed; longer ones, parts of prompts, have time for their launches."""
+
+
+class DeviceRunner:
+    """Runs a decoder by graphs of fixed shape, and owns its key/value cache.
+
+    Equal rows get equal logits up to rounding, which may depend on the shape of the pass.
+
+    Args:
+        decoder: The model; its parameters' dtype and device are those of the runner.
+        num_sequences: Sequences the cache holds.
+        capacity: Slots per sequence.
+        vocab_ids: Target ids of the rows of a reduced output head, ascending; ``None`` for the whole vocabulary.
+        recorder: Records graphs on the decoder's device; by default functions are run eagerly.
+        backend: How the common prefix of a sequence's rows is read.
+        num_tree_slots: Further slots of each sequence, for draft trees.
+
+    Raises:
+        ConfigError: ``num_sequences`` or ``capacity`` is below 1, or the recorder is of another device.
+
+    Effects:
+        Allocates the cache; graphs keep buffers of their own from the first pass of their shape on.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        num_sequences: int = 1,
+        capacity: int = 2048,
+        vocab_ids: np.ndarray | None = None,
+        recorder: Recorder | None = None,
+        backend: AttentionBackend = "matmul",
+        num_tree_slots: int = 0,
+    ) -> None:
+        weight = decoder.lm_head.weight
+        self.config, self.num_sequences, self.capacity = decoder.config, num_sequences, capacity
+        self.vocab_ids = vocab_ids
+        self.num_tree_slots = num_tree_slots
+        self.spare_slot = capacity + num_tree_slots
+        self.cache = SlotCache(
+            decoder.config,
+            num_sequences=num_sequences,
+            capacity=capacity,
+            num_spare=num_tree_slots + 1,
+            dtype=weight.dtype,
+            device=weight.device,
+        )
+        ids = np.arange(decoder.config.vocab_size) if vocab_ids is None else vocab_ids
+        self.column_ids = torch.from_numpy(ids).to(weight.device)
+        self.static = StaticPass(decoder, self.cache, decoder.head(vocab_ids), backend=backend)
+        self.recorder = recorder or EagerRecorder(weight.device)
+        if self.recorder.device != weight.device:
+            raise ConfigError(
+                f"a recorder for {self.recorder.device} and a model on {weight.device}: put both on one device"
+            )
+        self.graphs = GraphPool(self.recorder)
+
+    @property
+    def vocab_size(self) -> int:
+        """Columns of the logits."""
+        return len(self.column_ids)
+
+    def forward(self, rows: Rows, *, logit_rows: np.ndarray | None = None) -> np.ndarray:
+        """As :meth:`forerun.core.protocols.LanguageModel.forward`.
+
+        Raises:
+            RequestError: A row lies outside the cache or the vocabulary; nothing has been written then.
+        """
+        return self._run(rows, None, logit_rows)
+
+    def forward_ids(self, rows: Rows, selection: Selection, *, logit_rows: np.ndarray | None = None) -> np.ndarray:
+        """As :meth:`forerun.core.protocols.TokenModel.forward_ids`.
+
+        Raises:
+            RequestError: As :meth:`forward`.
+        """
+        return self._run(rows, selection, logit_rows)
+
+    def read(self, rows: Rows) -> Pending:
+        """Write the keys and values of rows, and return without waiting.
+
+        Raises:
+            RequestError: As :meth:`forward`.
+        """
+        return self._once(self._grid(rows, is_padded=False), np.zeros(0, np.int64), None)
+
+    def _run(self, rows: Rows, selection: Selection | None, logit_rows: np.ndarray | None) -> np.ndarray:
+        wanted = np.arange(len(rows)) if logit_rows is None else logit_rows
+        width = int(np.bincount(rows.sequences.clip(0)).max()) if len(rows) else 0
+        if width > MAX_GRAPH_WIDTH:
+            return self._once(self._grid(rows, is_padded=False), wanted, selection).result()
+        return self._replay(self._grid(rows, is_padded=True), wanted, selection)
+
+    def _grid(self, rows: Rows, *, is_padded: bool) -> RowGrid:
+        check_rows(rows, num_sequences=self.num_sequences, capacity=self.capacity, vocab_size=self.config.vocab_size)
+        return RowGrid.of(
+            rows,
+            num_sequences=self.num_sequences,
+            num_slots=self.capacity,
+            spare_slot=self.spare_slot,
+            is_padded=is_padded,
+        )
+
+    def _replay(self, grid: RowGrid, wanted: np.ndarray, selection: Selection | None) -> np.ndarray:
+        """Run a padded grid, choosing for every cell, and return what the wanted rows have."""
+        shape, of_all = grid.shape, (grid.shape.num_sequences, grid.shape.width)
+        choice_shapes = {} if selection is None else {"temperatures": of_all, "keys": of_all}
+        layout = PackedLayout(shape.array_shapes | choice_shapes, floats=frozenset({"temperatures"}))
+        cells = (grid.cells[0][wanted], grid.cells[1][wanted])
+        arrays = dict(grid.arrays)
+        has_noise = False
+        if selection is not None:
+            has_noise = selection.has_noise
+            for name, values, kind in (
+                ("temperatures", selection.temperatures, np.float64),
+                ("keys", selection.keys, np.int64),
+            ):
+                arrays[name] = np.zeros(of_all, kind)
+                arrays[name][cells] = values
+
+        def run(words: Tensor) -> Tensor:
+            inputs = layout.unpack(words)
+            logits = self.static.logits(_pass_grid(inputs), span=shape.span)
+            if selection is None:
+                return logits
+            return self._select(logits, inputs, has_noise=has_noise)
+
+        key = ("pass", shape, selection is not None, has_noise)
+        return self.graphs.launch(key, run, layout.pack(arrays)).result()[cells]
+
+    def _once(self, grid: RowGrid, wanted: np.ndarray, selection: Selection | None) -> Pending:
+        """Run a grid as it is, and compute logits of the wanted rows only."""
+        choice: dict[str, np.ndarray] = {}
+        if selection is not None:
+            choice = {"temperatures": selection.temperatures, "keys": selection.keys}
+        arrays = grid.arrays | choice | {"sequences": grid.sequences}
+        arrays |= {"cell_sequences": grid.cells[0][wanted], "cell_rows": grid.cells[1][wanted]}
+        layout = PackedLayout({name: array.shape for name, array in arrays.items()}, floats=frozenset({"temperatures"}))
+
+        def run(words: Tensor) -> Tensor:
+            inputs = layout.unpack(words)
+            cells = (inputs["cell_sequences"], inputs["cell_rows"])
+            grid_of_all = _pass_grid(inputs, sequences=inputs["sequences"])
+            logits = self.static.logits(grid_of_all, span=grid.shape.span, cells=cells)
+            if selection is None:
+                return logits
+            return self._select(logits, inputs, has_noise=selection.has_noise)
+
+        return self.recorder.run(run, layout.pack(arrays))
+
+    def _select(self, logits: Tensor, inputs: dict[str, Tensor], *, has_noise: bool) -> Tensor:
+        return select_tokens(logits, inputs["temperatures"], inputs["keys"], self.column_ids, has_noise=has_noise)
+
+    def move_slots(self, sequence: int, sources: list[int], targets: list[int]) -> None:
+        """As :meth:`forerun.core.protocols.LanguageModel.move_slots`.
+
+        Raises:
+            RequestError: The sequence or a slot lies outside the cache.
+        """
+        with self.recorder.in_order():
+            self.cache.move_slots(sequence, sources, targets)
+
+    def read_states(self, sequence: int, start: int, stop: int, *, layer_ids: Sequence[int]) -> np.ndarray:
+        """As :meth:`forerun.core.protocols.LanguageModel.read_states`."""
+        with self.recorder.in_order():
+            return self.cache.read_states(sequence, start, stop, layer_ids=layer_ids)
+
+    def write_states(self, sequence: int, start: int, states: np.ndarray) -> None:
+        """As :meth:`forerun.core.protocols.LanguageModel.write_states`."""
+        with self.recorder.in_order():
+            self.cache.write_states(sequence, start, states)
+
+
+def _pass_grid(inputs: dict[str, Tensor], *, sequences: Tensor | None = None) -> PassGrid:
+    return PassGrid(
+        token_ids=inputs["token_ids"],
+        positions=inputs["positions"],
+        slots=inputs["slots"],
+        lengths=inputs["lengths"],
+        listed=inputs["listed"],
+        visible=inputs["visible"].bool(),
+        sequences=sequences,
+    )

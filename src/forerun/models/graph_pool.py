@@ -1,0 +1,213 @@
+"""Functions of fixed shape, recorded once for each shape and replayed on new numbers.
+
+On a GPU a recorded function is a CUDA graph: one launch instead of hundreds, and no Python while it runs. What makes a
+function fit for that is the same everywhere: its inputs are one buffer that stays where it is, its shapes are those of
+its key, its results lie in a tensor that the next replay overwrites, and it asks nothing of the host. So the pool and
+all that is built on it run on a CPU too, by :class:`EagerRecorder`.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Final, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Function = Callable[[Tensor], Tensor]
+"""From the buffer of inputs, int64 ``[size]``, to one tensor of results."""
+
+_MAX_GRAPHS: Final = 256
+_NUM_WARM_UPS: Final = 2
+
+
+class Pending(Protocol):
+    """Results that may still be computed."""
+
+    def result(self) -> np.ndarray:
+        """Wait for the results, and return a copy; the same when asked again."""
+        ...
+
+
+class Replay(Protocol):
+    """A recorded function with its buffers."""
+
+    def launch(self, inputs: np.ndarray) -> Pending:
+        """Run on new inputs, int64 of the size that was recorded; may return before it has run."""
+        ...
+
+
+class Recorder(Protocol):
+    """Makes functions replayable, and runs others in the same order of work.
+
+    Attributes:
+        device: Where functions run.
+    """
+
+    device: torch.device
+
+    def record(self, function: Function, inputs: np.ndarray) -> Replay:
+        """Prepare a function for inputs of this size; it may be run on these any number of times."""
+        ...
+
+    def run(self, function: Function, inputs: np.ndarray) -> Pending:
+        """Run a function once, of inputs of any size."""
+        ...
+
+    def in_order(self) -> AbstractContextManager[object]:
+        """Return a context in which torch works after all that was launched, and before all that will be."""
+        ...
+
+
+class GraphPool:
+    """Recorded functions by key; the one not used for longest makes room.
+
+    Args:
+        recorder: Records and runs them.
+        max_graphs: Functions to keep, each with its buffers.
+    """
+
+    def __init__(self, recorder: Recorder, *, max_graphs: int = _MAX_GRAPHS) -> None:
+        self._recorder, self._max_graphs = recorder, max_graphs
+        self._replays: OrderedDict[Hashable, Replay] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Return how many are kept."""
+        return len(self._replays)
+
+    def launch(self, key: Hashable, function: Function, inputs: np.ndarray) -> Pending:
+        """Run the function of a key, which is recorded the first time.
+
+        Args:
+            key: All that the function depends on beside its inputs.
+            function: Not looked at where the key is known.
+            inputs: int64, of the same size for every launch of a key.
+        """
+        replay = self._replays.get(key)
+        if replay is None:
+            replay = self._replays[key] = self._recorder.record(function, inputs)
+            if len(self._replays) > self._max_graphs:
+                self._replays.popitem(last=False)
+        self._replays.move_to_end(key)
+        return replay.launch(inputs)
+
+
+class EagerRecorder:
+    """Runs functions as they are, each time: on a CPU, and on a GPU to do without graphs.
+
+    Args:
+        device: Where they run.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def record(self, function: Function, inputs: np.ndarray) -> Replay:
+        """Keep a buffer for the inputs."""
+        return _EagerReplay(function, torch.from_numpy(inputs).to(self.device, copy=True))
+
+    def run(self, function: Function, inputs: np.ndarray) -> Pending:
+        """Run a function once."""
+        return _Done(_without_gradient(function, torch.from_numpy(inputs).to(self.device)).cpu().numpy())
+
+    def in_order(self) -> AbstractContextManager[object]:
+        """Nothing is launched ahead: any order is the order of the calls."""
+        return nullcontext()
+
+
+class CudaGraphRecorder:
+    """Records functions as CUDA graphs, and runs everything in a stream of its own.
+
+    A launch copies the inputs, replays and copies the results back, all without waiting; the host waits once, for the
+    copied results. Two recorders on one GPU work side by side, the one with the smaller number of ``priority`` first.
+
+    Args:
+        device: A CUDA device.
+        priority: Of the stream; -1 is urgent, 0 is not.
+    """
+
+    def __init__(self, device: torch.device, *, priority: int = 0) -> None:
+        self.device = device
+        self._stream = torch.cuda.Stream(device, priority=priority)
+        # What was allocated and filled before in the usual stream is there when work in this one begins.
+        self._stream.wait_stream(torch.cuda.current_stream(device))
+        self._memory = torch.cuda.graph_pool_handle()
+
+    def record(self, function: Function, inputs: np.ndarray) -> Replay:
+        """Capture a function, after running it to load kernels and settle what its libraries choose."""
+        with torch.cuda.device(self.device), torch.cuda.stream(self._stream), torch.no_grad():
+            buffer = torch.from_numpy(inputs).to(self.device)
+            for _ in range(_NUM_WARM_UPS):
+                function(buffer)
+            self._stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._memory, stream=self._stream):
+                outputs = function(buffer)
+        return _CudaReplay(graph, buffer, outputs, self._stream)
+
+    def run(self, function: Function, inputs: np.ndarray) -> Pending:
+        """Run a function once, in the stream."""
+        with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
+            outputs = _without_gradient(function, torch.from_numpy(inputs).to(self.device))
+            return _PendingCopy(outputs, torch.empty_like(outputs, device="cpu", pin_memory=True), self._stream)
+
+    def in_order(self) -> AbstractContextManager[object]:
+        """Return the stream as a context."""
+        return torch.cuda.stream(self._stream)
+
+
+class _Done:
+    def __init__(self, results: np.ndarray) -> None:
+        self._results = results
+
+    def result(self) -> np.ndarray:
+        return self._results
+
+
+class _EagerReplay:
+    def __init__(self, function: Function, inputs: Tensor) -> None:
+        self._function, self._inputs = function, inputs
+
+    def launch(self, inputs: np.ndarray) -> Pending:
+        self._inputs.copy_(torch.from_numpy(inputs))
+        return _Done(_without_gradient(self._function, self._inputs).cpu().numpy().copy())
+
+
+class _CudaReplay:
+    def __init__(self, graph: torch.cuda.CUDAGraph, inputs: Tensor, outputs: Tensor, stream: torch.cuda.Stream) -> None:
+        self._graph, self._inputs, self._outputs, self._stream = graph, inputs, outputs, stream
+        self._host_inputs = torch.empty_like(inputs, device="cpu", pin_memory=True)
+        self._host_outputs = torch.empty_like(outputs, device="cpu", pin_memory=True)
+        self._last: _PendingCopy | None = None
+
+    def launch(self, inputs: np.ndarray) -> Pending:
+        if self._last is not None:
+            self._last.result()  # the buffers on the host are free again
+        self._host_inputs.copy_(torch.from_numpy(inputs))
+        with torch.cuda.stream(self._stream):
+            self._inputs.copy_(self._host_inputs, non_blocking=True)
+            self._graph.replay()
+            self._last = _PendingCopy(self._outputs, self._host_outputs, self._stream)
+        return self._last
+
+
+class _PendingCopy:
+    """Results on their way to the host."""
+
+    def __init__(self, outputs: Tensor, host: Tensor, stream: torch.cuda.Stream) -> None:
+        host.copy_(outputs, non_blocking=True)
+        self._host, self._done = host, torch.cuda.Event()
+        self._done.record(stream)
+        self._results: np.ndarray | None = None
+
+    def result(self) -> np.ndarray:
+        if self._results is None:
+            self._done.synchronize()
+            self._results = self._host.numpy().copy()
+        return self._results
+
+
+def _without_gradient(function: Function, inputs: Tensor) -> Tensor:
+    with torch.no_grad():
+        return function(inputs)

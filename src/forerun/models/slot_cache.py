@@ -1,0 +1,89 @@
+"""Keys and values of every layer in slots, on any device: what is written by rows, moved, read out and put in.
+
+Shape legend: L layers, C sequences, G key/value heads, S slots, D head_dim.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forerun.models.cache_bounds import check_cache_size, check_slots, check_span
+from forerun.models.config import DecoderConfig
+
+
+class SlotCache:
+    """Cached keys and values of some sequences.
+
+    Args:
+        config: Of the model, or of this process's share of it.
+        num_sequences: Sequences.
+        capacity: Slots per sequence that its users may name.
+        num_spare: Further slots of each sequence, for what is not part of a text.
+        dtype: Of keys and values.
+        device: Where they lie.
+
+    Attributes:
+        keys: Of each layer, ``[C, G, S, D]``.
+        values: As ``keys``.
+        positions: int64 ``[C, S]``, the rotary position that a slot was written with.
+
+    Raises:
+        ConfigError: ``num_sequences`` or ``capacity`` is below 1.
+
+    Effects:
+        Allocates ``2 * L * C * G * S * D`` numbers.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        num_sequences: int,
+        capacity: int,
+        num_spare: int = 0,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        check_cache_size(num_sequences=num_sequences, capacity=capacity)
+        self.num_sequences, self.capacity = num_sequences, capacity
+        shape = (num_sequences, config.num_kv_heads, capacity + num_spare, config.head_dim)
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
+        self.positions = torch.zeros((num_sequences, capacity + num_spare), dtype=torch.int64, device=device)
+
+    @torch.inference_mode()
+    def move_slots(self, sequence: int, sources: list[int], targets: list[int]) -> None:
+        """As :meth:`forerun.core.protocols.LanguageModel.move_slots`."""
+        check_slots(sequence, sources, targets, num_sequences=self.num_sequences, capacity=self.capacity)
+        for half in (*self.keys, *self.values):
+            half[sequence][:, targets] = half[sequence][:, sources]
+        self.positions[sequence][targets] = self.positions[sequence][sources]
+
+    @torch.inference_mode()
+    def read_states(self, sequence: int, start: int, stop: int, *, layer_ids: Sequence[int]) -> np.ndarray:
+        """As :meth:`forerun.core.protocols.LanguageModel.read_states`."""
+        check_span(sequence, start, stop, num_sequences=self.num_sequences, capacity=self.capacity)
+        states_LKGSD = torch.stack(
+            [
+                torch.stack([half[index][sequence, :, start:stop] for half in (self.keys, self.values)])
+                for index in layer_ids
+            ]
+        )
+        return states_LKGSD.permute(3, 0, 1, 2, 4).float().cpu().numpy()
+
+    @torch.inference_mode()
+    def write_states(self, sequence: int, start: int, states: np.ndarray) -> None:
+        """As :meth:`forerun.core.protocols.LanguageModel.write_states`."""
+        stop = start + len(states)
+        check_span(sequence, start, stop, num_sequences=self.num_sequences, capacity=self.capacity)
+        device = self.positions.device
+        states_LKGSD = torch.from_numpy(states).to(device).permute(1, 2, 3, 0, 4)
+        for keys, values, layer_KGSD in zip(self.keys, self.values, states_LKGSD, strict=True):
+            keys[sequence, :, start:stop], values[sequence, :, start:stop] = layer_KGSD
+        self.positions[sequence, start:stop] = torch.arange(start, stop, device=device)
+
+    def layers(self) -> list[tuple[Tensor, Tensor]]:
+        """Return keys and values, layer by layer."""
+        return list(zip(self.keys, self.values, strict=True))
