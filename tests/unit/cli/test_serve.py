@@ -28,7 +28,8 @@ def test_every_option_has_an_argument_but_the_keys(monkeypatch):
         "--max-waiting",
         "0", "--max-choices", "2", "--max-body-bytes", "100", "--body-timeout-s", "1", "--request-timeout-s", "2",
         "--drain-timeout-s", "3", "--max-connections", "4", "--cors-origins", "https://a", "https://b",
-        "--no-reuses-prefixes", "--logs-prompts", keys="one, two,",
+        "--no-reuses-prefixes", "--logs-prompts", "--unix-socket", "s", "--root-path", "/llm", "--tls-certificate", "c",
+        "--tls-key", "k", "--header-timeout-s", "5", "--write-timeout-s", "6", keys="one, two,",
     )  # fmt: skip
     changed = [
         field.name for field in fields(given) if getattr(given, field.name) == getattr(ServerConfig(), field.name)
@@ -45,6 +46,37 @@ def test_every_option_has_an_argument_but_the_keys(monkeypatch):
 def test_options_out_of_range_are_refused(fields):
     with pytest.raises(ConfigError, match=next(iter(fields))):
         ServerConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"tls_key": "k"}, {"root_path": "llm"}, {"root_path": "/llm/"}, {"header_timeout_s": 0}],
+)
+def test_options_that_do_not_go_together_are_refused(options):
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        ServerConfig(**options)
+
+
+def test_keys_come_from_the_variable_and_from_a_file(monkeypatch, tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("three\n\n  four  \n")
+    assert config(monkeypatch, "--api-keys-file", str(file), keys="one").api_keys == ("one", "three", "four")
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="api_keys"):
+        config(monkeypatch, "--api-keys-file", str(file))
+
+
+def test_the_log_leaves_loggers_as_they_were(capsys):
+    pytest.importorskip("starlette")
+    from forerun.engine.server.json_log import LOGGER, log_event, log_to_stderr
+
+    before = (LOGGER.handlers, LOGGER.propagate, LOGGER.level)
+    with log_to_stderr():
+        log_event("told", number=1)
+    log_event("not told")
+    assert (LOGGER.handlers, LOGGER.propagate, LOGGER.level) == before
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line) | {"time": ""} == {"time": "", "level": "info", "event": "told", "number": 1}
 
 
 def test_a_taken_port_is_said_before_any_model_is_loaded(capsys):

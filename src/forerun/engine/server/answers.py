@@ -10,6 +10,7 @@ from typing import Any, Literal
 from forerun.engine.detokenizer import IncrementalDetokenizer
 from forerun.engine.outputs import StreamChunk, TokenLogprob
 from forerun.engine.server.bridge import Call
+from forerun.engine.server.choice_plan import ChoicePlan
 from forerun.engine.server.engine_thread import Delivery, Resources
 from forerun.engine.server.outcome_json import outcome_json
 
@@ -43,6 +44,7 @@ class Answer:
         reports_logprobs: Whether log-probabilities were asked for.
         returns_tokens: Whether ids, texts and origins of tokens were.
         returns_outcomes: Whether prepared outcomes were.
+        plan: Which completions are returned.
     """
 
     def __init__(
@@ -55,10 +57,11 @@ class Answer:
         reports_logprobs: bool,
         returns_tokens: bool,
         returns_outcomes: bool = False,
+        plan: ChoicePlan,
     ) -> None:
         self._kind, self._call, self._resources, self._model = kind, call, resources, model
         self._reports_logprobs, self._returns_tokens = reports_logprobs, returns_tokens
-        self._returns_outcomes = returns_outcomes
+        self._returns_outcomes, self._plan = returns_outcomes, plan
         self.id = f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{uuid.uuid4().hex}"
         self._created = int(time.time())
         token_bytes = resources.tokenizer.token_bytes
@@ -109,9 +112,9 @@ class Answer:
             content["delta"] = (
                 {"content": chunk.text} if choice.has_begun else {"role": "assistant", "content": chunk.text}
             )
-            choice.has_begun = True
         else:
-            content["text"] = chunk.text
+            content["text"] = chunk.text if choice.has_begun else self._echo(place) + chunk.text
+        choice.has_begun = True
         if self._returns_tokens:
             content["tokens"] = tokens
         if self._returns_outcomes:
@@ -125,19 +128,24 @@ class Answer:
     def whole(self) -> dict[str, Any]:
         """Return the answer as one object."""
         choices: list[dict[str, Any]] = []
-        for place, choice in enumerate(self._choices):
-            content: dict[str, Any] = {"index": place, "finish_reason": choice.finish_reason}
+        for index, place in enumerate(self._plan.returned([choice.logprobs for choice in self._choices])):
+            choice = self._choices[place]
+            content: dict[str, Any] = {"index": index, "finish_reason": choice.finish_reason}
             content["logprobs"] = self._logprobs(choice.logprobs, offset=0)
             if self._kind == "chat":
                 content["message"] = {"role": "assistant", "content": choice.text, "refusal": None}
             else:
-                content["text"] = choice.text
+                content["text"] = self._echo(place) + choice.text
             if self._returns_tokens:
                 content["tokens"] = choice.tokens
             if self._returns_outcomes:
                 content["outcomes"] = choice.outcomes
             choices.append(content)
         return self._object(choices, is_chunk=False) | {"usage": self.usage()}
+
+    def _echo(self, place: int) -> str:
+        """Return what stands before a choice."""
+        return self._resources.tokenizer.decode(self._call.requests[place].prompt_ids) if self._plan.echoes else ""
 
     def _object(self, choices: list[dict[str, Any]], *, is_chunk: bool) -> dict[str, Any]:
         kind = "text_completion" if self._kind == "text" else f"chat.completion{'.chunk' if is_chunk else ''}"

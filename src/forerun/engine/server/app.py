@@ -1,8 +1,8 @@
 """The ASGI application: routes, errors in OpenAI's shape, the page, and the engine's life."""
 
 import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -11,7 +11,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
@@ -25,7 +25,8 @@ from forerun.engine.server.openapi import openapi_document
 from forerun.engine.server.routes import Routes
 
 _WEB = Path(__file__).parent / "web"
-_GUARDED = ("/v1/", "/tokenize", "/detokenize")
+GUARDED = ("/v1/", "/tokenize", "/detokenize")
+"""Beginnings of paths that need a key, if there are keys."""
 
 
 class ServerApp:
@@ -37,30 +38,19 @@ class ServerApp:
 
     Attributes:
         engine: The engine.
+        metrics: What is counted.
+        application: Routes and errors, for who has let requests in already.
         asgi: What an ASGI server runs; its lifespan starts and ends the engine.
     """
 
     def __init__(self, resources: Resources, config: ServerConfig) -> None:
-        metrics = ServerMetrics()
-        self.engine = AsyncEngine(resources, config, metrics)
+        self.metrics = ServerMetrics()
+        self.engine = AsyncEngine(resources, config, self.metrics)
         model = config.model_name or _model_name(resources.config.target)
-        routes = _routes(Routes(self.engine, metrics, model=model, created=int(time.time())))
-        middleware = [
-            Middleware(
-                CORSMiddleware,
-                allow_origins=list(config.cors_origins),
-                allow_methods=["GET", "POST"],
-                allow_headers=["authorization", "content-type", "x-request-id"],
-            )
-        ]
-        app = Starlette(
-            routes=[*routes, Mount("/web", StaticFiles(directory=_WEB))],
-            middleware=middleware if config.cors_origins else [],
-            exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _unexpected_error},
-            lifespan=self._lifespan,
-        )
-        paths = [route.path for route in routes if "{" not in route.path]
-        self.asgi: ASGIApp = Gate(app, config, metrics, routes=paths, guarded=_GUARDED)
+        routes = _routes(Routes(self.engine, self.metrics, model=model, created=int(time.time())))
+        self.application: ASGIApp = application([*page_routes(), *routes], config, lifespan=self._lifespan)
+        paths = ["/", "/openapi.json", *(route.path for route in routes if "{" not in route.path)]
+        self.asgi: ASGIApp = Gate(self.application, config, self.metrics, routes=paths, guarded=GUARDED)
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncGenerator[None]:
@@ -71,7 +61,31 @@ class ServerApp:
             await self.engine.close()
 
 
-def _routes(routes: Routes) -> list[Route]:
+def application(
+    routes: Sequence[BaseRoute],
+    config: ServerConfig,
+    *,
+    lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]] | None = None,
+) -> Starlette:
+    """Return an application with errors in OpenAI's shape, and the origins that are let in."""
+    middleware = [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=list(config.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-request-id"],
+        )
+    ]
+    return Starlette(
+        routes=routes,
+        middleware=middleware if config.cors_origins else [],
+        exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _unexpected_error},
+        lifespan=lifespan,
+    )
+
+
+def page_routes() -> list[BaseRoute]:
+    """Return the routes that no engine is needed for: the page, and the API's description."""
     document = openapi_document()
 
     async def openapi(_: Request) -> Response:
@@ -80,8 +94,11 @@ def _routes(routes: Routes) -> list[Route]:
     async def page(_: Request) -> Response:
         return FileResponse(_WEB / "index.html")
 
+    return [Route("/", page), Route("/openapi.json", openapi), Mount("/web", StaticFiles(directory=_WEB))]
+
+
+def _routes(routes: Routes) -> list[Route]:
     return [
-        Route("/", page),
         Route("/v1/completions", routes.completions, methods=["POST"]),
         Route("/v1/chat/completions", routes.chat_completions, methods=["POST"]),
         Route("/v1/models", routes.models),
@@ -91,7 +108,6 @@ def _routes(routes: Routes) -> list[Route]:
         Route("/health", routes.health),
         Route("/ready", routes.ready),
         Route("/metrics", routes.metrics),
-        Route("/openapi.json", openapi),
     ]
 
 

@@ -12,13 +12,19 @@ class ServerConfig:
     Attributes:
         host: Address to listen on; 0.0.0.0 for every interface.
         port: TCP port; 0 takes a free one.
+        unix_socket: Path of a socket to listen on, instead of address and port.
+        root_path: Beginning of every path as clients see it, where a proxy cuts it off, such as ``/llm``.
+        tls_certificate: File with the certificate chain in PEM, to serve over TLS.
+        tls_key: File with its private key in PEM; without a password.
         api_keys: Keys of which a request to the API must bear one; none: anyone may ask.
         model_name: Name that clients ask for; ``None``: from the target's.
         max_num_batched_tokens: Most tokens in one pass of the target; also how long a part of a prompt is.
         max_waiting: Completions that may wait for a sequence of the cache; beyond, requests get 429.
         max_choices: Completions that one request may ask for: prompts times ``n``.
         max_body_bytes: Size of a request's body.
+        header_timeout_s: Time for a request's headers to arrive.
         body_timeout_s: Time for a request's body to arrive.
+        write_timeout_s: Time for which a client may take nothing of its answer.
         request_timeout_s: Time for a request, waiting included.
         drain_timeout_s: After SIGTERM, time for running requests to end.
         max_connections: Open connections; beyond, 503.
@@ -29,13 +35,19 @@ class ServerConfig:
 
     host: str = "127.0.0.1"
     port: int = 8000
+    unix_socket: str | None = None
+    root_path: str = ""
+    tls_certificate: str | None = None
+    tls_key: str | None = None
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     model_name: str | None = None
     max_num_batched_tokens: int = 64
     max_waiting: int = 64
     max_choices: int = 16
     max_body_bytes: int = 1 << 20
+    header_timeout_s: float = 10.0
     body_timeout_s: float = 10.0
+    write_timeout_s: float = 30.0
     request_timeout_s: float = 600.0
     drain_timeout_s: float = 30.0
     max_connections: int = 512
@@ -51,8 +63,15 @@ class ServerConfig:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be >= 1")
         if self.max_waiting < 0:
             raise ConfigError(f"max_waiting={self.max_waiting}: must be >= 0; with 0 nothing waits")
-        for name in ("body_timeout_s", "request_timeout_s", "drain_timeout_s"):
+        for name in ("header_timeout_s", "body_timeout_s", "write_timeout_s", "request_timeout_s", "drain_timeout_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be > 0 seconds")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ConfigError(
+                f"tls_certificate={self.tls_certificate!r}, tls_key={self.tls_key!r}: give both, or neither for plain "
+                "HTTP"
+            )
+        if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
+            raise ConfigError(f"root_path={self.root_path!r}: must begin with / and not end with it, such as /llm")
         if any(not key.strip() or not key.isascii() for key in self.api_keys):
             raise ConfigError("api_keys: each must be ASCII and not blank")

@@ -59,7 +59,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         started, status = time.perf_counter(), 499
-        headers, path = Headers(scope=scope), str(scope["path"])
+        headers, path = Headers(scope=scope), str(scope["path"]).removeprefix(scope.get("root_path", ""))
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         fields: dict[str, Any] = {}

@@ -3,6 +3,8 @@
 import json
 import logging
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -22,15 +24,29 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(content, ensure_ascii=False, default=str)
 
 
-def start_log(level: int = logging.INFO) -> None:
-    """Send the server's events, and uvicorn's warnings, to standard error as JSON lines."""
+@contextmanager
+def log_to_stderr(level: int = logging.INFO) -> Generator[None]:
+    """Send the server's events, and warnings, to standard error as JSON lines; loggers are as before at the end.
+
+    Args:
+        level: Least important events.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter())
-    for name, least in (("forerun.server", level), ("uvicorn", logging.WARNING), ("py.warnings", logging.WARNING)):
-        logger = logging.getLogger(name)
+    least = {LOGGER.name: level, "uvicorn": logging.WARNING, "py.warnings": logging.WARNING}
+    loggers = [logging.getLogger(name) for name in least]
+    before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
+    for logger in loggers:
         logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(least)
+        logger.setLevel(least[logger.name])
     logging.captureWarnings(capture=True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(capture=False)
+        for logger, (handlers, propagates, old_level) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = handlers, propagates
+            logger.setLevel(old_level)
 
 
 def log_event(event: str, *, level: int = logging.INFO, **fields: object) -> None:

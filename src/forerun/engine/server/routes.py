@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -11,6 +12,7 @@ from forerun.core.errors import CompletionFailedError, EngineOverloadedError, En
 from forerun.engine.server.answers import Answer
 from forerun.engine.server.api_error import ApiError
 from forerun.engine.server.bridge import AsyncEngine, Call
+from forerun.engine.server.choice_plan import choice_plan
 from forerun.engine.server.http_io import EventStream, event, read_body, unless_disconnected
 from forerun.engine.server.metrics import ServerMetrics
 from forerun.engine.server.parameters import check_room, prompts_of, request_error, sampling_params
@@ -120,20 +122,13 @@ class Routes:
     async def _complete(self, request: Request, body: CompletionRequest | ChatRequest) -> Response:
         params = sampling_params(body)
         prompts = await prompts_of(body, self._engine.resources)
-        num_choices = body.n or 1
-        if len(prompts) * num_choices > self._config.max_choices:
-            raise ApiError(
-                400,
-                f"{len(prompts)} prompts with n={num_choices}: at most {self._config.max_choices} completions a "
-                "request; ask for fewer",
-                param="n",
-            )
+        plan = choice_plan(body, num_prompts=len(prompts), max_choices=self._config.max_choices)
         check_room(prompts, params, self._engine.resources)
         try:
             call = self._engine.submit(
                 prompts,
-                params,
-                num_choices=num_choices,
+                replace(params, logprobs=0) if plan.ranks and params.logprobs is None else params,
+                num_choices=plan.num_drawn,
                 method=body.method,
                 priority=body.priority or 0,
                 records_outcomes=bool(body.return_outcomes),
@@ -141,9 +136,9 @@ class Routes:
         except RequestError as error:
             raise request_error(error) from error
         except EngineOverloadedError as error:
-            raise ApiError(429, str(error), code="overloaded", headers={"retry-after": _RETRY_AFTER_S}) from error
+            raise overloaded(error) from error
         except EngineStoppedError as error:
-            raise _unavailable(error) from error
+            raise unavailable(error) from error
         answer = Answer(
             "chat" if isinstance(body, ChatRequest) else "text",
             call,
@@ -152,6 +147,7 @@ class Routes:
             reports_logprobs=params.logprobs is not None,
             returns_tokens=bool(body.return_tokens),
             returns_outcomes=bool(body.return_outcomes),
+            plan=plan,
         )
         log: dict[str, Any] = request.scope["state"]["log"]
         if body.stream:
@@ -171,7 +167,7 @@ class Routes:
         except TimeoutError as error:
             raise self._late() from error
         except EngineStoppedError as error:
-            raise _unavailable(error) from error
+            raise unavailable(error) from error
         except CompletionFailedError as error:
             raise ApiError(500, str(error)) from error
         return answer.whole()
@@ -217,5 +213,11 @@ class Routes:
         return ApiError(504, f"not done after {self._config.request_timeout_s:g} s: ask for less", code="timeout")
 
 
-def _unavailable(error: EngineStoppedError) -> ApiError:
+def overloaded(error: EngineOverloadedError) -> ApiError:
+    """Return the answer where too many wait."""
+    return ApiError(429, str(error), code="overloaded", headers={"retry-after": _RETRY_AFTER_S})
+
+
+def unavailable(error: EngineStoppedError) -> ApiError:
+    """Return the answer where no engine takes requests."""
     return ApiError(503, str(error), code="unavailable", headers={"retry-after": _RETRY_AFTER_S})

@@ -70,8 +70,8 @@ class CompletionRequest(SamplingFields):
     prompt: str | list[str] | list[int] | list[list[int]] = Field(description="Text or token ids, one or several.")
     max_tokens: int | None = Field(default=None, ge=1, le=_MOST)
     logprobs: int | None = Field(default=None, ge=0, le=20)
-    echo: Literal[False] | None = None
-    best_of: Literal[1] | None = None
+    echo: bool | None = Field(default=None, description="Put the prompt before each completion.")
+    best_of: int | None = Field(default=None, ge=1, le=128, description="Draw so many, return the n likeliest.")
 
 
 class TextPart(_Strict):

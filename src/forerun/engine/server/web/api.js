@@ -35,7 +35,7 @@ export async function getJson(path) {
 
 /** Yield the first choice of each chunk of a streamed chat completion; the last has a finish_reason. */
 export async function* streamChat(body, signal) {
-  const response = await fetch("/v1/chat/completions", {
+  const response = await fetch("v1/chat/completions", {
     method: "POST", headers: headers(), signal, body: JSON.stringify({ ...body, stream: true, return_tokens: true }),
   });
   if (!response.ok) throw await failure(response);

@@ -124,7 +124,7 @@ export function startLive() {
 
   async function read() {
     try {
-      const response = await fetch("/metrics");
+      const response = await fetch("metrics");
       const now = parse(await response.text());
       const nowMs = performance.now();
       if (before !== null) for (const chart of charts) chart.add(now, before, (nowMs - beforeMs) / 1000);

@@ -50,7 +50,7 @@ setTheme(new URLSearchParams(location.search).get("theme") ?? localStorage.getIt
 
 async function connect() {
   try {
-    const model = (await getJson("/v1/models")).data[0];
+    const model = (await getJson("v1/models")).data[0];
     $("served").textContent = `${model.id}, context of ${model.max_model_len} tokens`;
     alertWith("");
     startRace(model);
