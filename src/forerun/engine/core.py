@@ -23,6 +23,7 @@ from forerun.engine.speculative.controller import Controller
 from forerun.engine.speculative.coupling import coupled_tokens, verify_equal
 from forerun.engine.speculative.rejection import verify_rejection
 from forerun.engine.speculative.speculator import Speculation, Speculator
+from forerun.engine.target_pass import chosen_tokens, run_target
 
 PREFILL_ROWS = 192
 """Rows of a pass over prompts, where nothing else waits for it."""
@@ -254,7 +255,13 @@ class EngineCore:
             ]
         )
         lasts = np.cumsum([part.stop - part.start for part in parts]) - 1
-        logits = self._target.forward(rows, logit_rows=lasts)
+        logits = run_target(
+            self._target,
+            rows,
+            [(part.request, 1) for part in parts],
+            verification=self._verification,
+            logit_rows=lasts,
+        )
         chunks = [
             self._decide(part.request, logits[place : place + 1], Speculation())[0]
             for place, part in enumerate(parts)
@@ -301,7 +308,12 @@ class EngineCore:
             for request, speculation in zip(requests, speculations, strict=True)
         ]
         forward_started = time.perf_counter()
-        logits = self._target.forward(Rows.chains(parts))
+        logits = run_target(
+            self._target,
+            Rows.chains(parts),
+            [(request, len(tokens)) for request, (_, _, tokens) in zip(requests, parts, strict=True)],
+            verification=self._verification,
+        )
         forward_s = time.perf_counter() - forward_started
         chunks: list[StreamChunk] = []
         accepted: list[int] = []
@@ -374,6 +386,8 @@ class EngineCore:
         self, request: Request, logits: np.ndarray, speculation: Speculation, speculator: Speculator
     ) -> tuple[int, int]:
         params, output, draft = request.params, request.output_ids, speculation.token_ids
+        if logits.ndim == 1:  # the target chose its tokens itself
+            return verify_equal(chosen_tokens(logits), draft)
         if params.is_greedy:
             return verify_equal(request.processor.greedy_tokens(logits, output, draft), draft)
         seed, first_position = params.seed or 0, len(request.prompt_ids) + len(output)

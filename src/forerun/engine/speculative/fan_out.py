@@ -16,8 +16,12 @@ Reference:
 import heapq
 import math
 from collections.abc import Sequence
+from typing import Final
 
 from forerun.core.errors import ConfigError
+
+REACH_NATS: Final = 8.0
+"""Below the likeliest token by more than this, none is an outcome; even shared noise lifts hardly any from farther."""
 
 
 def joint_outcomes(

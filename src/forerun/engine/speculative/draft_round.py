@@ -1,0 +1,285 @@
+r"""What a draft does in a round, as functions of fixed shape: extend a chain, and prepare for outcomes.
+
+Each is one launch, whatever number of passes it takes: the tokens that one pass chooses are the next one's inputs
+without leaving the device. Preparing is one pass over the speculation that is being verified (which caches it and gives
+the laws to rank outcomes by), then D passes over B branches, each one token deeper.
+
+Outcomes are ranked as :func:`forerun.engine.speculative.fan_out.joint_outcomes` and
+:meth:`forerun.engine.speculative.choice.DraftChoice.ranked` do on the host:
+
+.. math:: P(k, t) = p_k(t) \prod_{j < k} p_j(s_{j+1})
+
+Shape legend: N sequences, C tokens of a chain, E tokens to extend it by, B outcomes, D tokens for each, V columns.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forerun.core.selection import position_keys
+from forerun.engine.speculative.fan_out import REACH_NATS
+from forerun.models.device_runner import DeviceRunner
+from forerun.models.graph_pool import Pending
+from forerun.models.packing import PackedLayout
+from forerun.models.row_grid import padded_count, padded_span
+from forerun.models.static_pass import PassGrid
+from forerun.nn.gumbel import gumbel_noise, select_tokens
+
+_FLOATS = frozenset({"temperatures"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chain:
+    """Tokens that a draft has yet to read, and how the ones after them are chosen.
+
+    Attributes:
+        sequence: Of the draft's cache.
+        start: Slot and position of the first of the tokens; all before it are cached.
+        tokens: The tokens, at least one; for :meth:`DraftRounds.prepare` the last decided one and the speculation.
+        temperature: Of the request; 0 is greedy.
+        seed: Of the request.
+        request: Its number among those that share the seed.
+    """
+
+    sequence: int
+    start: int
+    tokens: Sequence[int]
+    temperature: float
+    seed: int
+    request: int
+
+
+class DraftRounds:
+    """Runs rounds of a draft.
+
+    Args:
+        runner: The draft model.
+    """
+
+    def __init__(self, runner: DeviceRunner) -> None:
+        self._runner = runner
+        self._device = runner.column_ids.device
+
+    def extend(self, chains: Sequence[Chain], *, num_tokens: int) -> Pending:
+        """Draft tokens one after the other, as published speculative decoding does.
+
+        Args:
+            chains: Of different sequences, with room for the tokens.
+            num_tokens: E >= 1.
+
+        Returns:
+            int64 ``[N, E]`` target ids by sequence; -1 and after it nothing of use where logits are not finite.
+        """
+        arrays, shape, has_noise = self._inputs(chains, num_keys=num_tokens, num_positions=num_tokens, from_end=True)
+        layout = PackedLayout({name: array.shape for name, array in arrays.items()}, floats=_FLOATS)
+        function = partial(self._extend, layout, num_tokens=num_tokens, span=shape.span, has_noise=has_noise)
+        return self._runner.graphs.launch(("extend", shape, num_tokens, has_noise), function, layout.pack(arrays))
+
+    def prepare(self, chains: Sequence[Chain], *, num_outcomes: int, depth: int) -> Pending:
+        """Read the chains, choose outcomes of their verification, and draft a continuation for each.
+
+        Args:
+            chains: Of different sequences, each the last decided token and the speculation after it.
+            num_outcomes: B >= 1.
+            depth: D >= 1; ``B * D`` slots for trees are there.
+
+        Returns:
+            int64 ``[N, B, 2 + D]``: accepted tokens k of an outcome (-1: there is none), its token, the continuation.
+        """
+        assert num_outcomes * depth <= self._runner.num_tree_slots, "the runner has too few slots for this tree"
+        arrays, shape, has_noise = self._inputs(chains, num_keys=None, num_positions=depth, from_end=False)
+        arrays["drafted"] = self._drafted_columns(arrays["token_ids"])
+        layout = PackedLayout({name: array.shape for name, array in arrays.items()}, floats=_FLOATS)
+        function = partial(
+            self._prepare, layout, num_outcomes=num_outcomes, depth=depth, span=shape.span, has_noise=has_noise
+        )
+        key = ("prepare", shape, num_outcomes, depth, has_noise)
+        return self._runner.graphs.launch(key, function, layout.pack(arrays))
+
+    def _inputs(
+        self, chains: Sequence[Chain], *, num_keys: int | None, num_positions: int, from_end: bool
+    ) -> tuple[dict[str, np.ndarray], "ChainShape", bool]:
+        """Lay chains out by sequence.
+
+        Args:
+            chains: Of different sequences.
+            num_keys: Noise keys for each sequence; ``None``: for every place of the chain and those after it.
+            num_positions: Tokens that follow a chain at most.
+            from_end: Whether the first key is of the token after the chain; else of the one after its first token.
+        """
+        width = padded_count(max(len(chain.tokens) for chain in chains))
+        shape = ChainShape(
+            num_sequences=padded_count(1 + max(chain.sequence for chain in chains), most=self._runner.num_sequences),
+            width=width,
+            span=padded_span(max(chain.start for chain in chains) + width + num_positions, self._runner.capacity),
+        )
+        num_keys = width + num_positions if num_keys is None else num_keys
+        arrays = {
+            "token_ids": np.zeros((shape.num_sequences, width), np.int64),
+            "start": np.zeros(shape.num_sequences, np.int64),
+            "count": np.zeros(shape.num_sequences, np.int64),
+            "temperatures": np.zeros(shape.num_sequences, np.float64),
+            "keys": np.zeros((shape.num_sequences, num_keys), np.int64),
+        }
+        for chain in chains:
+            count = len(chain.tokens)
+            arrays["token_ids"][chain.sequence, :count] = chain.tokens
+            arrays["start"][chain.sequence], arrays["count"][chain.sequence] = chain.start, count
+            arrays["temperatures"][chain.sequence] = chain.temperature
+            arrays["keys"][chain.sequence] = position_keys(
+                chain.temperature,
+                seed=chain.seed,
+                request=chain.request,
+                first_position=chain.start + (count if from_end else 1),
+                num_positions=num_keys,
+            )
+        return arrays, shape, any(chain.temperature > 0 for chain in chains)
+
+    def _drafted_columns(self, token_ids: np.ndarray) -> np.ndarray:
+        """Return the column of the token that follows each place of a chain; -1 where the draft has none for it."""
+        following = np.concatenate([token_ids[:, 1:], np.full((len(token_ids), 1), -1)], axis=1)
+        ids = self._runner.vocab_ids
+        if ids is None:
+            return following
+        columns = np.searchsorted(ids, following).clip(0, len(ids) - 1)
+        return np.where(ids[columns] == following, columns, -1)
+
+    def _chain_grid(self, inputs: dict[str, Tensor]) -> PassGrid:
+        """Return the rows of the chains; cells beyond a chain see nothing."""
+        width = inputs["token_ids"].shape[1]
+        place = torch.arange(width, device=self._device)
+        start, count = inputs["start"].unsqueeze(1), inputs["count"].unsqueeze(1)
+        is_row = place < count
+        slots = start + place
+        return PassGrid(
+            token_ids=inputs["token_ids"],
+            positions=torch.where(is_row, slots, 0),
+            slots=torch.where(is_row, slots, self._runner.spare_slot),
+            lengths=torch.where(inputs["count"] > 0, inputs["start"], 0),
+            listed=torch.where(is_row, slots, 0),
+            visible=(place <= place.unsqueeze(1)) & is_row.unsqueeze(1) & is_row.unsqueeze(2),
+        )
+
+    def _extend(self, layout: PackedLayout, words: Tensor, *, num_tokens: int, span: int, has_noise: bool) -> Tensor:
+        inputs, runner = layout.unpack(words), self._runner
+        num = len(inputs["start"])
+        each = torch.arange(num, device=self._device)
+        last = (inputs["count"] - 1).clamp(min=0)
+        logits = runner.static.logits(self._chain_grid(inputs), span=span, cells=(each, last))
+        chosen: list[Tensor] = []
+        for place in range(num_tokens):
+            token = select_tokens(
+                logits, inputs["temperatures"], inputs["keys"][:, place], runner.column_ids, has_noise=has_noise
+            )
+            chosen.append(token)
+            if place + 1 < num_tokens:
+                position = inputs["start"] + inputs["count"] + place
+                # A sequence with less room than others is drafted along, to no use.
+                has_room = (inputs["count"] > 0) & (position < runner.capacity)
+                row = PassGrid(
+                    token_ids=token.clamp(min=0).unsqueeze(1),
+                    positions=torch.where(has_room, position, 0).unsqueeze(1),
+                    slots=torch.where(has_room, position, runner.spare_slot).unsqueeze(1),
+                    lengths=torch.where(has_room, position + 1, 0),
+                    listed=torch.zeros_like(position).unsqueeze(1),
+                    visible=torch.zeros(num, 1, 1, dtype=torch.bool, device=self._device),
+                )
+                logits = runner.static.logits(row, span=span)[:, 0]
+        return torch.stack(chosen, dim=1)
+
+    def _prepare(
+        self, layout: PackedLayout, words: Tensor, *, num_outcomes: int, depth: int, span: int, has_noise: bool
+    ) -> Tensor:
+        inputs, runner = layout.unpack(words), self._runner
+        num, width = inputs["token_ids"].shape
+        chain = self._chain_grid(inputs)
+        logits = runner.static.logits(chain, span=span)
+        accepted, token = self._outcomes(logits, inputs, num_outcomes=num_outcomes, has_noise=has_noise)
+        reached = accepted.clamp(min=0)
+
+        branch = torch.arange(num_outcomes, device=self._device)
+        # A branch sees the last decided token and all before it, the speculation as far as it is accepted, and itself.
+        of_chain = chain.listed[:, 1:]
+        sees_chain = torch.arange(1, width, device=self._device) <= reached.unsqueeze(2)
+        sees_level = (branch == branch.unsqueeze(1)).expand(num, -1, -1)
+        lengths = torch.where(inputs["count"] > 0, inputs["start"] + 1, 0)
+        columns = [accepted, token]
+        listed, visible = [of_chain], [sees_chain]
+        for level in range(depth):
+            slots = (runner.capacity + level * num_outcomes + branch).expand(num, -1)
+            listed.append(slots)
+            visible.append(sees_level)
+            row = PassGrid(
+                token_ids=columns[-1].clamp(min=0),
+                positions=inputs["start"].unsqueeze(1) + reached + 1 + level,
+                slots=slots,
+                lengths=lengths,
+                listed=torch.cat(listed, dim=1),
+                visible=torch.cat(visible, dim=2),
+            )
+            columns.append(
+                select_tokens(
+                    runner.static.logits(row, span=span),
+                    inputs["temperatures"].unsqueeze(1).expand(-1, num_outcomes),
+                    inputs["keys"].gather(1, reached + 1 + level),
+                    runner.column_ids,
+                    has_noise=has_noise,
+                )
+            )
+        return torch.stack(columns, dim=2)
+
+    def _outcomes(
+        self, logits_NCV: Tensor, inputs: dict[str, Tensor], *, num_outcomes: int, has_noise: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return accepted tokens and token ``[N, B]`` of the likeliest outcomes; -1 and an id where there are fewer."""
+        width, num_columns = logits_NCV.shape[1:]
+        temperatures = inputs["temperatures"][:, None, None]
+        is_greedy = temperatures == 0
+        scores = logits_NCV / torch.where(is_greedy, 1.0, temperatures).float()
+        values = scores
+        if has_noise:
+            noise = gumbel_noise(inputs["keys"][:, :width], self._runner.column_ids)
+            values = scores + torch.where(is_greedy, 0.0, noise)
+        is_near = scores >= scores.amax(dim=-1, keepdim=True) - REACH_NATS
+        chances = torch.where(is_near, values, -torch.inf).log_softmax(dim=-1)
+        best = chances.topk(min(num_outcomes + 1, num_columns), dim=-1)
+
+        rarest = torch.where(best.values.isfinite(), best.values, torch.inf).amin(dim=-1)
+        drafted = inputs["drafted"]
+        own = chances.gather(2, drafted.clamp(min=0).unsqueeze(2)).squeeze(2)
+        of_drafted = torch.maximum(torch.where(drafted < 0, -torch.inf, own), rarest)
+        before = of_drafted.cumsum(dim=1) - of_drafted
+
+        place = torch.arange(width, device=self._device)
+        last = (inputs["count"] - 1).unsqueeze(1)
+        is_drafted = (best.indices == drafted.unsqueeze(2)) & (place < last).unsqueeze(2)
+        is_possible = (place <= last).unsqueeze(2) & ~is_drafted
+        joint = torch.where(is_possible, before.unsqueeze(2) + best.values, -torch.inf).flatten(1)
+        likeliest = joint.topk(min(num_outcomes, joint.shape[1]), dim=-1)
+        each = best.values.shape[2]
+        accepted = torch.where(likeliest.values.isfinite(), likeliest.indices // each, -1)
+        token = self._runner.column_ids[best.indices.flatten(1).gather(1, likeliest.indices)]
+        missing = num_outcomes - joint.shape[1]
+        if missing > 0:
+            accepted = torch.nn.functional.pad(accepted, (0, missing), value=-1)
+            token = torch.nn.functional.pad(token, (0, missing))
+        return accepted, token
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChainShape:
+    """Sizes of chains laid out by sequence; a graph is recorded for each.
+
+    Attributes:
+        num_sequences: N.
+        width: C.
+        span: Slots that hold every prefix.
+    """
+
+    num_sequences: int
+    width: int
+    span: int
