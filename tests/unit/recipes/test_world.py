@@ -204,7 +204,7 @@ def test_rows_of_several_seeds_are_added_up():
 
 
 def test_bars_take_the_worst_seed_and_the_best_way():
-    health = {"embedding_std": 1.0, "effective_rank": 13.0, "probe_r2": {"x": 0.98, "y": 0.98}}
+    health = {"embedding_std": 1.0, "effective_rank": 13.0, "mean_probe_r2": 0.98}
     bars = health_bars([health, health | {"effective_rank": 11.0, "embedding_std": 1.2}])
     assert [bar.is_met for bar in bars] == [False, False, True]
 

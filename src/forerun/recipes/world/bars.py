@@ -47,7 +47,7 @@ def health_bars(healths: Sequence[Mapping[str, Any]]) -> list[Bar]:
     """
     stds = [float(health["embedding_std"]) for health in healths]
     rank = min(float(health["effective_rank"]) for health in healths)
-    r_squared = min(float(value) for health in healths for value in health["probe_r2"].values())
+    r_squared = min(float(health["mean_probe_r2"]) for health in healths)
     return [
         Bar(
             name="std of embeddings",

@@ -88,8 +88,13 @@ SCALES: Final[Mapping[str, Scale]] = {
     "cpu": Scale(
         name="cpu",
         collect=CollectConfig(num_episodes=1200),
-        train=replace(TRAIN_CONFIGS["small"], num_steps=3000),
-        control_steps=600,
+        train=replace(
+            TRAIN_CONFIGS["small"],
+            num_steps=2500,
+            learning_rate=2e-3,
+            objective=replace(TRAIN_CONFIGS["small"].objective, weight=0.05),
+        ),
+        control_steps=500,
         seeds=(0, 1, 2),
         plan=PlanConfig(num_samples=96, num_elites=12, num_iterations=8),
         num_tasks=100,
