@@ -252,6 +252,7 @@ CONTENDERS: Final[dict[str, Contender]] = {
     "ssr-one-step": Contender(summary="SSR, one-step dynamics", planner=_ssr(dynamics="one_step")),
     "ssr-paper": Contender(summary="SSR as the paper: scored by J alone", planner=_ssr(scorer="plan_value")),
     "ssr": Contender(summary="SSR: reward on predicted states + value of the end", planner=_ssr()),
+    "ssr-2-1": Contender(summary="SSR, 2 and 1 denoising steps", planner=_ssr(steps=(2, 1))),
     "ssr-8-8": Contender(summary="SSR, 8 and 8 denoising steps", planner=_ssr(steps=(8, 8))),
     "ssr-warm": Contender(
         summary="SSR, half the plans near the last one", planner=_ssr(options=ProposalOptions(warm_share=0.5))

@@ -50,9 +50,6 @@ class Study:
 
 
 _BASELINES: Final = ("data", "cloning", "proposal", "random", "mppi")
-_EXTENSIONS: Final = ("ssr-warm", "ssr-careful", "ssr-cvar", "ssr-familiar", "ssr-refine", "ssr-preview", "ssr-16",
-                      "ssr-chunk")  # fmt: skip
-
 STUDIES: Final[dict[str, Study]] = {
     "smoke": Study(
         task="double-integrator",
@@ -77,9 +74,20 @@ STUDIES: Final[dict[str, Study]] = {
         scale="small",
         num_train_steps=3000,
         batch_size=256,
-        num_seeds=3,
         num_episodes=10,
-        ways=(*_BASELINES, "joint", "ssr-one-step", "ssr-paper", "ssr", "ssr-8-8", "ssr-refine"),
+        ways=(
+            "data",
+            "cloning",
+            "proposal",
+            "ssr",
+            "ssr-2-1",
+            "ssr-paper",
+            "ssr-one-step",
+            "joint",
+            "random",
+            "mppi",
+            "ssr-8-8",
+        ),
         new_goals=(("x_velocity", 0.5), ("x_velocity", 1.5), ("x_velocity", 3.0)),
         num_play_episodes=100,
         least_return=1.15 * 871,
