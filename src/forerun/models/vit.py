@@ -76,11 +76,22 @@ class Vit(nn.Module):
         Args:
             images: Normalised, of the size that the configuration names.
         """
+        return self.norm(self._states(images)[:, 0])
+
+    def patch_states(self, images: Float[Tensor, "B 3 height width"]) -> Float[Tensor, "B patches C"]:
+        """Return the last states of the patches, row by row of the image.
+
+        Args:
+            images: As in :meth:`forward`.
+        """
+        return self.norm(self._states(images)[:, 1:])
+
+    def _states(self, images: Tensor) -> Tensor:
         patches = self.to_patches(images).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.class_token.expand(len(images), -1, -1), patches], dim=1) + self.positions
         for block in self.blocks:
             tokens = block(tokens)
-        return self.norm(tokens[:, 0])
+        return tokens
 
 
 class _Block(nn.Module):

@@ -21,8 +21,8 @@ from forerun.planning.objective import GoalDistance
 from forerun.recipes.world.goal_tasks import GoalTasks
 from forerun.worldmodels.cloning import ClonedPolicy
 from forerun.worldmodels.jepa.landmarks import LandmarkMap
-from forerun.worldmodels.jepa.model import Jepa
 from forerun.worldmodels.jepa.surprise import one_step_surprise
+from forerun.worldmodels.latent_model import LatentModel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -205,7 +205,7 @@ class PlanningAgent:
 
     def __init__(
         self,
-        model: Jepa,
+        model: LatentModel,
         tasks: GoalTasks,
         config: PlanConfig,
         *,

@@ -17,6 +17,7 @@ from forerun.recipes.world.play import BeforeLook, Played, play, undisturbed, wi
 from forerun.worldmodels.jepa.landmarks import LandmarkMap
 from forerun.worldmodels.jepa.model import Jepa
 from forerun.worldmodels.jepa.probes import MlpProbe, r_squared
+from forerun.worldmodels.latent_model import LatentModel
 
 Report = Callable[[int, int, str], None]
 """Told (actions done, budget, who acts)."""
@@ -33,7 +34,7 @@ class Contender:
         alarm_above: As in :class:`forerun.recipes.world.agents.PlanningAgent`.
     """
 
-    model: Jepa
+    model: LatentModel
     seen: PixelEpisodes
     config: PlanConfig
     alarm_above: float | None = None

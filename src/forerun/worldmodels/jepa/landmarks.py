@@ -12,7 +12,7 @@ from torch import Tensor
 from forerun.core.control import History
 from forerun.core.errors import TrajectoryError
 from forerun.data.pixel_episodes import PixelEpisodes
-from forerun.worldmodels.jepa.model import Jepa
+from forerun.worldmodels.latent_model import LatentModel
 
 _UNREACHED_BLOCKS = 1e3
 _NEAREST = 3
@@ -48,7 +48,7 @@ class LandmarkMap:
         """Distance of a landmark from its nearest neighbour, the median of all."""
 
     @classmethod
-    def of_episodes(cls, model: Jepa, episodes: PixelEpisodes, *, num_landmarks: int = 256) -> "LandmarkMap":
+    def of_episodes(cls, model: LatentModel, episodes: PixelEpisodes, *, num_landmarks: int = 256) -> "LandmarkMap":
         """Return the map of some episodes under a model."""
         next_rows = torch.arange(1, len(episodes.pixels) + 1)
         next_rows[torch.from_numpy(episodes.last_rows)] = -1

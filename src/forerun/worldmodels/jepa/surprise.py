@@ -16,6 +16,7 @@ from torch import Tensor
 
 from forerun.core.control import History
 from forerun.core.errors import ConfigError
+from forerun.core.protocols import Dynamics
 from forerun.data.pixel_episodes import PixelEpisodes
 from forerun.worldmodels.jepa.model import Jepa
 
@@ -107,7 +108,7 @@ class SurpriseDetector:
 
 
 def one_step_surprise(
-    model: Jepa,
+    model: Dynamics,
     history: History,
     actions: Float[Tensor, "streams A"],
     latents: Float[Tensor, "streams D"],
