@@ -14,15 +14,26 @@ if TYPE_CHECKING:
     from forerun.core.errors import ForerunError
     from forerun.engine.api import LLM
     from forerun.engine.config import SpeculativeConfig
+    from forerun.engine.constraint import Constraint
     from forerun.engine.outputs import Completion, StreamChunk
     from forerun.engine.sampling import SamplingParams
 
 __version__ = "0.1.0"
 
-__all__ = ["LLM", "Completion", "ForerunError", "SamplingParams", "SpeculativeConfig", "StreamChunk", "__version__"]
+__all__ = [
+    "LLM",
+    "Completion",
+    "Constraint",
+    "ForerunError",
+    "SamplingParams",
+    "SpeculativeConfig",
+    "StreamChunk",
+    "__version__",
+]
 
 _HOMES = {
     "Completion": "forerun.engine.outputs",
+    "Constraint": "forerun.engine.constraint",
     "ForerunError": "forerun.core.errors",
     "LLM": "forerun.engine.api",
     "SamplingParams": "forerun.engine.sampling",

@@ -19,7 +19,8 @@ def modules_loaded_by(code: str) -> set[str]:
 
 def test_public_names_are_exactly_the_documented_ones():
     assert set(forerun.__all__) == {
-        "LLM", "Completion", "ForerunError", "SamplingParams", "SpeculativeConfig", "StreamChunk", "__version__",
+        "LLM", "Completion", "Constraint", "ForerunError", "SamplingParams", "SpeculativeConfig", "StreamChunk",
+        "__version__",
     }  # fmt: skip
     assert dir(forerun) == sorted(forerun.__all__)
 

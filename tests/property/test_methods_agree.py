@@ -15,6 +15,7 @@ from simulated.decoding import AUTOREGRESSIVE, EveryLength, Way, World, decode
 from simulated.models import history_law, markov_law, mixture_law
 
 from forerun.engine.config import SpeculativeConfig
+from forerun.engine.constraint import Constraint
 from forerun.engine.sampling import SamplingParams
 from forerun.engine.speculative.fallback_length import OneLess
 
@@ -26,6 +27,20 @@ NEAR = mixture_law((1.0, TARGET), (0.5, history_law(VOCAB_SIZE, seed=3)))
 WORLD = World(target=TARGET, draft=NEAR, vocab_size=VOCAB_SIZE, eos_ids=(0, 7))
 PERFECT = replace(WORLD, target=TEXT, draft=TEXT, eos_ids=())
 PROMPTS = [[3], [5, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 8], [1, 1, 1], [9, 8]]
+
+CONSTRAINTS = [
+    Constraint.regex("[a-f]{2,9}"),
+    Constraint.regex("(bc|de)*k?"),
+    Constraint.regex("(bcd|bce|b+c|k)+l"),
+    Constraint.choice(["bcd", "bce", "kkk"]),
+    Constraint.grammar('start: "b" start "c" | "d" | "k"+'),
+]
+
+
+def without_contradiction(params: SamplingParams) -> SamplingParams:
+    is_endless = params.constraint is not None and params.ignore_eos and not params.stop_token_ids
+    return replace(params, ignore_eos=False) if is_endless else params
+
 
 sampling = st.builds(
     SamplingParams,
@@ -44,7 +59,8 @@ sampling = st.builds(
     max_tokens=st.integers(6, 24),
     logprobs=st.sampled_from([None, 2]),
     ignore_eos=st.booleans(),
-)
+    constraint=st.sampled_from([None, None, *CONSTRAINTS]),
+).map(without_contradiction)
 speculative = st.builds(
     SpeculativeConfig,
     fan_out=st.sampled_from(["joint", "uniform", "geometric", "measured"]),
@@ -75,9 +91,10 @@ def ways(draw):
     num_prompts=st.integers(1, 5),
     num_sequences=st.integers(1, 3),
     draft_ids=st.sampled_from([None, (0, 1, 3, 4, 7, 8, 10), (5, 7)]),
+    masks_drafts=st.booleans(),
 )
-def test_output_is_that_of_decoding_without_a_draft(way, params, num_prompts, num_sequences, draft_ids):
-    world = replace(WORLD, num_sequences=num_sequences, draft_ids=draft_ids)
+def test_output_is_that_of_decoding_without_a_draft(way, params, num_prompts, num_sequences, draft_ids, masks_drafts):
+    world = replace(WORLD, num_sequences=num_sequences, draft_ids=draft_ids, masks_drafts=masks_drafts)
     prompts, params = PROMPTS[:num_prompts], params[:num_prompts]
     expected = decode(world, AUTOREGRESSIVE, prompts, params)
     got = decode(world, way, prompts, params)

@@ -42,7 +42,7 @@ def stream(table, rounds, params, max_tokens):
     assert num_kept == tracker.num_tokens
     text = "".join(step.text for step in steps)
     finish_reason = tracker.finish_reason
-    return num_kept, text + tracker.cancel().text, finish_reason, text
+    return num_kept, text + tracker.end("cancelled").text, finish_reason, text
 
 
 @settings(max_examples=500, deadline=None)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from forerun.core.errors import DrafterError
 from forerun.core.protocols import LanguageModel
 from forerun.engine.config import SpeculativeConfig
+from forerun.engine.constraint_grammar import GrammarCompiler
 from forerun.engine.speculative.messages import Message, decode, encode
 from forerun.engine.speculative.worker import DraftWorker, WorkerConfig
 
@@ -35,6 +36,7 @@ class InProcessDrafter:
         num_state_layers: Layers of the target that the draft reads.
         progress: How far it gets.
         dies_after: Number of messages after which it takes no more.
+        grammars: For the constraints of requests; ``None``: it does not know them.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class InProcessDrafter:
         num_state_layers: int = 0,
         progress: Progress = all_passes,
         dies_after: int | None = None,
+        grammars: GrammarCompiler | None = None,
     ) -> None:
         config = WorkerConfig(
             target="simulated",
@@ -68,7 +71,8 @@ class InProcessDrafter:
         )
         self.vocab_size = vocab_size
         self.cache, self.states = config.views(memoryview(bytearray(config.num_bytes)))
-        self.worker = DraftWorker(model, self.cache, self.states, WorkerConfig.from_json(config.to_json()))
+        copy = WorkerConfig.from_json(config.to_json())
+        self.worker = DraftWorker(model, self.cache, self.states, copy, grammars)
         self.messages: list[Message] = []
         self.is_closed = False
         self._inbox: deque[Message] = deque()

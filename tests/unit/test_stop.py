@@ -71,12 +71,12 @@ def test_nothing_is_kept_after_the_end():
     step = ended.push([1, 2])
     assert (step.num_kept, step.text, step.finish_reason) == (0, "", "stop")
     assert ended.num_tokens == 2
-    assert ended.cancel().finish_reason == "stop"
+    assert ended.end("cancelled").finish_reason == "stop"
 
 
 def test_cancelling_releases_what_was_held_back():
     held = tracker(stop=("world",))
     assert held.push([1, 2]).text == "Hello "
-    step = held.cancel()
+    step = held.end("cancelled")
     assert (step.num_kept, step.text, step.finish_reason) == (0, "wor", "cancelled")
     assert held.push([3]).num_kept == 0

@@ -5,6 +5,7 @@
     ForerunError
     ├── ConfigError             (ValueError)    an option: unknown, out of range, or at odds with another
     ├── RequestError            (ValueError)    a prompt or the sampling parameters of one request
+    │   └── DeadEndError                        its constraint leaves no token that may come next
     ├── ModelLoadError          (ValueError)    a model file: missing, corrupt, or of a kind that is not supported
     │   └── VocabMismatchError                  a draft whose tokens are not the target's
     ├── CheckpointError         (ValueError)    a training checkpoint: missing, corrupt, or of another run
@@ -37,6 +38,19 @@ class ConfigError(ForerunError, ValueError):
 
 class RequestError(ForerunError, ValueError):
     """One request can't be served as asked: its prompt or its sampling parameters are at fault."""
+
+
+class DeadEndError(RequestError):
+    """A request can't go on: its constraint, with its other parameters, leaves no token that may come next.
+
+    Args:
+        message: What was wrong and what to do.
+        num_output_tokens: Tokens of the output before the place.
+    """
+
+    def __init__(self, message: str, *, num_output_tokens: int) -> None:
+        super().__init__(message)
+        self.num_output_tokens = num_output_tokens
 
 
 class ModelLoadError(ForerunError, ValueError):

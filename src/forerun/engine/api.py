@@ -72,7 +72,8 @@ class LLM:
             params: One for all prompts, or one for each.
 
         Returns:
-            A completion per prompt, in order.
+            A completion per prompt, in order. One that could not go on (its constraint left no token) has the
+            ``finish_reason`` ``error``; the others are not touched by it.
 
         Raises:
             RequestError: A prompt is empty or too long, or parameters contradict each other.
@@ -161,6 +162,7 @@ class LLM:
             logprobs=tuple(request.logprobs),
             finish_reason=request.finish_reason or "cancelled",
             metrics=self.last_metrics,
+            error=request.error,
         )
 
 

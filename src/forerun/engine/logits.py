@@ -4,15 +4,16 @@
 2. ``repetition_penalty``, then ``frequency_penalty`` and ``presence_penalty``. Repetition looks at prompt and output;
    the other two at the output only.
 3. While fewer than ``min_tokens`` tokens are out, the tokens that would end the request get probability 0.
-4. Greedy stops here and takes the largest logit. Else divide by ``temperature``.
-5. ``top_k``, then ``top_p`` over what ``top_k`` left (renormalised), then ``min_p``.
+4. What the ``constraint`` does not allow gets probability 0, an end of the text among it where the text is not whole.
+5. Greedy stops here and takes the largest logit. Else divide by ``temperature``.
+6. ``top_k``, then ``top_p`` over what ``top_k`` left (renormalised), then ``min_p``: all among the allowed tokens.
 
-Steps 1 to 4 are vLLM's order (its ``min_tokens`` mask comes before the penalties, which leaves minus infinity alone, so
-the law is the same) and step 5 is that of Hugging Face transformers; ``min_p`` compares with the most likely token, so
+Steps 1 to 5 are vLLM's order (its masks come before the penalties, which leave minus infinity alone, so the law is the
+same) and step 6 is that of Hugging Face transformers; ``min_p`` compares with the most likely token, so
 its place changes nothing unless ``top_p`` comes after it, as in vLLM. Each truncation is a threshold on the logit:
 tokens tied with the last one kept are kept too, so the law does not depend on the order of the vocabulary.
 
-Steps 2 and 3 depend on the output so far. Inside a draft that is the *hypothetical* output up to the position.
+Steps 2 to 4 depend on the output so far. Inside a draft that is the *hypothetical* output up to the position.
 """
 
 import math
@@ -23,8 +24,9 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from forerun.core.errors import RequestError
+from forerun.core.errors import DeadEndError, RequestError
 from forerun.core.numerics import sum_exp
+from forerun.engine.constraint_state import TokenConstraint
 from forerun.engine.law import ProcessedLaw
 from forerun.engine.penalties import TokenPenalties
 from forerun.engine.sampling import SamplingParams
@@ -43,6 +45,7 @@ class LogitsProcessor:
         vocab_size: Size of the target's vocabulary.
         candidate_ids: For a draft with a reduced vocabulary, the target id of each column of its rows, ascending;
             ``None``: column i is id i.
+        constraint: What the output must be, at its start; it is followed from now on. ``None``: any text.
 
     Raises:
         RequestError: A parameter names a token that the vocabulary lacks, or no token would be allowed.
@@ -56,6 +59,7 @@ class LogitsProcessor:
         vocab_size: int,
         *,
         candidate_ids: Int64[np.ndarray, " candidates"] | None = None,
+        constraint: TokenConstraint | None = None,
     ) -> None:
         params.check_vocabulary(vocab_size)
         self._params = params
@@ -63,7 +67,8 @@ class LogitsProcessor:
         self._candidate_ids = candidate_ids
         self._num_candidates = vocab_size if candidate_ids is None else candidate_ids.shape[0]
         self._penalties = TokenPenalties(params, prompt_ids, candidate_ids) if params.needs_history else None
-        ending = set(params.stop_token_ids) | (set[int]() if params.ignore_eos else set(eos_ids))
+        self._constraint = constraint
+        ending = params.ending_ids(eos_ids)
         banned = {token_id for token_id, bias in params.logit_bias.items() if bias == -math.inf}
         if params.min_tokens > 0 and len(ending | banned) >= vocab_size:
             raise RequestError(
@@ -74,6 +79,24 @@ class LogitsProcessor:
         biases = {i: b for i, b in sorted(params.logit_bias.items()) if self._columns([i]).size}
         self._bias_columns = self._columns(list(biases))
         self._biases = np.array(list(biases.values()), np.float32)
+
+    def fork_constraint(self) -> TokenConstraint | None:
+        """Return what the output must be, at its start, for one who drafts it; ``None``: any text."""
+        return None if self._constraint is None else self._constraint.fork()
+
+    def allows(self, token_id: int, output_ids: Sequence[int]) -> bool:
+        """Return whether the constraint, if there is one, lets a token follow ``output_ids``."""
+        if self._constraint is None:
+            return True
+        self._constraint.follow(output_ids)
+        return bool(self._constraint.allowed()[token_id])
+
+    def allowed_part(self, draft_ids: Sequence[int], output_ids: Sequence[int]) -> list[int]:
+        """Return a draft up to the first token that the constraint, if there is one, would refuse."""
+        for place, token_id in enumerate(draft_ids):
+            if not self.allows(token_id, [*output_ids, *draft_ids[:place]]):
+                return list(draft_ids[:place])
+        return list(draft_ids)
 
     def process(self, logits_row: Float32[np.ndarray, " candidates"], output_ids: Sequence[int]) -> ProcessedLaw:
         """Return the law of the token that follows ``output_ids``; the row is left as it is.
@@ -87,6 +110,7 @@ class LogitsProcessor:
 
         Raises:
             FloatingPointError: The largest logit is not finite.
+            DeadEndError: The constraint leaves no token.
         """
         self._follow(output_ids)
         return self._law(logits_row, len(output_ids))
@@ -109,6 +133,7 @@ class LogitsProcessor:
 
         Raises:
             FloatingPointError: The largest logit of a row is not finite.
+            DeadEndError: The constraint leaves no token at a position.
         """
         for position in self._positions(output_ids, draft_ids):
             yield self._law(logits_rows[position], len(output_ids) + position)
@@ -131,6 +156,7 @@ class LogitsProcessor:
 
         Raises:
             FloatingPointError: The largest logit of a row is not finite.
+            DeadEndError: The constraint leaves no token at a position.
         """
         for position in self._positions(output_ids, draft_ids):
             yield self._greedy(self._adjusted(logits_rows[position], len(output_ids) + position))
@@ -138,7 +164,7 @@ class LogitsProcessor:
     def reported_law(self, logits_row: Float32[np.ndarray, " candidates"], output_ids: Sequence[int]) -> ProcessedLaw:
         """Return the law that log-probabilities are reported from: the processed law.
 
-        The greedy law is one-hot and would report zeros, so greedy reports the law after step 3, at temperature 1.
+        The greedy law is one-hot and would report zeros, so greedy reports the law after step 4, at temperature 1.
 
         Args:
             logits_row: The model's logits at that position.
@@ -149,6 +175,7 @@ class LogitsProcessor:
 
         Raises:
             FloatingPointError: The largest logit is not finite.
+            DeadEndError: The constraint leaves no token.
         """
         if not self._params.is_greedy:
             return self.process(logits_row, output_ids)
@@ -160,12 +187,18 @@ class LogitsProcessor:
         self._follow(output_ids)
         for position, token_id in enumerate(chain(draft_ids, (None,))):
             yield position
-            if self._penalties is not None and token_id is not None:
+            if token_id is None:
+                continue
+            if self._penalties is not None:
                 self._penalties.add(token_id)
+            if self._constraint is not None:
+                self._constraint.add(token_id)
 
     def _follow(self, output_ids: Sequence[int]) -> None:
         if self._penalties is not None:
             self._penalties.follow(output_ids)
+        if self._constraint is not None:
+            self._constraint.follow(output_ids)
 
     def _law(self, row: Float32[np.ndarray, " candidates"], num_output_tokens: int) -> ProcessedLaw:
         row = self._adjusted(row, num_output_tokens)
@@ -181,10 +214,10 @@ class LogitsProcessor:
     def _adjusted(
         self, row: Float32[np.ndarray, " candidates"], num_output_tokens: int
     ) -> Float32[np.ndarray, " candidates"]:
-        """Return the row after steps 1 to 3: itself where they change nothing, else a changed copy."""
+        """Return the row after steps 1 to 4: itself where they change nothing, else a changed copy."""
         assert row.shape == (self._num_candidates,), f"row {row.shape} for {self._num_candidates} candidates"
         is_masked = num_output_tokens < self._params.min_tokens
-        if not is_masked and self._penalties is None and self._biases.size == 0:
+        if not is_masked and self._penalties is None and self._biases.size == 0 and self._constraint is None:
             return row
         row = row.copy()
         row[self._bias_columns] += self._biases
@@ -192,7 +225,23 @@ class LogitsProcessor:
             self._penalties.apply(row)
         if is_masked:
             row[self._ending_columns] = -np.inf
+        if self._constraint is not None:
+            self._restrict(row, self._constraint, num_output_tokens)
         return row
+
+    def _restrict(
+        self, row: Float32[np.ndarray, " candidates"], constraint: TokenConstraint, num_output_tokens: int
+    ) -> None:
+        """Carry out step 4 in place."""
+        allowed = constraint.allowed()
+        row[~(allowed if self._candidate_ids is None else allowed[self._candidate_ids])] = -np.inf
+        if row.max() == -np.inf:
+            reason = "every token that it allows is banned" if allowed.any() else constraint.problem
+            raise DeadEndError(
+                f"the constraint leaves no token after {num_output_tokens} tokens of output ({reason}); widen it, or "
+                "relax logit_bias, min_tokens or stop_token_ids",
+                num_output_tokens=num_output_tokens,
+            )
 
     def _greedy(self, row: Float32[np.ndarray, " candidates"]) -> int:
         column = int(row.argmax())

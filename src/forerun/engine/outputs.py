@@ -11,7 +11,7 @@ drafted while the target waited (SD); ``cache_hit``: an accepted draft token tha
 ``fallback``: an accepted draft token that a fallback drafter proposed after a miss.
 """
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +74,7 @@ class StreamChunk:
         origins: One origin for each token of ``token_ids``.
         logprobs: One entry for each token where asked for, else empty.
         finish_reason: Set on the last chunk of the request only.
+        error: Why the request could not go on, where ``finish_reason`` is ``error``.
         look_up: Of the outcome before this chunk, whose continuation is this chunk's draft; where asked for, under SSD.
     """
 
@@ -83,6 +84,7 @@ class StreamChunk:
     origins: tuple[TokenOrigin, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
+    error: str | None = None
     look_up: OutcomeLookUp | None = None
 
 
@@ -140,8 +142,10 @@ class Completion:
         token_ids: The emitted tokens, end-of-sequence token included where it was emitted.
         origins: One origin for each token.
         logprobs: One entry for each token where asked for, else empty.
-        finish_reason: ``stop`` (EOS, stop id, stop string), ``length`` (max_tokens or context), ``cancelled``.
+        finish_reason: ``stop`` (EOS, stop id, stop string), ``length`` (max_tokens or context), ``cancelled``, or
+            ``error`` (it could not go on; the other requests did).
         metrics: Of the call this completion was part of (shared by its requests).
+        error: Why it could not go on.
     """
 
     index: int
@@ -152,3 +156,4 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...]
     finish_reason: FinishReason
     metrics: DecodeMetrics
+    error: str | None = None

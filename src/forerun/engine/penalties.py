@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from forerun.engine.history import common_length
 from forerun.engine.sampling import SamplingParams
 
 
@@ -35,9 +36,7 @@ class TokenPenalties:
     def follow(self, output_ids: Sequence[int]) -> None:
         """Make the counted output equal ``output_ids``, taking back and adding only where they differ."""
         counted = self._output_ids
-        shared = min(len(counted), len(output_ids))
-        if counted[:shared] != list(output_ids[:shared]):
-            shared = next(i for i in range(shared) if counted[i] != output_ids[i])
+        shared = common_length(counted, output_ids)
         while len(counted) > shared:
             self._count[self._slot_of[counted.pop()]] -= 1
         for token_id in output_ids[shared:]:

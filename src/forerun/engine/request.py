@@ -31,6 +31,7 @@ class Request:
         logprobs: One for each output token where asked for.
         text: The text so far.
         finish_reason: Set at the end.
+        error: Why it could not go on, if it could not.
     """
 
     index: int
@@ -50,6 +51,7 @@ class Request:
     logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
     text: str = ""
     finish_reason: FinishReason | None = None
+    error: str | None = None
 
     @property
     def num_computed_tokens(self) -> int:
@@ -84,13 +86,19 @@ class Request:
         self.finish_reason = step.finish_reason
         return step.text
 
-    def cancel(self) -> str:
-        """End the request where it is.
+    def end(self, reason: FinishReason, error: str | None = None) -> str:
+        """End the request where it is, unless it has ended.
+
+        Args:
+            reason: ``cancelled`` or ``error``.
+            error: Why it can't go on.
 
         Returns:
             Text that was held back.
         """
-        step = self.tracker.cancel()
+        if self.finish_reason is None:
+            self.error = error
+        step = self.tracker.end(reason)
         self.text += step.text
         self.finish_reason = step.finish_reason
         return step.text

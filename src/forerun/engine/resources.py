@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 
@@ -13,12 +14,14 @@ from forerun.core.memory import release_free_memory
 from forerun.core.protocols import LanguageModel
 from forerun.core.rows import Rows
 from forerun.engine.config import EngineConfig
+from forerun.engine.constraint_grammar import GrammarCompiler
 from forerun.engine.logits import LogitsProcessor
 from forerun.engine.request import Request
 from forerun.engine.sampling import SamplingParams
 from forerun.engine.speculation import SpeculatorFactory
 from forerun.engine.speculative.ways import Way
 from forerun.engine.stop import OutputTracker
+from forerun.models.device import DeviceOptions, recorder_for
 from forerun.models.load import load_checkpoint
 from forerun.models.runner import build_target
 from forerun.models.tokenizer import Tokenizer
@@ -52,7 +55,14 @@ class EngineResources:
             cpu=cpu_info(),
             weights_are_quantized=checkpoint.quantised,
             is_ensemble=checkpoint.ensemble is not None,
+            device=config.device,
         ).dtype
+        if config.runs_on_device and dtype == "int8" and config.dtype == "auto":
+            dtype = "float32"  # the CPU's twin of a GPU, whose passes have no int8 kernels
+        recorder = recorder_for(config.device, is_eager=config.graphs == "eager", is_urgent=True)
+        options = None
+        if recorder is not None and checkpoint.ensemble is None:
+            options = DeviceOptions(recorder=recorder, backend=config.attention, cache_bytes=config.kv_cache_bytes)
         capacity = min(config.max_model_len or 4096, checkpoint.config.max_len)
         if config.max_model_len is not None and config.max_model_len > checkpoint.config.max_len:
             raise ConfigError(
@@ -68,7 +78,12 @@ class EngineResources:
             if self._factory.target_cores:
                 pin_process(*self._factory.target_cores)
             self.target: LanguageModel = build_target(
-                checkpoint, dtype=dtype, num_sequences=config.max_num_seqs, capacity=capacity
+                checkpoint,
+                dtype=dtype,
+                num_sequences=config.max_num_seqs,
+                capacity=capacity,
+                device=config.device,
+                options=options,
             )
             # The first pass loads kernels or compiles them: better now than while a request waits.
             self.target.forward(Rows.chains([(0, 0, [0])]))
@@ -95,6 +110,11 @@ class EngineResources:
         configs = [member.config for member in ((self._checkpoint,) if ensemble is None else ensemble.members)]
         shapes = {(config.num_kv_heads, config.head_dim) for config in configs}
         return range(sum(config.num_layers for config in configs) if len(shapes) == 1 else 0)
+
+    @cached_property
+    def grammars(self) -> GrammarCompiler:
+        """Compiles what requests ask their output to be."""
+        return GrammarCompiler(self.tokenizer, vocab_size=self.vocab_size)
 
     def way_for_call(self, num_requests: int) -> Way:
         """As :meth:`forerun.engine.speculation.SpeculatorFactory.way_for_call`."""
@@ -125,7 +145,9 @@ class EngineResources:
             priority: Smaller goes first.
 
         Raises:
-            RequestError: The prompt is empty, too long, or holds what is no token; or parameters contradict it.
+            RequestError: The prompt is empty, too long, or holds what is no token; parameters contradict it; or the
+                constraint does not compile.
+            MissingDependencyError: The package that compiles constraints is not installed.
         """
         ids = [int(token) for token in prompt_ids]
         if not ids:
@@ -143,12 +165,15 @@ class EngineResources:
         max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
         self._num_requests += 1
         eos_ids = self._checkpoint.eos_ids
+        constraint = None
+        if params.constraint is not None:
+            constraint = self.grammars.state(params.constraint, ending_ids=params.ending_ids(eos_ids))
         return Request(
             index=index,
             number=number,
             prompt_ids=tuple(ids),
             params=params,
-            processor=LogitsProcessor(params, ids, eos_ids, self.vocab_size),
+            processor=LogitsProcessor(params, ids, eos_ids, self.vocab_size, constraint=constraint),
             tracker=OutputTracker(params, eos_ids, self.tokenizer.token_bytes, max_tokens=max_tokens),
             max_tokens=max_tokens,
             round_number=self._num_requests * _ROUNDS_PER_REQUEST,

@@ -1,10 +1,11 @@
 """What a user asks of one request: the sampling parameters, checked on construction."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from forerun.core.errors import RequestError
+from forerun.engine.constraint import Constraint
 
 
 def _no_bias() -> dict[int, float]:
@@ -34,6 +35,7 @@ class SamplingParams:
         max_tokens: Most output tokens; ``None``: until the context is full.
         logprobs: Report each token's log-probability with this many top alternatives; ``None``: don't report.
         ignore_eos: Treat end-of-sequence tokens as any others.
+        constraint: What the output must be, such as JSON of a schema; ``None``: any text.
 
     Raises:
         RequestError: A field is out of range, or two fields contradict each other.
@@ -54,6 +56,7 @@ class SamplingParams:
     max_tokens: int | None = 256
     logprobs: int | None = None
     ignore_eos: bool = False
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -69,6 +72,10 @@ class SamplingParams:
     def needs_history(self) -> bool:
         """Whether the law at a position depends on which tokens came before it (beyond the model itself)."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+    def ending_ids(self, eos_ids: Collection[int]) -> frozenset[int]:
+        """Return the tokens that end the request, given every end-of-sequence id of the model."""
+        return frozenset(self.stop_token_ids) | (frozenset[int]() if self.ignore_eos else frozenset(eos_ids))
 
     def _check_numbers(self) -> None:
         for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):

@@ -18,6 +18,11 @@ from forerun.engine.speculative.controller import (
     Controller,
     FixedController,
 )
+from forerun.engine.speculative.device_drafter import (
+    DeviceDraft,
+    DeviceSequentialSpeculator,
+    DeviceSsdSpeculator,
+)
 from forerun.engine.speculative.drafter_process import DrafterProcess
 from forerun.engine.speculative.fallback_length import AdaptiveFallbackLength, OneLess
 from forerun.engine.speculative.plain import NoSpeculator
@@ -28,6 +33,8 @@ from forerun.engine.speculative.target_states import TargetStates
 from forerun.engine.speculative.ways import Way, WayChooser
 from forerun.engine.speculative.worker import WorkerConfig
 from forerun.models.checkpoint import Checkpoint
+from forerun.models.device import DeviceOptions, recorder_for
+from forerun.models.device_runner import DeviceRunner
 from forerun.models.draft import Draft, load_draft
 from forerun.models.runner import build_runner
 
@@ -58,11 +65,12 @@ class SpeculatorFactory:
         self._draft_name = self._resolve_draft()
         self._process: DrafterProcess | None = None
         self._draft_model: LanguageModel | None = None
+        self._device_draft: DeviceDraft | None = None
         self._ways: list[Way] = []
         self._chooser: WayChooser | None = None
         self._acceptance = Acceptance(MAX_ADAPTIVE_TOKENS)
         self._methods = self._resolve_methods()
-        if "ssd" in self._methods:
+        if "ssd" in self._methods and not config.runs_on_device:
             self._process = DrafterProcess(self._worker_config(cores))
 
     @property
@@ -78,7 +86,7 @@ class SpeculatorFactory:
             target: The target's runner, whose keys and values the draft may read.
         """
         # What this process loads itself comes first: the drafter's process loads at the same time.
-        ways = [self._way(method, target) for method in self._methods if method != "ssd"]
+        ways = [self._way(method, target) for method in self._methods if method != "ssd" or self._config.runs_on_device]
         if self._process is not None:
             try:
                 self._process.wait_until_ready(_READY_TIMEOUT_S)
@@ -130,7 +138,8 @@ class SpeculatorFactory:
         if method == "ssd" and name == "ngram":
             raise ConfigError('method="ssd", draft="ngram": look-up costs nothing to hide; use method="sequential"')
         if method == "auto":
-            can_hide = name != "ngram" and len(self._cores) > self._config.num_threads
+            has_core = self._config.runs_on_device or len(self._cores) > self._config.num_threads
+            can_hide = name != "ngram" and has_core
             return ["ssd", "sequential"] if can_hide else ["sequential"]
         return [method]
 
@@ -140,6 +149,8 @@ class SpeculatorFactory:
         num_threads = self._config.num_threads + (self._process is not None and method != "ssd")
         if method == "none":
             speculator = NoSpeculator()
+        elif self._config.runs_on_device and self._draft_name != "ngram":
+            speculator = self._device_speculator(method, target)
         elif method == "ssd":
             speculator = self._ssd(target)
         else:
@@ -234,9 +245,53 @@ class SpeculatorFactory:
                 vocab_size=self._checkpoint.config.vocab_size,
                 vocab_ids=draft.vocab_ids,
                 request_number=request.number,
+                constraint=request.processor.fork_constraint(),
             )
 
         return SequentialSpeculator(model, make_choice, states=self._states(target))
+
+    def _device_speculator(self, method: Method, target: LanguageModel) -> Speculator:
+        if self._device_draft is None:
+            self._device_draft = self._load_device_draft(target.num_sequences)
+        if method == "sequential":
+            return DeviceSequentialSpeculator(self._device_draft)
+        speculative = self._config.speculative
+        return DeviceSsdSpeculator(
+            self._device_draft,
+            num_outcomes=speculative.branch_budget or DEFAULT_BRANCH_BUDGET,
+            depth=speculative.num_speculative_tokens or DEFAULT_NUM_SPECULATIVE_TOKENS,
+            fallback=speculative.fallback,
+        )
+
+    def _load_device_draft(self, num_sequences: int) -> DeviceDraft:
+        """Load the draft for passes of fixed shape; it has only its own keys and values, not the target's."""
+        config, draft, speculative = self._config, self._draft, self._config.speculative
+        recorder = recorder_for(
+            config.draft_device or config.device, is_eager=config.graphs == "eager", is_urgent=False
+        )
+        assert recorder is not None, "runs_on_device means passes of fixed shape"
+        num_outcomes = speculative.branch_budget or DEFAULT_BRANCH_BUDGET
+        runner = build_runner(
+            draft.config,
+            draft.tensor,
+            dtype=self._dtype,
+            num_sequences=num_sequences,
+            capacity=self._capacity,
+            vocab_ids=draft.vocab_ids,
+            options=DeviceOptions(
+                recorder=recorder,
+                backend=config.attention,
+                num_tree_slots=num_outcomes * (speculative.num_speculative_tokens or MAX_ADAPTIVE_TOKENS),
+            ),
+        )
+        assert isinstance(runner, DeviceRunner)
+        if runner.num_sequences < num_sequences:
+            raise ConfigError(
+                f"the draft's keys and values fit {runner.num_sequences} of {num_sequences} sequences: set a smaller "
+                "max_num_seqs or max_model_len, or draft_device"
+            )
+        self._draft_model = runner
+        return DeviceDraft(runner)
 
     def _worker_config(self, cores: Sequence[int]) -> WorkerConfig:
         speculative, config, model = self._config.speculative, self._config, self._checkpoint.config

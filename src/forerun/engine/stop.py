@@ -47,7 +47,7 @@ class OutputTracker:
         *,
         max_tokens: int,
     ) -> None:
-        self._ending_ids = frozenset(params.stop_token_ids) | (frozenset[int]() if params.ignore_eos else set(eos_ids))
+        self._ending_ids = params.ending_ids(eos_ids)
         self._min_tokens = params.min_tokens
         self._max_tokens = max_tokens
         self._detokenizer = IncrementalDetokenizer(token_bytes)
@@ -73,11 +73,11 @@ class OutputTracker:
             texts.append(self._push_one(token_id))
         return OutputStep(num_kept=num_kept, text="".join(texts), finish_reason=self.finish_reason)
 
-    def cancel(self) -> OutputStep:
-        """End the request where it is, as ``cancelled`` unless it has ended already, and release the text held back."""
+    def end(self, reason: FinishReason) -> OutputStep:
+        """End the request where it is, for this reason unless it has ended already, and release the text held back."""
         if self.finish_reason is not None:
             return OutputStep(num_kept=0, text="", finish_reason=self.finish_reason)
-        self.finish_reason = "cancelled"
+        self.finish_reason = reason
         return OutputStep(num_kept=0, text=self._tail(), finish_reason=self.finish_reason)
 
     def _push_one(self, token_id: int) -> str:

@@ -4,19 +4,20 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from forerun.core.errors import DeadEndError
 from forerun.core.rng import gumbel_row, uniform
 from forerun.engine.config import SpeculativeConfig
+from forerun.engine.constraint_state import TokenConstraint
 from forerun.engine.law import ProcessedLaw
 from forerun.engine.logits import LogitsProcessor
 from forerun.engine.sampling import SamplingParams
 from forerun.engine.speculative.context_copy import ContextCopy, mixed_law
 from forerun.engine.speculative.coupling import coupled_token
+from forerun.engine.speculative.fan_out import REACH_NATS
 from forerun.engine.speculative.rejection import saguaro_rescale
 
 NUM_CANDIDATES = 64
 """Likeliest tokens among which outcomes are ranked."""
-_REACH = 8.0
-"""Nats below the likeliest token beyond which none is looked at; even shared noise lifts hardly any from farther."""
 _SHARPNESS = 1.0
 _RECENT = 6
 _TRUSTED = 0.5
@@ -26,9 +27,10 @@ _TRUSTED = 0.5
 class DraftChoice:
     """Draws draft tokens for one request, and ranks the tokens that may come instead.
 
-    Its law is the draft model's, mixed with a guess copied from the context where there is one. Greedy, it takes the
-    likeliest token. With temperature and ``coupled`` verification it adds the noise that the target will add; with
-    ``rejection`` it draws from its law, which is then the q that the target verifies with.
+    Its law is the draft model's, mixed with a guess copied from the context where there is one, both within what the
+    constraint allows. Greedy, it takes the likeliest token. With temperature and ``coupled`` verification it adds the
+    noise that the target will add; with ``rejection`` it draws from its law, which is then the q that the target
+    verifies with.
 
     Args:
         params: Of the request; seed set.
@@ -38,6 +40,7 @@ class DraftChoice:
         vocab_size: Of the target.
         vocab_ids: Target ids of the draft's columns; ``None``: all.
         request_number: Keys the noise, with the seed.
+        constraint: What the output must be, at its start. ``None``: any text, or it is left to the target to refuse.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class DraftChoice:
         vocab_size: int,
         vocab_ids: np.ndarray | None,
         request_number: int,
+        constraint: TokenConstraint | None = None,
     ) -> None:
         self._params, self._config = params, config
         self._vocab_ids, self._vocab_size = vocab_ids, vocab_size
@@ -57,8 +61,12 @@ class DraftChoice:
         self._prompt_end = list(prompt_ids[-_RECENT:])
         self._copy = ContextCopy(prompt_ids) if config.copy_from_context else None
         self._request_number = request_number
-        self._is_plain = not (params.needs_history or params.logit_bias or params.min_tokens > 0)
-        self._processor = LogitsProcessor(params, prompt_ids, eos_ids, vocab_size, candidate_ids=vocab_ids)
+        self._is_plain = not (
+            params.needs_history or params.logit_bias or params.min_tokens > 0 or constraint is not None
+        )
+        self._processor = LogitsProcessor(
+            params, prompt_ids, eos_ids, vocab_size, candidate_ids=vocab_ids, constraint=constraint
+        )
 
     @property
     def needs_laws(self) -> bool:
@@ -124,7 +132,7 @@ class DraftChoice:
             if law is None:
                 return []
             ids, scores = law.ids, law.scores
-        head = np.flatnonzero(scores >= scores.max() - _REACH)
+        head = np.flatnonzero(scores >= scores.max() - REACH_NATS)
         if len(head) > NUM_CANDIDATES > count:
             head = head[np.argpartition(scores[head], -NUM_CANDIDATES)[-NUM_CANDIDATES:]]
         head_ids = head.astype(np.int64) if ids is None else ids[head]
@@ -148,7 +156,8 @@ class DraftChoice:
         recent = output_ids[-_RECENT:]
         if len(recent) < _RECENT:
             recent = [*self._prompt_end, *recent]
-        return self._copy.guess(recent)
+        guess = self._copy.guess(recent)
+        return guess if guess is not None and self._processor.allows(guess[0], output_ids) else None
 
     def _token_at(self, column: int) -> int:
         return column if self._vocab_ids is None else int(self._vocab_ids[column])
@@ -160,6 +169,6 @@ def _law_or_none(
     """Return a draft's law; ``None`` where its vocabulary holds nothing that the parameters allow."""
     try:
         law = process(logits_row, output_ids)
-    except FloatingPointError:
+    except (FloatingPointError, DeadEndError):
         return None
     return law if np.isfinite(law.scores.max()) else None

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from forerun.engine.constraint import Constraint
 from forerun.engine.sampling import SamplingParams
 
 
@@ -92,6 +93,7 @@ def decode(data: bytes) -> Message:
         params: dict[str, Any] = content["params"]
         bias = {int(token): float(value) for token, value in params["logit_bias"]}
         stops = {name: tuple(params[name]) for name in ("stop", "stop_token_ids")}
-        params.update(stops, logit_bias=bias)
+        constraint = params["constraint"] and Constraint(**params["constraint"])
+        params.update(stops, logit_bias=bias, constraint=constraint)
         content["params"] = SamplingParams(**params)
     return _KINDS[kind](**content)

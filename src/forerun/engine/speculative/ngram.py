@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from forerun.engine.request import Request
+
 MAX_MATCH = 4
 MIN_MATCH = 2
 
@@ -26,3 +28,9 @@ def ngram_continuation(tokens: Sequence[int], *, num_tokens: int) -> list[int]:
             if tokens[start] == end[0] and list(tokens[start : start + size]) == end:
                 return list(tokens[start + size : start + size + num_tokens])
     return []
+
+
+def context_continuation(request: Request, *, num_tokens: int) -> list[int]:
+    """Return :func:`ngram_continuation` of a request's text, up to the first token that its constraint refuses."""
+    found = ngram_continuation([*request.prompt_ids, *request.output_ids], num_tokens=num_tokens)
+    return request.processor.allowed_part(found, request.output_ids)

@@ -7,7 +7,7 @@ from forerun.engine.law import ProcessedLaw
 from forerun.engine.request import Request
 from forerun.engine.speculative.choice import DraftChoice
 from forerun.engine.speculative.drafting import run_pass
-from forerun.engine.speculative.ngram import ngram_continuation
+from forerun.engine.speculative.ngram import context_continuation
 from forerun.engine.speculative.session import DraftSession
 from forerun.engine.speculative.speculator import Speculation
 from forerun.engine.speculative.target_states import TargetStates
@@ -90,9 +90,7 @@ class NgramSpeculator:
     def speculate(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Speculation]:
         """Look each context up."""
         return [
-            Speculation(
-                token_ids=tuple(ngram_continuation([*request.prompt_ids, *request.output_ids], num_tokens=limit))
-            )
+            Speculation(token_ids=tuple(context_continuation(request, num_tokens=limit)))
             for request, limit in zip(requests, limits, strict=True)
         ]
 

@@ -13,7 +13,7 @@ from forerun.engine.speculative.controller import BranchBudget
 from forerun.engine.speculative.drafter_link import DrafterLink
 from forerun.engine.speculative.fallback_length import FallbackLength
 from forerun.engine.speculative.messages import FinishMessage, Message, OutcomeMessage, StartMessage
-from forerun.engine.speculative.ngram import ngram_continuation
+from forerun.engine.speculative.ngram import context_continuation
 from forerun.engine.speculative.outcome_recorder import OutcomeRecorder
 from forerun.engine.speculative.speculator import Speculation
 from forerun.engine.speculative.target_states import TargetStates
@@ -146,8 +146,7 @@ class SsdSpeculator:
         num_draft = 0
         if not is_ready and limit > 0:
             if self._config.fallback == "ngram":
-                context = [*request.prompt_ids, *request.output_ids]
-                proposed = ngram_continuation(context, num_tokens=limit)
+                proposed = context_continuation(request, num_tokens=limit)
             elif self._config.fallback == "neural":
                 num_draft = self._fallbacks[request.index] = self._fallback_length.choose(limit)
         if self._states is not None:

@@ -23,6 +23,7 @@ from forerun.core.errors import ForerunError
 from forerun.core.protocols import LanguageModel
 from forerun.core.rows import Rows
 from forerun.engine.config import SpeculativeConfig
+from forerun.engine.constraint_grammar import GrammarCompiler
 from forerun.engine.speculative.choice import DraftChoice
 from forerun.engine.speculative.drafting import run_pass
 from forerun.engine.speculative.fan_out import geometric_fan_out, measured_fan_out, uniform_fan_out
@@ -122,12 +123,19 @@ class DraftWorker:
         cache: The shared speculation cache.
         states: The target's shared keys and values.
         config: See :class:`WorkerConfig`.
+        grammars: Of the target; ``None``: constraints are left to the target, which refuses what they forbid.
     """
 
     def __init__(
-        self, model: LanguageModel, cache: SpeculationCache, states: StateBuffer, config: WorkerConfig
+        self,
+        model: LanguageModel,
+        cache: SpeculationCache,
+        states: StateBuffer,
+        config: WorkerConfig,
+        grammars: GrammarCompiler | None = None,
     ) -> None:
         self._model, self._cache, self._states, self._config = model, cache, states, config
+        self._grammars = grammars
         self._num_states: dict[int, int] = {}
         self._sessions: dict[int, DraftSession] = {}
         self._rounds: dict[int, int] = {}
@@ -170,14 +178,18 @@ class DraftWorker:
         return measured_fan_out(budget=budget, accepted_weights=weights, exponent=config.fan_out_exponent)
 
     def _start(self, message: StartMessage) -> None:
+        params, constraint = message.params, None
+        if self._grammars is not None and params.constraint is not None:
+            constraint = self._grammars.state(params.constraint, ending_ids=params.ending_ids(self._config.eos_ids))
         choice = DraftChoice(
-            message.params,
+            params,
             self._config.speculative,
             message.prompt_ids,
             frozenset(self._config.eos_ids),
             vocab_size=self._config.vocab_size,
             vocab_ids=self._model.vocab_ids,
             request_number=message.number,
+            constraint=constraint,
         )
         session = DraftSession(
             sequence=message.request,
@@ -298,7 +310,8 @@ def main() -> int:
     model.write_states(0, 0, model.read_states(0, 0, 1, layer_ids=range(draft.config.num_layers)))
     memory = mmap.mmap(memory_fd, config.num_bytes)
     os.close(memory_fd)
-    worker = DraftWorker(model, *config.views(memoryview(memory)), config)
+    grammars = GrammarCompiler(target.tokenizer, vocab_size=config.vocab_size)
+    worker = DraftWorker(model, *config.views(memoryview(memory)), config, grammars)
     _answer(connection, {"ready": True})
     serve(connection, worker)
     return 0
