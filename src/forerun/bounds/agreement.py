@@ -18,6 +18,7 @@ from typing import Any
 
 from forerun.bounds import verifier
 from forerun.bounds.pac_bayes import holdout_bound
+from forerun.bounds.problem import ErrorsOf
 from forerun.core.errors import ConfigError
 from forerun.data.labelled import LabelledData
 
@@ -48,7 +49,13 @@ class AgreementBound:
 
 
 def bound_by_agreement(
-    certificate: Path, train: LabelledData, predicted: LabelledData, *, certified_bound: float, delta: float
+    certificate: Path,
+    train: LabelledData,
+    predicted: LabelledData,
+    *,
+    certified_bound: float,
+    delta: float,
+    errors_of: ErrorsOf = verifier.CLASSIFIER[2],
 ) -> AgreementBound:
     """Bound the error of the model that made some predictions.
 
@@ -59,6 +66,7 @@ def bound_by_agreement(
             independent draws of the same kind is the user's statement.
         certified_bound: On the error of the certified classifier, as verified.
         delta: Failure probability of the certificate, and as much again of the comparison.
+        errors_of: How the errors of the certified classifier are found.
 
     Raises:
         ConfigError: The examples are not of this problem, repeated, or among those trained on.
@@ -85,8 +93,7 @@ def bound_by_agreement(
             "give fresh ones, each once"
         )
     choices, coefficients, _ = verifier.decode(message, grid)
-    layers = verifier.build_layers(choices, coefficients, grid["input_shape"], num_classes)
-    num_disagreements = int(verifier.count_errors(layers, predicted.inputs, predicted.labels, grid).sum())
+    num_disagreements = int(errors_of(choices, coefficients, predicted.inputs, predicted.labels, grid).sum())
     disagreement = holdout_bound(num_errors=num_disagreements, num_samples=len(predicted), delta=delta)
     return AgreementBound(
         num_disagreements=num_disagreements,

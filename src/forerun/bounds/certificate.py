@@ -6,6 +6,7 @@ has learned is in the message: another member, such as a file of buffers, makes 
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -15,22 +16,22 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from forerun.bounds import verifier
-from forerun.bounds.prior import PriorGrid
+from forerun.bounds.problem import Problem
 from forerun.core.errors import CertificateError, ConfigError
 from forerun.data.labelled import LabelledData
 
 _VERIFIER_TIMEOUT_S = 3600
 
 
-def new_manifest(*, task: str, grid: PriorGrid, train: LabelledData, delta: float, message: bytes) -> dict[str, Any]:
+def new_manifest(problem: Problem, *, delta: float, message: bytes) -> dict[str, Any]:
     """Return a manifest without claims."""
     return {
-        "format": "forerun-certificate",
-        "version": 2,
-        "task": task,
-        "grid": grid.as_json(),
-        "grid_sha256": grid.sha256,
-        "data_sha256": verifier.data_sha256(train.inputs, train.labels),
+        "format": problem.kind[0],
+        "version": problem.kind[1],
+        "task": problem.name,
+        "grid": problem.grid.as_json(),
+        "grid_sha256": problem.grid.sha256,
+        "data_sha256": verifier.data_sha256(problem.train.inputs, problem.train.labels),
         "message_sha256": hashlib.sha256(message).hexdigest(),
         "delta": delta,
     }
@@ -83,10 +84,11 @@ def run_verifier(path: Path, train: LabelledData, options: Sequence[str] = ()) -
 
 
 def ask_verifier(program: str, path: Path, train: TrainingData, options: Sequence[str]) -> dict[str, Any]:
-    """Run a stand-alone verifier in a fresh process that shares nothing with this one.
+    """Run a verifier in a fresh process that shares nothing with this one.
 
     Args:
-        program: Its file.
+        program: The file of a stand-alone one, or the name of a module; that one finds the packages that this process
+            finds.
         path: The certificate.
         train: The training data.
         options: Arguments after the two files, such that it answers in JSON.
@@ -100,8 +102,12 @@ def ask_verifier(program: str, path: Path, train: TrainingData, options: Sequenc
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data.npz"
         train.save(data)
-        command = [sys.executable, "-I", program, str(path), str(data), *options]
-        finished = subprocess.run(command, capture_output=True, text=True, timeout=_VERIFIER_TIMEOUT_S, check=False)
+        start = ["-I", program] if program.endswith(".py") else ["-m", program]
+        command = [sys.executable, *start, str(path), str(data), *options]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # which -I ignores
+        finished = subprocess.run(
+            command, capture_output=True, text=True, timeout=_VERIFIER_TIMEOUT_S, check=False, env=environment
+        )
     if finished.returncode not in {0, 1} or not finished.stdout:
         said = finished.stderr.strip().splitlines()[-1:] or [f"exit status {finished.returncode}"]
         raise CertificateError(f"{path}: the verifier could not judge it: {said[0]}")

@@ -8,7 +8,7 @@ decoder knows them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from forerun.bounds import verifier
 from forerun.bounds.coding import ArithmeticDecoder, ArithmeticEncoder
@@ -20,22 +20,31 @@ NUM_COUNT_TABLES: Final = 7
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Message:
-    """All that distinguishes one classifier from the others of its grid.
+class CodedPoint:
+    """A point of a subspace in few levels.
+
+    Attributes:
+        magnitude_steps: m steps of the logarithmic scale, 0 to 127.
+        symbols: One for each dimension: 0, or +-j for the j-th magnitude.
+    """
+
+    magnitude_steps: tuple[int, ...]
+    symbols: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Message(CodedPoint):
+    """All that distinguishes one classifier from the others of its grid; see :class:`CodedPoint` for the rest.
 
     Attributes:
         architecture: Layers.
         levels: Quantisation levels, 2 m + 1.
         seed: Of start and projection.
-        magnitude_steps: m steps of the logarithmic scale, 0 to 127.
-        symbols: One for each dimension: 0, or +-j for the j-th magnitude.
     """
 
     architecture: Architecture
     levels: int
     seed: int
-    magnitude_steps: tuple[int, ...]
-    symbols: tuple[int, ...]
 
 
 def num_magnitude_steps() -> int:
@@ -54,19 +63,33 @@ def encode_message(message: Message, grid: PriorGrid) -> bytes:
     Raises:
         ValueError: The message is none of this grid.
     """
-    encoder = ArithmeticEncoder()
-    for value, options in (
+    choices = (
         (message.architecture, grid.architectures),
         (len(message.symbols), grid.subspace_dims),
         (message.levels, grid.levels),
         (message.seed, grid.seeds),
-    ):
+    )
+    return encode_point(message, choices, count_tables(grid, message.architecture, len(message.symbols)))
+
+
+def encode_point(point: CodedPoint, choices: Sequence[tuple[Any, Sequence[Any]]], tables: Sequence[int]) -> bytes:
+    """Return the code of choices, codebook and symbols.
+
+    Args:
+        point: Codebook and symbols.
+        choices: What was chosen, and from which options; uniform.
+        tables: Which table of counts codes each symbol.
+
+    Raises:
+        ValueError: A choice is none of its options.
+    """
+    encoder = ArithmeticEncoder()
+    for value, options in choices:
         encoder.encode(options.index(value), 1, len(options))
-    for step in message.magnitude_steps:
+    for step in point.magnitude_steps:
         encoder.encode(step, 1, num_magnitude_steps())
-    counts = _no_counts(message.levels)
-    tables = count_tables(grid, message.architecture, len(message.symbols))
-    for symbol, table in zip(message.symbols, tables, strict=True):
+    counts = _no_counts(2 * len(point.magnitude_steps) + 1)
+    for symbol, table in zip(point.symbols, tables, strict=True):
         start, frequency, total = _interval(counts[table], abs(symbol))
         encoder.encode(start, frequency, total)
         counts[table][abs(symbol)] += 1

@@ -6,20 +6,23 @@ every coefficient. The search is free, as the bound holds for all messages at on
 
 import math
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from forerun.bounds.codebook import count_magnitudes, signed_levels, symbol_nats, symbol_values
-from forerun.bounds.message import Message, num_magnitude_steps
+from forerun.bounds.message import CodedPoint, num_magnitude_steps
 from forerun.bounds.pac_bayes import kl_bound
-from forerun.nn.subspace import SubspaceNetwork
+from forerun.nn.subspace import Subspace
 
 CROSS_ENTROPY_WEIGHTS: Final = (0.3, 0.1, 0.02)
 """Of a nat of cross-entropy beside the bound, stage by stage: first a guide, at last what decides between equals."""
+
+
+Coded = TypeVar("Coded", bound=CodedPoint)
 
 
 class _Descent:
@@ -27,16 +30,15 @@ class _Descent:
 
     def __init__(
         self,
-        network: SubspaceNetwork,
+        network: Subspace,
         inputs: Tensor,
         labels: Tensor,
-        message: Message,
+        message: CodedPoint,
         num_samples: int,
         other_nats: float,
     ) -> None:
         self.network, self.inputs, self.labels = network, inputs, labels
         self.num_samples, self.other_nats = num_samples, other_nats
-        self.columns = network.get_buffer("projection").T.contiguous()
         self.symbols, self.steps = list(message.symbols), list(message.magnitude_steps)
         self.values = self._unfold(self.symbols, self.steps)
         self.cross_entropy_weight, self.best = 0.0, math.inf
@@ -51,13 +53,14 @@ class _Descent:
         before = self.best
         top = len(self.steps)
         for index in range(len(self.symbols)):
+            column = self.network.column(index)
             levels = signed_levels(self.steps).tolist()
             for symbol in range(-top, top + 1):
                 if symbol == self.symbols[index]:
                     continue
                 change = levels[symbol + top] - levels[self.symbols[index] + top]
                 symbols = [*self.symbols[:index], symbol, *self.symbols[index + 1 :]]
-                self._keep_if_better(self.values + change * self.columns[index], symbols, self.steps)
+                self._keep_if_better(self.values + change * column, symbols, self.steps)
         for index in range(top):
             for change in (-2, -1, 1, 2):
                 steps = list(self.steps)
@@ -67,7 +70,7 @@ class _Descent:
         return self.best < before
 
     def _unfold(self, symbols: list[int], steps: list[int]) -> Tensor:
-        return self.network.get_buffer("start") + symbol_values(torch.tensor(symbols), steps) @ self.columns
+        return self.network.values(symbol_values(torch.tensor(symbols), steps))
 
     def _objective(self, values: Tensor, symbols: list[int]) -> float:
         scores = self.network.scores(self.inputs, values)
@@ -85,15 +88,15 @@ class _Descent:
 
 @torch.no_grad()
 def refine(
-    network: SubspaceNetwork,
-    inputs: Float[Tensor, "m channels height width"],
+    network: Subspace,
+    inputs: Tensor,
     labels: Int[Tensor, " m"],
-    message: Message,
+    message: Coded,
     *,
     num_samples: int,
     other_nats: float,
     max_sweeps: int,
-) -> Message:
+) -> Coded:
     """Lower the bound of a message by coordinate descent.
 
     Args:

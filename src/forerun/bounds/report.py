@@ -4,7 +4,7 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
-from forerun.bounds.certify import CertifyResult
+from forerun.bounds.result import CertifyResult
 from forerun.core.errors import ConfigError
 
 _WIDTH: Final = 760

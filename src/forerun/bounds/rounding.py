@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from forerun.bounds.codebook import count_magnitudes, signed_levels, symbol_nats, symbol_values
-from forerun.nn.subspace import SubspaceNetwork
+from forerun.nn.subspace import Subspace
 
 _STEP: Final = 1e-2
 _FIRST_DAMPING: Final = 1e-3
@@ -42,7 +42,7 @@ class Quadratic:
 
 @torch.no_grad()
 def expand_quadratic(
-    network: SubspaceNetwork, inputs: Tensor, labels: Int[Tensor, " n"], coefficients: Float[Tensor, " dim"]
+    network: Subspace, inputs: Tensor, labels: Int[Tensor, " n"], coefficients: Float[Tensor, " dim"]
 ) -> Quadratic:
     """Return the quadratic form at a point; the Jacobian is taken by forward differences.
 
@@ -52,10 +52,10 @@ def expand_quadratic(
         labels: Their classes.
         coefficients: The point.
     """
-    columns = network.get_buffer("projection").T
-    values = network.get_buffer("start") + columns.T @ coefficients
+    values = network.values(coefficients)
     scores = network.scores(inputs, values)
-    jacobian = torch.stack([(network.scores(inputs, values + _STEP * c) - scores) / _STEP for c in columns])
+    shifted = (values + _STEP * network.column(index) for index in range(network.dim))
+    jacobian = torch.stack([(network.scores(inputs, moved) - scores) / _STEP for moved in shifted])
     chances = torch.softmax(scores, dim=1)
     residual = chances.clone()
     residual[torch.arange(len(labels)), labels] -= 1
@@ -127,7 +127,7 @@ def descend_quadratic(
 
 @torch.no_grad()
 def round_together(
-    network: SubspaceNetwork,
+    network: Subspace,
     inputs: Tensor,
     labels: Int[Tensor, " n"],
     coefficients: Float[Tensor, " dim"],

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from forerun.bounds.codebook import fit_codebook
-from forerun.bounds.message import Message
+from forerun.bounds.message import CodedPoint, Message
 from forerun.bounds.prior import Architecture
 from forerun.bounds.refine import refine
 from forerun.bounds.rounding import round_together
-from forerun.nn.subspace import SubspaceNetwork
+from forerun.nn.subspace import Subspace
 from forerun.training.loop import LoopConfig, TrainingLoop
 
 _ORDER_SEED: Final = 0
@@ -47,16 +47,23 @@ class SearchConfig:
     num_sweeps: int = 5
 
 
+LARGE_SEARCH: Final = SearchConfig(
+    num_steps=1200, batch_size=500, learning_rate=0.1, square_penalty=0.01,
+    nat_weights=(2.0,), num_rounding_samples=4000, num_sweeps=0,
+)  # fmt: skip
+"""For tens of thousands of examples."""
+
+
 class _Coefficients(nn.Module):
     """The point of the subspace, as a module that the training loop can train."""
 
-    def __init__(self, network: SubspaceNetwork) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.values = nn.Parameter(torch.zeros(network.dim))
+        self.values = nn.Parameter(torch.zeros(dim))
 
 
 def train_coefficients(
-    network: SubspaceNetwork, inputs: Tensor, labels: Int[Tensor, " n"], config: SearchConfig
+    network: Subspace, inputs: Tensor, labels: Int[Tensor, " n"], config: SearchConfig
 ) -> Float[Tensor, " dim"]:
     """Return coefficients of low cross-entropy, not rounded.
 
@@ -66,7 +73,7 @@ def train_coefficients(
         labels: Their classes.
         config: How to train.
     """
-    model = _Coefficients(network)
+    model = _Coefficients(network.dim)
     order = torch.Generator().manual_seed(_ORDER_SEED)
     size = min(config.batch_size, len(labels))
 
@@ -85,7 +92,7 @@ def train_coefficients(
 
 
 def search_messages(
-    network: SubspaceNetwork,
+    network: Subspace,
     inputs: Tensor,
     labels: Int[Tensor, " n"],
     *,
@@ -95,32 +102,47 @@ def search_messages(
     other_nats: float,
     config: SearchConfig,
 ) -> list[Message]:
-    """Return a message for each of the weights of its length.
+    """Return the points of :func:`search_points` as messages of an architecture and a seed, both of the grid's."""
+    points = search_points(network, inputs, labels, levels=levels, other_nats=other_nats, config=config)
+    return [
+        Message(
+            architecture=architecture, levels=levels, seed=seed,
+            magnitude_steps=point.magnitude_steps, symbols=point.symbols,
+        )
+        for point in points
+    ]  # fmt: skip
+
+
+def search_points(
+    network: Subspace,
+    inputs: Tensor,
+    labels: Int[Tensor, " n"],
+    *,
+    levels: int,
+    other_nats: float,
+    config: SearchConfig,
+) -> list[CodedPoint]:
+    """Return a coded point for each of the weights of its length, those that are alike once.
 
     Args:
-        network: The subspace of that architecture and seed.
+        network: The subspace.
         inputs: Prepared training examples.
         labels: Their classes.
-        architecture: One of the grid's.
         levels: Quantisation levels.
-        seed: Of start and projection.
         other_nats: What the bound pays beside the symbols: choices, codebook, ln(1/delta).
         config: How to search.
     """
     coefficients = train_coefficients(network, inputs, labels, config)
     steps = fit_codebook(coefficients, levels)
     part = slice(config.num_rounding_samples)
-    messages = []
+    points = []
     for weight in config.nat_weights:
         symbols = round_together(
             network, inputs[part], labels[part], coefficients, steps,
             nat_weight=weight / len(labels), max_rounds=config.num_rounds,
         )  # fmt: skip
-        rounded = Message(
-            architecture=architecture, levels=levels, seed=seed,
-            magnitude_steps=tuple(steps), symbols=tuple(symbols.tolist()),
-        )  # fmt: skip
-        messages.append(
+        rounded = CodedPoint(magnitude_steps=tuple(steps), symbols=tuple(symbols.tolist()))
+        points.append(
             refine(
                 network,
                 inputs[part],
@@ -131,4 +153,4 @@ def search_messages(
                 max_sweeps=config.num_sweeps,
             )
         )
-    return messages
+    return list(dict.fromkeys(points))

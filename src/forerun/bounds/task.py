@@ -88,18 +88,32 @@ class Task:
     holdout: LabelledData | None
 
     def __post_init__(self) -> None:
-        try:
-            check_data(self.train.inputs, self.train.labels, math.prod(self.grid.input_shape), self.grid.num_classes)
-        except ValueError as error:
-            raise ConfigError(
-                f"the training data can't be certified: {error}; give independent draws of every class, each once"
-            ) from error
-        leak = find_label_column(self.train)
-        if leak is not None:
-            raise ConfigError(
-                f"column {leak} of the inputs tells the class of every training example: the label has leaked into the "
-                "inputs; leave the column out"
-            )
+        check_training_data(self.train, num_inputs=math.prod(self.grid.input_shape), num_classes=self.grid.num_classes)
+
+
+def check_training_data(train: LabelledData, *, num_inputs: int, num_classes: int) -> None:
+    """Refuse data that can't be certified.
+
+    Args:
+        train: Examples.
+        num_inputs: Features that the classifier reads.
+        num_classes: Classes, each of which must occur.
+
+    Raises:
+        ConfigError: They can't be independent draws, or a feature tells the label.
+    """
+    try:
+        check_data(train.inputs, train.labels, num_inputs, num_classes)
+    except ValueError as error:
+        raise ConfigError(
+            f"the training data can't be certified: {error}; give independent draws of every class, each once"
+        ) from error
+    leak = find_label_column(train)
+    if leak is not None:
+        raise ConfigError(
+            f"column {leak} of the inputs tells the class of every training example: the label has leaked into the "
+            "inputs; leave the column out"
+        )
 
 
 def find_label_column(data: LabelledData) -> int | None:
@@ -173,13 +187,14 @@ def arrays_task(path: Path, *, input_scale: float, num_train: int | None = None)
         ConfigError: The file or the number is unusable, or the data can't be independent draws.
     """
     data = _load(str(path))
-    grid = PriorGrid(
-        input_shape=(1, data.inputs.shape[1], 1),
-        num_classes=max(2, int(data.labels.max()) + 1),
-        input_scale=input_scale,
-    )
-    train, holdout = _split(data, len(data) * 5 // 6 if num_train is None else num_train)
+    grid = PriorGrid(input_shape=(1, data.inputs.shape[1], 1), num_classes=count_classes(data), input_scale=input_scale)
+    train, holdout = split_data(data, num_train)
     return Task(name="arrays", grid=grid, train=train, holdout=holdout)
+
+
+def count_classes(data: LabelledData) -> int:
+    """Return the largest label plus one, at least 2."""
+    return max(2, int(data.labels.max()) + 1)
 
 
 def training_data(source: str, manifest: Mapping[str, Any]) -> LabelledData:
@@ -198,18 +213,31 @@ def training_data(source: str, manifest: Mapping[str, Any]) -> LabelledData:
     num_train = claims.get("num_samples") if isinstance(claims, dict) else None
     if type(num_train) is not int or not 1 <= num_train <= len(data):
         raise CertificateError(f"the certificate is about {num_train} examples, {source} has {len(data)}")
-    return _split(data, num_train)[0]
+    return split_data(data, num_train)[0]
+
+
+def load_source(source: str) -> tuple[LabelledData, tuple[int, ...]]:
+    """Return all examples of a source, and the shape of one; of pictures that a folder has twice, the first.
+
+    Args:
+        source: One of :data:`SOURCES`, or a file or folder.
+
+    Raises:
+        ConfigError: The file is unusable, or there is none.
+    """
+    if source == "digits":
+        return load_digits(), (8, 8)
+    if source == "mnist1d":
+        return sample_mnist1d(_MNIST1D_SAMPLES, _MNIST1D_SEED), (NUM_FEATURES,)
+    path = Path(source)
+    if not path.exists():
+        raise ConfigError(f"--data {source}: no such file; give {', '.join(SOURCES)}, or a file or folder of data")
+    data, shape = load_labelled(path)
+    return _without_repeats(data) if path.is_dir() else data, shape
 
 
 def _load(source: str) -> LabelledData:
-    """Return all examples of a source; of pictures that a folder has twice, the first."""
-    if source == "digits":
-        return load_digits()
-    if source == "mnist1d":
-        return sample_mnist1d(_MNIST1D_SAMPLES, _MNIST1D_SEED)
-    path = Path(source)
-    data = load_labelled(path)[0]
-    return _without_repeats(data) if path.is_dir() else data
+    return load_source(source)[0]
 
 
 def _without_repeats(data: LabelledData) -> LabelledData:
@@ -218,11 +246,21 @@ def _without_repeats(data: LabelledData) -> LabelledData:
 
 
 def _named_task(name: str, grid: PriorGrid, data: LabelledData, num_train: int | None) -> Task:
-    train, holdout = _split(data, _DEFAULT_NUM_TRAIN[name] if num_train is None else num_train)
+    train, holdout = split_data(data, _DEFAULT_NUM_TRAIN[name] if num_train is None else num_train)
     return Task(name=name, grid=grid, train=train, holdout=holdout)
 
 
-def _split(data: LabelledData, num_train: int) -> tuple[LabelledData, LabelledData | None]:
+def split_data(data: LabelledData, num_train: int | None) -> tuple[LabelledData, LabelledData | None]:
+    """Return a random part to train on, and the rest or ``None``; the same at every call.
+
+    Args:
+        data: All examples.
+        num_train: How many to train on; ``None``: five sixths.
+
+    Raises:
+        ConfigError: There are not so many.
+    """
+    num_train = len(data) * 5 // 6 if num_train is None else num_train
     if not 1 <= num_train <= len(data):
         raise ConfigError(f"num_train={num_train}: must be 1 to {len(data)}, the number of examples")
     order = np.argsort(random_words(0, _SPLIT_STREAM, len(data)), kind="stable")

@@ -35,6 +35,8 @@ STANDARD_GRID_SHA256 = {
     "fashion-mnist": "313b3aa60c32b8a06908b62dbda42a4708e6633ba73ae49bf17b60edf64ab8a3",
     "mnist1d": "aea5b4997293439c10885724899701664fe6c62f8bc412cb6d4010742940ab42",
 }
+CHOICES = ("architectures", "projections", "subspace_dims", "levels", "seeds")
+LINES = ("architecture", "projection", "dimension", "levels", "seed")
 MARGIN = 1e-6
 MAX_MESSAGE_BYTES = 1 << 24
 MAGNITUDE_BITS = 7
@@ -96,14 +98,11 @@ class Decoder:
 def decode(message, grid):
     """Return (choices, coefficients, ledger in bits) of a message under a grid."""
     decoder, ledger, choices = Decoder(message), {}, {}
-    for name, line in (
-        ("architectures", "architecture"), ("subspace_dims", "dimension"), ("levels", "levels"), ("seeds", "seed")
-    ):  # fmt: skip
+    for name, line in (pair for pair in zip(CHOICES, LINES, strict=True) if pair[0] in grid):
         before = decoder.num_bits
         choices[name] = grid[name][decoder.read_uniform(len(grid[name]))]
         ledger[line] = decoder.num_bits - before
-    num_classes = (choices["levels"] + 1) // 2
-    tables = count_tables(choices, grid)
+    num_classes, tables = (choices["levels"] + 1) // 2, count_tables(choices, grid)
     before = decoder.num_bits
     steps = [decoder.read_uniform(1 << MAGNITUDE_BITS) for _ in range(num_classes - 1)]
     ledger["codebook"] = decoder.num_bits - before
@@ -121,12 +120,10 @@ def decode(message, grid):
 
 def count_tables(choices, grid):
     """Return for each symbol which table of counts it is coded with."""
-    plan, dim = (
-        plan_layers(choices["architectures"], grid["input_shape"], grid["num_classes"]),
-        choices["subspace_dims"],
-    )
-    if plan[0][0] != "cells":
+    layers, dim = choices.get("architectures", []), choices["subspace_dims"]
+    if not layers or layers[0][0] != "cells":
         return [0] * dim
+    plan = plan_layers(layers, grid["input_shape"], grid["num_classes"])
     _, channels, count, (height, width), _, _ = plan[1]
     places = [1 + 3 * (x % 2) + min(y // 2, 2) for y in range(height) for x in range(width)]
     tables = places * (channels * count) + [0] * count
@@ -230,10 +227,14 @@ def class_scores(layers, maps):
 
 
 def find_errors(layers, inputs, labels, input_shape):
-    """Return which examples are errors; without a clear lead the true class has not won."""
+    """Return which examples are errors."""
     height, width, channels = input_shape
-    scores = class_scores(layers, inputs.reshape(len(inputs), height, width, channels).transpose(0, 3, 1, 2))
-    rows = np.arange(len(labels))
+    return lost_rows(class_scores(layers, inputs.reshape(-1, height, width, channels).transpose(0, 3, 1, 2)), labels)
+
+
+def lost_rows(scores, labels):
+    """Return in which rows the true class does not win; without a clear lead it has not."""
+    rows, scores = np.arange(len(labels)), scores.copy()
     true_score = scores[rows, labels]
     scores[rows, labels] = -np.inf
     return ~(true_score - scores.max(axis=1) > MARGIN)
@@ -250,9 +251,17 @@ def count_errors(layers, inputs, labels, grid):
         return found
 
     errors = errors_of(np.arange(len(labels)), 512)
-    again = errors_of(np.argsort(random_words(1, 99, len(labels))), 301)
+    again = errors_of(np.argsort(random_words(1, 99, len(labels))), min(301, max(1, len(labels) // 3)))
     require((again == errors).all(), "predictions depend on the other examples of the batch")
     return errors
+
+
+def _classifier_errors(choices, coefficients, inputs, labels, grid):
+    layers = build_layers(choices, coefficients, grid["input_shape"], grid["num_classes"])
+    return count_errors(layers, inputs, labels, grid)
+
+
+CLASSIFIER = ("forerun-certificate", 2, _classifier_errors)  # format, version, how errors are found
 
 
 def data_sha256(inputs, labels):
@@ -281,10 +290,9 @@ def binomial_bound(num_errors, num_samples, complexity):
     """Return the largest p at which num_errors or fewer have probability exp(-complexity); in log space."""
     if num_errors == num_samples:
         return 1.0
-    counts = range(num_errors + 1)
-    top = math.lgamma(num_samples + 1)
-    log_choose = np.array([top - math.lgamma(k + 1) - math.lgamma(num_samples - k + 1) for k in counts])
     ks, low, high = np.arange(num_errors + 1), num_errors / num_samples, 1.0
+    top = math.lgamma(num_samples + 1)
+    log_choose = np.array([top - math.lgamma(k + 1) - math.lgamma(num_samples - k + 1) for k in ks])
     while high - low > 1e-12:
         p = (low + high) / 2
         terms = log_choose + ks * math.log(p) + (num_samples - ks) * math.log1p(-p)
@@ -313,32 +321,27 @@ def grid_sha256(grid):
     return hashlib.sha256(json.dumps(grid, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def measure(manifest, message, inputs, labels):
+def measure(manifest, message, inputs, labels, kind=CLASSIFIER):
     """Return what a message is worth: its ledger, its bits, its errors; a ValueError says why it is worth nothing."""
     grid = manifest["grid"]
     require(len(message) > 0, "the message is empty: a model of zero bits certifies nothing")
     require(min(grid["subspace_dims"]) >= MIN_SYMBOLS, f"the grid has fewer than {MIN_SYMBOLS} dimensions")
     require(grid["magnitude_bits"] == MAGNITUDE_BITS, "the grid has another codebook than format 2")
-    num_classes = grid["num_classes"]
-    check_data(inputs, labels, math.prod(grid["input_shape"]), num_classes)
+    check_data(inputs, labels, math.prod(grid["input_shape"]), grid["num_classes"])
     choices, coefficients, ledger = decode(message, grid)
     require(sum(ledger.values()) > 0, "the message costs nothing: a model of zero bits certifies nothing")
-    errors = count_errors(build_layers(choices, coefficients, grid["input_shape"], num_classes), inputs, labels, grid)
+    errors = kind[2](choices, coefficients, inputs, labels, grid)
     return {
-        "choices": choices,
-        "coefficients": [float(value) for value in coefficients],
-        "ledger_bits": ledger,
-        "code_length_bits": sum(ledger.values()),
-        "num_errors": int(errors.sum()),
-        "num_samples": len(labels),
-    }
+        "choices": choices, "coefficients": [float(value) for value in coefficients], "ledger_bits": ledger,
+        "code_length_bits": sum(ledger.values()), "num_errors": int(errors.sum()), "num_samples": len(labels),
+    }  # fmt: skip
 
 
-def verify(path, inputs, labels, expected_grid_sha256=None):
+def verify(path, inputs, labels, expected_grid_sha256=None, kind=CLASSIFIER):
     """Return the recomputed numbers of a certificate that holds; a ValueError says why it does not."""
     manifest, message = read_certificate(path)
     try:
-        require(manifest["format"] == "forerun-certificate" and manifest["version"] == 2, "unknown format or version")
+        require((manifest["format"], manifest["version"]) == kind[:2], "unknown format or version")
         claims, delta = manifest["claims"], manifest["delta"]
         require(isinstance(delta, float) and 0 < delta < 1, f"delta={delta} is not strictly between 0 and 1")
         grid_digest = grid_sha256(manifest["grid"])
@@ -347,7 +350,7 @@ def verify(path, inputs, labels, expected_grid_sha256=None):
         require(grid_digest == allowed, "the grid is not the one that was fixed before the data")
         require(manifest["data_sha256"] == data_sha256(inputs, labels), "these are not the data of the certificate")
         require(manifest["message_sha256"] == hashlib.sha256(message).hexdigest(), "the message has been changed")
-        found = measure(manifest, message, inputs, labels)
+        found = measure(manifest, message, inputs, labels, kind)
         complexity = found["code_length_bits"] * math.log(2) - math.log(delta)
         found["risk_bound"] = binomial_bound(found["num_errors"], found["num_samples"], complexity)
         chance = 1 - 1 / manifest["grid"]["num_classes"]
@@ -363,7 +366,7 @@ def verify(path, inputs, labels, expected_grid_sha256=None):
     return found
 
 
-def main(arguments):
+def main(arguments, kind=CLASSIFIER):
     """Verify or measure, and write the answer; returns the exit status."""
     options, paths = ([item for item in arguments if item.startswith("--") == flag] for flag in (True, False))
     expected = [item.partition("=")[2] for item in options if item.startswith("--grid-sha256=")]
@@ -377,18 +380,16 @@ def main(arguments):
         sys.stderr.write(f"{paths[1]}: not an .npz file with inputs and labels ({error})\n")
         return 2
     try:
-        measured = measure(*read_certificate(paths[0]), inputs, labels) if "--measure" in options else None
-        found = measured or verify(paths[0], inputs, labels, expected[0] if expected else None)
+        measured = measure(*read_certificate(paths[0]), inputs, labels, kind) if "--measure" in options else None
+        found = measured or verify(paths[0], inputs, labels, expected[0] if expected else None, kind)
         answer = {"accepted": True, "reason": None, **found}
     except ValueError as error:
         answer = {"accepted": False, "reason": str(error)}
     if "--json" in options or "--measure" in options:
         sys.stdout.write(json.dumps(answer) + "\n")
     elif answer["accepted"]:
-        sys.stdout.write(
-            f"yes: error at most {answer['risk_bound']:.4f}, from {answer['num_errors']} errors in "
-            f"{answer['num_samples']} and {answer['code_length_bits']:.1f} bits\n"
-        )
+        text = "yes: error at most {risk_bound:.4f}, {num_errors} of {num_samples} wrong, {code_length_bits:.1f} bits\n"
+        sys.stdout.write(text.format(**answer))
     else:
         sys.stdout.write(f"no: {answer['reason']}\n")
     return 0 if answer["accepted"] else 1

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from forerun.cli.certify_decoder import add_decoder_options, run_decoders
 from forerun.cli.certify_language import TASK as LANGUAGE_TASK
 from forerun.cli.certify_language import add_language_options, run_language
+from forerun.cli.certify_module import add_module_options, certify_named_module
 from forerun.cli.console import write_json, write_line
 from forerun.cli.options import Commands, add_command, add_json_option, add_number, add_threads_option, output_file
 
 if TYPE_CHECKING:
-    from forerun.bounds.certify import CertifyResult
+    from forerun.bounds.result import Certified, CertifyResult
     from forerun.bounds.task import Task
 
 _DESCRIPTION = """\
@@ -21,6 +22,7 @@ data. Every choice that the decoder needs is paid for; the ledger lists it. Writ
 
 The examples must be independent draws: one row per unit, none twice, not stratified by class.
 
+With --module: a torch.nn.Module of yours, trained in a random subspace; verifying it runs its code.
 With --task bytes: a byte-level language model, and upper bounds on its bits per byte. With --model: models that
 `forerun pretrain` made, rounded to few bits; of several the one with the least bound.
 """
@@ -34,6 +36,8 @@ examples:
   forerun certify --model RUN ENSEMBLE STUDENT --data CORPUS
   forerun certify --data mine.npz --input-scale 0.00392156862745098 --out mine.zip
   forerun certify --data mine.npz --agreement-with predictions.npz
+  forerun certify --data mine.parquet --module nets:build      # build() in nets.py, in this folder
+  forerun certify --data digits --input-shape 1 8 8 --module forerun.bounds.module.digits_network:build
   forerun verify CERTIFICATE.zip --data digits
 """
 
@@ -56,8 +60,9 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         "--data",
         type=Path,
         metavar="PATH",
-        help=".npz with inputs [n, ...] and labels [n] from 0 on, .csv with a column label, or a folder of IDX "
-        "files; for --task bytes a folder or file of text (default: this machine's Python standard library)",
+        help=".npz with inputs [n, ...] and labels [n] from 0 on, .csv or .parquet with a column label, or a folder of "
+        "IDX files; with --module also digits or mnist1d; for --task bytes a folder or file of text (default: this "
+        "machine's Python standard library)",
     )
     parser.add_argument(
         "--out",
@@ -77,6 +82,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         parser, "--input-scale", 1.0, "with --data: fixed factor of the inputs, chosen without looking at the data"
     )
     add_threads_option(parser)
+    add_module_options(parser)
     add_language_options(parser)
     add_decoder_options(parser)
     parser.add_argument(
@@ -102,23 +108,27 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from forerun.bounds.agreement import bound_by_agreement
-    from forerun.bounds.certify import certify, default_candidates
     from forerun.bounds.report import write_report
     from forerun.data.labelled_files import load_labelled
 
     torch.set_num_threads(args.threads)
-    task = _open_task(args)
     predicted = None if args.agreement_with is None else load_labelled(args.agreement_with)[0]
-    result = certify(task, args.out, delta=args.delta, candidates=default_candidates(task.name), report=write_line)
+    made = _certify_task(args) if args.module is None else certify_named_module(args)
+    result = made.result
     for line in report_lines(result):
         write_line(line)
-    write_line(f"wrote {args.out}; check it with: forerun verify {args.out} --data {args.data or args.task}")
+    write_line(f"wrote {args.out}; check it with: forerun verify {args.out} {made.verify_options}")
     if args.report is not None:
-        write_report(args.report, task.name, result)
+        write_report(args.report, made.name, result)
     agreement = None
     if predicted is not None:
         agreement = bound_by_agreement(
-            args.out, task.train, predicted, certified_bound=result.risk_bound, delta=args.delta
+            args.out,
+            made.train,
+            predicted,
+            certified_bound=result.risk_bound,
+            delta=args.delta,
+            errors_of=made.errors_of,
         )
         write_line(
             f"the other model errs at most {agreement.risk_bound:.2%} with probability "
@@ -129,6 +139,22 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         write_json(args.json, result.as_json() | ({} if agreement is None else {"agreement": agreement.as_json()}))
     return 0
+
+
+def _certify_task(args: argparse.Namespace) -> "Certified":
+    from forerun.bounds import verifier
+    from forerun.bounds.certify import certify, default_candidates
+    from forerun.bounds.result import Certified
+
+    task = _open_task(args)
+    result = certify(task, args.out, delta=args.delta, candidates=default_candidates(task.name), report=write_line)
+    return Certified(
+        name=task.name,
+        result=result,
+        train=task.train,
+        errors_of=verifier.CLASSIFIER[2],
+        verify_options=f"--data {args.data or args.task}",
+    )
 
 
 def _open_task(args: argparse.Namespace) -> "Task":
@@ -144,8 +170,6 @@ def _open_task(args: argparse.Namespace) -> "Task":
         return digits_task(args.num_train)
     if args.task == "mnist1d":
         return mnist1d_task(args.num_train)
-    if not args.data.exists():
-        raise ConfigError(f"--data {args.data}: no such file or folder")
     if args.task == "fashion-mnist":
         return fashion_task(args.data, args.num_train)
     return arrays_task(args.data, input_scale=args.input_scale, num_train=args.num_train)

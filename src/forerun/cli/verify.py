@@ -6,18 +6,26 @@ from typing import Any
 
 from forerun.cli.certify_decoder import is_decoder_certificate, verify_decoder
 from forerun.cli.certify_language import is_language_certificate, verify_language
+from forerun.cli.certify_module import MODULE_OPTION, is_module_certificate, verifier_options
 from forerun.cli.console import write_json, write_line
-from forerun.cli.options import Commands, add_json_option, input_file
+from forerun.cli.options import Commands, add_command, add_json_option, input_file
 
 _DESCRIPTION = """\
 Check a certificate against its training data, in a fresh process that runs one short program needing only numpy:
-decode the weights, count the errors, add up the bits, recompute the bound, compare. Exit status: 0 yes, 1 no.
+decode the weights, count the errors, add up the bits, recompute the bound, compare. The certificate of a module
+needs PyTorch and that module, whose code is run. Exit status: 0 yes, 1 no.
+"""
+_EPILOG = """\
+examples:
+  forerun verify CERTIFICATE.zip --data digits
+  forerun verify CERTIFICATE.zip --data mine.npz --grid-sha256 HEX
+  forerun verify CERTIFICATE.zip --data mine.npz --module nets:build
 """
 
 
 def add_parser(commands: Commands) -> argparse.ArgumentParser:
     """Add the command's options."""
-    parser = commands.add_parser("verify", help="check a certificate", description=_DESCRIPTION)
+    parser = add_command(commands, "verify", summary="check a certificate", description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("certificate", type=input_file, metavar="CERTIFICATE", help="what forerun certify wrote")
     parser.add_argument(
         "--data",
@@ -28,7 +36,15 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "--grid-sha256", metavar="HEX", help="digest of the grid fixed beforehand; needed for grids of your own"
     )
-    parser.add_argument("--base", type=Path, metavar="RUN", help="frozen base, for the certificate of an adapter")
+    parser.add_argument(
+        MODULE_OPTION, metavar="PACKAGE.MODULE:FACTORY", help="for the certificate of a module: its factory"
+    )
+    parser.add_argument(
+        "--base",
+        type=Path,
+        metavar="PATH",
+        help="frozen base: the run under an adapter, or a module's safetensors file",
+    )
     add_json_option(parser)
     return parser
 
@@ -53,13 +69,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _verify_classifier(args: argparse.Namespace, manifest: dict[str, Any], options: list[str]) -> dict[str, Any]:
-    from forerun.bounds.certificate import run_verifier
-    from forerun.bounds.task import SOURCES, training_data
-    from forerun.core.errors import ConfigError
+    from forerun.bounds import verifier
+    from forerun.bounds.certificate import ask_verifier
+    from forerun.bounds.task import training_data
 
-    if args.data not in SOURCES and not Path(args.data).exists():
-        raise ConfigError(f"--data {args.data}: no such file; give {', '.join(SOURCES)}, or a file or folder of data")
-    answer = run_verifier(args.certificate, training_data(args.data, manifest), options)
+    program = verifier.__file__
+    if is_module_certificate(manifest):
+        program, options = verifier_options(args, options)
+    answer = ask_verifier(program, args.certificate, training_data(args.data, manifest), ["--json", *options])
     if answer["accepted"]:
         vacuous = "VACUOUS: no better than chance" if answer["is_vacuous"] else "not vacuous"
         write_line(

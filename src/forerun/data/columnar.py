@@ -1,8 +1,11 @@
 """Rows of Parquet files and of Hugging Face datasets; both libraries are optional."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from forerun.core.dependencies import import_optional
 from forerun.core.errors import CorpusError
@@ -17,12 +20,51 @@ def read_parquet(file: Path) -> Iterator[dict[str, Any]]:
         CorpusError: The file is not Parquet, is damaged, or holds bytes that are no UTF-8 where text should be.
         MissingDependencyError: pyarrow is not installed.
     """
-    parquet = import_optional("pyarrow.parquet", extra="pretrain", purpose=f"reading {file.name}")
-    errors = import_optional("pyarrow", extra="pretrain", purpose=f"reading {file.name}")
+    with _opened(file, extra="pretrain") as opened:
+        for batch in opened.iter_batches(batch_size=_BATCH_ROWS):
+            yield from batch.to_pylist()
+
+
+def read_parquet_columns(file: Path, *, extra: str) -> dict[str, np.ndarray]:
+    """Return the columns of a Parquet file in order; lists that are all alike in depth and length become axes.
+
+    Args:
+        file: To read.
+        extra: Of Forerun, that brings pyarrow for this.
+
+    Returns:
+        Arrays ``[rows, ...]`` of the column's type; of objects where that is text or lists differ in length.
+
+    Raises:
+        CorpusError: As of :func:`read_parquet`.
+        MissingDependencyError: pyarrow is not installed.
+    """
+    with _opened(file, extra=extra) as opened:
+        table = opened.read()
+        return {name: _as_array(table.column(name).combine_chunks(), len(table)) for name in table.column_names}
+
+
+def _as_array(values: Any, num_rows: int) -> np.ndarray:
+    shape, column = [num_rows], values
+    while hasattr(values, "value_lengths") or hasattr(values.type, "list_size"):
+        lengths = (
+            set(values.value_lengths().to_pylist()) if hasattr(values, "value_lengths") else {values.type.list_size}
+        )
+        if len(lengths) != 1 or None in lengths or values.null_count:
+            return np.array([*column.to_pylist(), None], dtype=object)[:-1]
+        shape.append(lengths.pop())
+        values = values.flatten()
+    return values.to_numpy(zero_copy_only=False).reshape(shape)
+
+
+@contextmanager
+def _opened(file: Path, *, extra: str) -> Iterator[Any]:
+    """Open a Parquet file; what goes wrong while it is read is one clear error."""
+    parquet = import_optional("pyarrow.parquet", extra=extra, purpose=f"reading {file.name}")
+    errors = import_optional("pyarrow", extra=extra, purpose=f"reading {file.name}")
     try:
         with parquet.ParquetFile(file) as opened:
-            for batch in opened.iter_batches(batch_size=_BATCH_ROWS):
-                yield from batch.to_pylist()
+            yield opened
     except UnicodeDecodeError as error:
         raise CorpusError(f"{file}: has a string that is not UTF-8 ({error.reason}); write it again") from error
     except (errors.ArrowException, OSError) as error:  # which of the two, depends on where the damage lies

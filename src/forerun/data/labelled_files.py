@@ -1,4 +1,4 @@
-"""Labelled examples out of files: NumPy archives, CSV, and IDX pairs as MNIST and its kin come."""
+"""Labelled examples out of files: NumPy archives, CSV, Parquet, and IDX pairs as MNIST and its kin come."""
 
 import gzip
 import math
@@ -11,10 +11,12 @@ from typing import Final
 import numpy as np
 
 from forerun.core.errors import ConfigError
-from forerun.data.labelled import LabelledData
+from forerun.data.columnar import read_parquet_columns
+from forerun.data.labelled import LabelledData, flatten_examples
 
 _IDX_TYPES: Final = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 _IMAGES: Final = "-images-idx3-ubyte"
+_LABEL: Final = "label"
 
 
 def load_labelled(path: Path) -> tuple[LabelledData, tuple[int, ...]]:
@@ -22,7 +24,8 @@ def load_labelled(path: Path) -> tuple[LabelledData, tuple[int, ...]]:
 
     Args:
         path: ``.npz`` with ``inputs`` [n, ...] and ``labels`` [n]; ``.csv`` with a header, the column ``label`` or else
-            the last one being the class; a folder of IDX pairs ``NAME-images-idx3-ubyte[.gz]`` and
+            the last one being the class; ``.parquet`` likewise, its columns numbers or lists of one length and depth;
+            a folder of IDX pairs ``NAME-images-idx3-ubyte[.gz]`` and
             ``NAME-labels-idx1-ubyte[.gz]``, joined in the order of their names.
 
     Returns:
@@ -30,11 +33,15 @@ def load_labelled(path: Path) -> tuple[LabelledData, tuple[int, ...]]:
 
     Raises:
         ConfigError: The file is unusable.
+        CorpusError: A Parquet file is damaged.
+        MissingDependencyError: Parquet without pyarrow.
     """
     if path.is_dir():
         inputs, labels = _read_idx_folder(path)
     elif path.suffix == ".csv":
         inputs, labels = _read_csv(path)
+    elif path.suffix == ".parquet":
+        inputs, labels = _read_parquet(path)
     else:
         inputs, labels = _read_npz(path)
     if inputs.dtype.kind not in "fiu" or labels.dtype.kind not in "iu" or inputs.ndim < 2 or labels.ndim != 1:
@@ -44,9 +51,8 @@ def load_labelled(path: Path) -> tuple[LabelledData, tuple[int, ...]]:
         )
     if len(inputs) != len(labels) or not len(labels):
         raise ConfigError(f"{path}: {len(inputs)} inputs and {len(labels)} labels; need as many of one as of the other")
-    flat = inputs.reshape(len(inputs), -1)
-    flat = flat if flat.dtype == np.uint8 else flat.astype(np.float64)
-    return LabelledData(inputs=flat, labels=labels.astype(np.int64, casting="unsafe")), inputs.shape[1:]
+    whole = labels.astype(np.int64, casting="unsafe")
+    return LabelledData(inputs=flatten_examples(inputs), labels=whole), inputs.shape[1:]
 
 
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -70,10 +76,27 @@ def _read_csv(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise ConfigError(f"{path}: cannot be read as a table ({error}); need a header line, then numbers") from error
     if table.shape[1] != len(names) or len(names) < 2:
         raise ConfigError(f"{path}: {len(names)} names and {table.shape[1]} columns; need the same number, 2 or more")
-    column = names.index("label") if "label" in names else len(names) - 1
-    labels = table[:, column]
-    whole = labels.astype(np.int64) if np.isfinite(labels).all() and (labels == np.floor(labels)).all() else labels
-    return np.delete(table, column, axis=1), whole
+    column = names.index(_LABEL) if _LABEL in names else len(names) - 1
+    return np.delete(table, column, axis=1), _whole(table[:, column])
+
+
+def _whole(labels: np.ndarray) -> np.ndarray:
+    """Return labels as whole numbers, or as they are where they are none."""
+    return labels.astype(np.int64) if np.isfinite(labels).all() and (labels == np.floor(labels)).all() else labels
+
+
+def _read_parquet(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    columns = read_parquet_columns(path, extra="bounds")
+    label = _LABEL if _LABEL in columns else next(reversed(columns), _LABEL)
+    labels = columns.pop(label, np.zeros(0))
+    if not columns or not len(labels) or labels.dtype.kind not in "fiu":
+        raise ConfigError(f"{path}: has no column of labels beside others; need rows with a whole number in {_LABEL!r}")
+    parts = [values.reshape(len(labels), -1) for values in columns.values()]
+    if any(values.dtype.kind not in "fiub" for values in parts):
+        text = [name for name, values in columns.items() if values.dtype.kind not in "fiub"]
+        raise ConfigError(f"{path}: the columns {', '.join(text)} are no numbers; turn them into numbers or drop them")
+    alone = next(iter(columns.values()))
+    return alone if len(columns) == 1 and alone.ndim > 1 else np.concatenate(parts, axis=1), _whole(labels)
 
 
 def _read_idx_folder(folder: Path) -> tuple[np.ndarray, np.ndarray]:

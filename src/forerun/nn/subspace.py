@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -53,6 +54,31 @@ def pool_rectified(maps: Tensor, geometry: ConvGeometry) -> Tensor:
     return relu(maps) if geometry.pool == (1, 1) else avg_pool2d(relu(maps), geometry.pool)
 
 
+class Subspace(Protocol):
+    r"""A network as a function of a few coefficients w, which move its parameters, :math:`\theta_0 + P w`."""
+
+    @property
+    def dim(self) -> int:
+        """Number of coefficients."""
+        ...
+
+    def __call__(self, inputs: Tensor, coefficients: Float[Tensor, " dim"]) -> Float[Tensor, "batch classes"]:
+        """Return the scores of the network at a point of the subspace."""
+        ...
+
+    def values(self, coefficients: Float[Tensor, " dim"]) -> Float[Tensor, " values"]:
+        """Return the parameters at a point."""
+        ...
+
+    def column(self, index: int) -> Float[Tensor, " values"]:
+        """Return the direction of one coefficient."""
+        ...
+
+    def scores(self, inputs: Tensor, values: Float[Tensor, " values"]) -> Float[Tensor, "batch classes"]:
+        """Return the scores of the network whose parameters are given."""
+        ...
+
+
 class SubspaceNetwork(nn.Module):
     r"""Convolutions with ReLUs between them, weights :math:`\theta = \theta_0 + P w`.
 
@@ -83,7 +109,15 @@ class SubspaceNetwork(nn.Module):
         self, inputs: Float[Tensor, "batch channels height width"], coefficients: Float[Tensor, " dim"]
     ) -> Float[Tensor, "batch classes"]:
         """Return the scores of the network at a point of the subspace."""
-        return self.scores(inputs, self.get_buffer("start") + self.get_buffer("projection") @ coefficients)
+        return self.scores(inputs, self.values(coefficients))
+
+    def values(self, coefficients: Float[Tensor, " dim"]) -> Float[Tensor, " values"]:
+        """Return the weights at a point, in the order of ``starts``."""
+        return self.get_buffer("start") + self.get_buffer("projection") @ coefficients
+
+    def column(self, index: int) -> Float[Tensor, " values"]:
+        """Return the direction of one coefficient."""
+        return self.get_buffer("projection")[:, index]
 
     def scores(
         self, inputs: Float[Tensor, "batch channels height width"], values: Float[Tensor, " values"]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from forerun.bounds.certify import Candidate, CertifyResult, certify
+from forerun.bounds.certify import Candidate, certify
+from forerun.bounds.result import CertifyResult
 from forerun.bounds.search import SearchConfig
 from forerun.bounds.task import Task, arrays_task
 from forerun.data.labelled import LabelledData
