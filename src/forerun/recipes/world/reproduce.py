@@ -90,9 +90,10 @@ SCALES: Final[Mapping[str, Scale]] = {
         collect=CollectConfig(num_episodes=1200),
         train=replace(
             TRAIN_CONFIGS["small"],
-            num_steps=2500,
+            model=replace(TRAIN_CONFIGS["small"].model, latent_dim=64),
+            num_steps=1000,
             learning_rate=2e-3,
-            objective=replace(TRAIN_CONFIGS["small"].objective, weight=0.05),
+            objective=replace(TRAIN_CONFIGS["small"].objective, weight=0.08),
         ),
         control_steps=500,
         seeds=(0, 1, 2),
