@@ -1,9 +1,10 @@
-"""``forerun bench decode``: measure the decoding methods, and other engines, on the same prompts."""
+"""``forerun bench decode``: the decoding methods, and other engines, on the same prompts; ``project`` beside it."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
+from forerun.cli import bench_project
 from forerun.cli.console import write_json, write_line
 from forerun.cli.options import Commands, add_json_option, input_file, output_file
 from forerun.core.errors import ConfigError
@@ -36,10 +37,17 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     decode.add_argument("--time-limit", type=float, metavar="S", help="begin no prompt after S seconds (default: 2040)")
     decode.add_argument("--plot", type=output_file, metavar="FILE", help="draw the results (needs forerun[plot])")
     add_json_option(decode)
+    decode.set_defaults(run_theme=_run_decode)
+    bench_project.add_parser(themes).set_defaults(run_theme=bench_project.run)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the theme that was named."""
+    return args.run_theme(args)
+
+
+def _run_decode(args: argparse.Namespace) -> int:
     """Measure and print; the status is 1 where one of our engines failed."""
     from forerun.recipes.decode_benchmark.run import DecodeBenchmarkConfig, run_decode_benchmark
 

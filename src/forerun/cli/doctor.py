@@ -107,10 +107,9 @@ def _thread_facts() -> dict[str, Any]:
 
 
 def _device_facts() -> dict[str, Any]:
-    import torch
+    from forerun.models.device_report import device_report, present_gpus
 
-    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {"cuda": names, "torch_built_for_cuda": torch.version.cuda}
+    return device_report(present_gpus())
 
 
 def _dtype_facts(cpu: CpuInfo) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Engine configuration: how to decode, with what draft, on which cores."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -10,6 +11,8 @@ FanOutPolicy = Literal["joint", "uniform", "geometric", "measured"]
 Fallback = Literal["neural", "ngram", "none"]
 Verification = Literal["coupled", "rejection"]
 Dtype = Literal["auto", "int8", "float32", "bfloat16"]
+Graphs = Literal["auto", "eager"]
+Attention = Literal["matmul", "flex"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +34,7 @@ class SpeculativeConfig:
         copy_from_context: Mix the draft's law with what followed the last occurrence of the context's end.
         saguaro_c: C of Saguaro sampling in [0, 1]; 1 is off. Needs ``verification="rejection"``.
         drafter_timeout_s: A drafter silent for longer is given up, and decoding goes on without it.
+        drafter_restarts: How often in a row another drafter is started when one has ended; 0: never.
     """
 
     num_speculative_tokens: int | None = None
@@ -43,10 +47,12 @@ class SpeculativeConfig:
     copy_from_context: bool = True
     saguaro_c: float = 1.0
     drafter_timeout_s: float = 10.0
+    drafter_restarts: int = 5
 
     def __post_init__(self) -> None:
         _require_at_least("speculative.num_speculative_tokens", self.num_speculative_tokens, 1, 'method="none"')
         _require_at_least("speculative.branch_budget", self.branch_budget, 1, 'method="sequential"')
+        _require_at_least("speculative.drafter_restarts", self.drafter_restarts, 0, "0 to start none")
         if not 0 < self.expected_acceptance_rate < 1:
             raise ConfigError(
                 f"speculative.expected_acceptance_rate={self.expected_acceptance_rate}: must be in (0, 1)"
@@ -79,6 +85,12 @@ class EngineConfig:
         method: Decoding method.
         dtype: ``"auto"`` keeps quantised weights in int8 on a CPU that has a kernel for them, averages ensembles in
             float32, and runs drafts in int8 where the CPU can; else the weights of both as named.
+        device: Where target and draft run: ``cpu``, ``cuda`` or ``cuda:N``.
+        draft_device: Where the draft runs, if elsewhere; ``None``: where the target does, in a stream of its own.
+        graphs: ``auto`` replays passes as CUDA graphs on a GPU; ``eager`` runs the same passes kernel by kernel, on a
+            CPU too, where it is the slow twin of a GPU's.
+        attention: How a pass of fixed shape reads what is cached: ``matmul``, or ``flex`` for FlexAttention.
+        kv_cache_bytes: Most bytes of the target's keys and values on a GPU; ``None``: 80% of what is free there.
         max_model_len: Context in tokens, prompt and output together; ``None``: the model's own, at most 4096.
         max_num_seqs: Requests decoded side by side; more wait.
         num_threads: Threads of the target on a CPU.
@@ -90,6 +102,11 @@ class EngineConfig:
     draft: str | None = "default"
     method: Method = "auto"
     dtype: Dtype = "auto"
+    device: str = "cpu"
+    draft_device: str | None = None
+    graphs: Graphs = "auto"
+    attention: Attention = "matmul"
+    kv_cache_bytes: int | None = None
     max_model_len: int | None = None
     max_num_seqs: int = 4
     num_threads: int = 1
@@ -102,11 +119,32 @@ class EngineConfig:
         _require_at_least("num_threads", self.num_threads, 1, "num_threads=1")
         _require_choice("method", self.method, get_args(Method))
         _require_choice("dtype", self.dtype, get_args(Dtype))
+        _require_choice("graphs", self.graphs, get_args(Graphs))
+        _require_choice("attention", self.attention, get_args(Attention))
+        _require_at_least("kv_cache_bytes", self.kv_cache_bytes, 1, "kv_cache_bytes=None to take what is free")
+        _require_device("device", self.device)
+        if self.draft_device is not None:
+            _require_device("draft_device", self.draft_device)
+            if not self.runs_on_device:
+                raise ConfigError(
+                    f'draft_device={self.draft_device!r}: with device="cpu" the draft has a process of its own there; '
+                    "set device to a GPU too, or leave draft_device out"
+                )
         if self.cores is not None and len(self.cores) < self.num_threads:
             raise ConfigError(
                 f"cores={self.cores}: fewer than num_threads={self.num_threads}; list a core per thread, and one for "
                 "the drafter"
             )
+
+    @property
+    def runs_on_device(self) -> bool:
+        """Whether target and draft run in passes of fixed shape, the draft in this process, as they do on a GPU."""
+        return self.device != "cpu" or self.graphs == "eager"
+
+
+def _require_device(name: str, value: str) -> None:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", value):
+        raise ConfigError(f"{name}={value!r}: must be cpu, cuda or cuda:N")
 
 
 def _require_at_least(name: str, value: int | None, least: int, otherwise: str) -> None:

@@ -22,6 +22,7 @@ class Checkpoint:
         quantised: Whether weights are stored in quantised blocks (a CPU then keeps them quantised by default).
         ensemble: The models whose laws are averaged; ``None`` for a model of its own. An ensemble's ``config`` is its
             first member's, with the shortest context of all; its ``tensors`` has none.
+        base: The small model that an inflated one computes; ``None`` for others.
     """
 
     config: DecoderConfig
@@ -32,6 +33,7 @@ class Checkpoint:
     tensors: TensorReader
     quantised: bool
     ensemble: "Ensemble | None" = None
+    base: "Checkpoint | None" = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -82,6 +82,9 @@ class DeviceRunner:
                 f"a recorder for {self.recorder.device} and a model on {weight.device}: put both on one device"
             )
         self.graphs = GraphPool(self.recorder)
+        if weight.is_cuda:
+            # The recorder has a stream of its own: what was filled in the usual one must be there before it begins.
+            torch.cuda.synchronize(weight.device)
 
     @property
     def vocab_size(self) -> int:

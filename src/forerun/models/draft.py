@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from forerun.core.errors import ModelLoadError, VocabMismatchError
 from forerun.models.checkpoint import Checkpoint, Ensemble
 from forerun.models.config import DecoderConfig
+from forerun.models.inflation import InflatedTensors, inflated_name, inflation_to
 from forerun.models.load import load_checkpoint
 
 DRAFT_FILE = "draft.safetensors"
@@ -61,6 +62,11 @@ def load_draft(name: str, target: Checkpoint) -> Draft:
         ModelLoadError: It is missing or corrupt.
         VocabMismatchError: Its tokens are not the target's.
     """
+    if target.base is not None:
+        # A draft of the small model drafts for the large one: they have one law. Their cached states have two shapes.
+        return replace(load_draft(name, target.base), state_layer_ids=(), borrows_embedding=False)
+    if (wanted := inflated_name(name)) is not None:
+        return _inflated(load_draft(wanted[1], target), num_params=wanted[0])
     if name == "self" and target.ensemble is not None:
         return first_member_draft(target.ensemble)
     if name == "self":
@@ -114,6 +120,18 @@ def first_member_draft(ensemble: Ensemble) -> Draft:
         vocab_ids=None,
         source=member.source,
         state_layer_ids=tuple(range(member.config.num_layers)),
+    )
+
+
+def _inflated(draft: Draft, *, num_params: float) -> Draft:
+    config = inflation_to(draft.config, num_params=num_params).apply(draft.config)
+    return replace(
+        draft,
+        config=config,
+        tensor=InflatedTensors(draft.tensor, draft.config, config).tensor,
+        source=f"{draft.source}, inflated",
+        borrows_embedding=False,
+        state_layer_ids=(),
     )
 
 

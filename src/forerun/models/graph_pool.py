@@ -130,8 +130,6 @@ class CudaGraphRecorder:
     def __init__(self, device: torch.device, *, priority: int = 0) -> None:
         self.device = device
         self._stream = torch.cuda.Stream(device, priority=priority)
-        # What was allocated and filled before in the usual stream is there when work in this one begins.
-        self._stream.wait_stream(torch.cuda.current_stream(device))
         self._memory = torch.cuda.graph_pool_handle()
 
     def record(self, function: Function, inputs: np.ndarray) -> Replay:

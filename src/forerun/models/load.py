@@ -17,6 +17,7 @@ from forerun.models.ensemble_file import ENSEMBLE_FILE, read_ensemble_file
 from forerun.models.gguf import read_gguf
 from forerun.models.huggingface import SafetensorsTensors, download, read_json, tokenizer_from_directory
 from forerun.models.huggingface_config import config_from_json
+from forerun.models.inflation import inflate, inflated_name, inflation_to
 from forerun.models.layout import TensorReader
 from forerun.models.tokenizer import Tokenizer
 from forerun.models.tokenizer_gguf import tokenizer_from_gguf
@@ -52,7 +53,8 @@ def load_checkpoint(name_or_path: str | Path) -> Checkpoint:
     Args:
         name_or_path: ``default`` (the embedded SmolLM2-135M-Instruct), a ``.gguf`` file, a Hugging Face directory, the
             folder of a pre-training run or of an ensemble, or a hub name such as
-            ``HuggingFaceTB/SmolLM2-135M-Instruct``.
+            ``HuggingFaceTB/SmolLM2-135M-Instruct``; ``inflated:SIZE:MODEL`` for the cost of a larger one and the law
+            of MODEL (:mod:`forerun.models.inflation`).
 
     Raises:
         ModelLoadError: The model is missing, corrupt or of a kind that is not supported.
@@ -67,6 +69,9 @@ def load_checkpoint(name_or_path: str | Path) -> Checkpoint:
 
 
 def _load(name_or_path: str | Path) -> Checkpoint:
+    if isinstance(name_or_path, str) and (wanted := inflated_name(name_or_path)) is not None:
+        base = _load(wanted[1])
+        return inflate(base, inflation_to(base.config, num_params=wanted[0]))
     path = default_model_path() if name_or_path == "default" else Path(name_or_path).expanduser()
     if path.suffix == ".gguf":
         return _load_gguf(path, source=str(name_or_path))

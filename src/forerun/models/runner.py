@@ -13,6 +13,8 @@ from forerun.core.protocols import LanguageModel
 from forerun.models.checkpoint import Checkpoint, Ensemble
 from forerun.models.config import DecoderConfig
 from forerun.models.decoder_weights import fill_decoder
+from forerun.models.device import DeviceOptions, affordable_sequences, cache_limit_bytes, sequence_bytes
+from forerun.models.device_runner import DeviceRunner
 from forerun.models.ensemble_runner import EnsemblePart, EnsembleRunner
 from forerun.models.int8_runner import Int8Runner
 from forerun.models.stacked_decoder import stack_decoders
@@ -22,7 +24,13 @@ _TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def build_target(
-    checkpoint: Checkpoint, *, dtype: DtypeName, num_sequences: int, capacity: int, device: str = "cpu"
+    checkpoint: Checkpoint,
+    *,
+    dtype: DtypeName,
+    num_sequences: int,
+    capacity: int,
+    device: str = "cpu",
+    options: DeviceOptions | None = None,
 ) -> LanguageModel:
     """Build the runner of a model or of an ensemble, with its whole vocabulary; see :func:`build_runner`.
 
@@ -38,6 +46,7 @@ def build_target(
         num_sequences=num_sequences,
         capacity=capacity,
         device=device,
+        options=options,
     )
 
 
@@ -82,6 +91,7 @@ def build_runner(
     num_levels: int = 2,
     embedding_of: LanguageModel | None = None,
     device: str = "cpu",
+    options: DeviceOptions | None = None,
 ) -> LanguageModel:
     """Build the runner of a model.
 
@@ -96,11 +106,23 @@ def build_runner(
         num_levels: int8 only: 2 for a target, 1 for a draft.
         embedding_of: A runner of a model with the same embedding, to hold it in memory once (int8 only).
         device: ``cpu``, or a CUDA device; int8 is for a CPU.
+        options: For passes of fixed shape, by :class:`DeviceRunner`, on their own device; it may hold fewer sequences
+            than asked for where memory is short. ``None`` for the other runners.
 
     Raises:
         ConfigError: The combination can't be run as asked.
     """
     _check_capacity(capacity, config)
+    if options is not None:
+        return _build_device_runner(
+            config,
+            tensor,
+            dtype=dtype,
+            num_sequences=num_sequences,
+            capacity=capacity,
+            vocab_ids=vocab_ids,
+            options=options,
+        )
     if dtype != "int8":
         decoder = fill_decoder(config, tensor, dtype=_TORCH_DTYPES[dtype], device=device)
         return TorchRunner(decoder, num_sequences=num_sequences, capacity=capacity, vocab_ids=vocab_ids)
@@ -118,6 +140,38 @@ def build_runner(
         vocab_ids=vocab_ids,
         embedding=embedding_of.embedding if isinstance(embedding_of, Int8Runner) else None,
         num_levels=num_levels,
+    )
+
+
+def _build_device_runner(
+    config: DecoderConfig,
+    tensor: Callable[[str], np.ndarray],
+    *,
+    dtype: DtypeName,
+    num_sequences: int,
+    capacity: int,
+    vocab_ids: np.ndarray | None,
+    options: DeviceOptions,
+) -> DeviceRunner:
+    if dtype == "int8":
+        raise ConfigError(
+            'dtype="int8": its kernels have no passes of fixed shape; choose "bfloat16" or "float32", or graphs="auto" '
+            "on a CPU"
+        )
+    decoder = fill_decoder(config, tensor, dtype=_TORCH_DTYPES[dtype], device=options.device)
+    limit = cache_limit_bytes(options)
+    if limit is not None:
+        num_slots = capacity + options.num_tree_slots + 1
+        each = sequence_bytes(config, num_slots=num_slots, item_bytes=decoder.lm_head.weight.element_size())
+        num_sequences = affordable_sequences(wanted=num_sequences, bytes_each=each, cache_bytes=limit)
+    return DeviceRunner(
+        decoder,
+        num_sequences=num_sequences,
+        capacity=capacity,
+        vocab_ids=vocab_ids,
+        recorder=options.recorder,
+        backend=options.backend,
+        num_tree_slots=options.num_tree_slots,
     )
 
 

@@ -1,0 +1,137 @@
+"""SD and SSD with a draft on a device emit the very tokens of decoding without a draft, on real (tiny) decoders.
+
+Here the device is the CPU, where what is launched beside the verification has run before it; what can differ is all
+that a GPU would share: shapes, padding, noise, look-ups, the draft's own cache.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from simulated.decoding import World
+from simulated.models import markov_law
+
+from forerun.engine.config import Verification
+from forerun.engine.core import EngineCore
+from forerun.engine.metrics import DecodeCounters
+from forerun.engine.sampling import SamplingParams
+from forerun.engine.speculative.controller import FixedController
+from forerun.engine.speculative.device_drafter import (
+    DeviceDraft,
+    DeviceSequentialSpeculator,
+    DeviceSsdSpeculator,
+)
+from forerun.engine.speculative.plain import NoSpeculator
+from forerun.models.config import DecoderConfig
+from forerun.models.decoder import Decoder
+from forerun.models.decoder_weights import fill_decoder
+from forerun.models.device_runner import DeviceRunner
+from forerun.models.layout import parameter_shapes
+from forerun.models.torch_runner import TorchRunner
+
+CONFIG = DecoderConfig(
+    vocab_size=19, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8,
+    max_len=64,
+)  # fmt: skip
+CAPACITY, K = 56, 3
+WORLD = World(
+    target=markov_law(CONFIG.vocab_size, seed=0),
+    draft=markov_law(CONFIG.vocab_size, seed=0),
+    vocab_size=CONFIG.vocab_size,
+    eos_ids=(0,),
+    capacity=CAPACITY,
+)
+PROMPTS = ([3, 1, 4, 1, 5, 9], [2, 7], [1, 8, 2, 8, 1, 8, 2, 8, 4, 5], [9, 9, 9])
+PARAMS = [
+    SamplingParams(temperature=0, max_tokens=30, ignore_eos=True),
+    SamplingParams(temperature=0.9, max_tokens=22, seed=5),
+    SamplingParams(temperature=0.7, max_tokens=40, seed=6, ignore_eos=True),
+    SamplingParams(temperature=1.2, max_tokens=9, seed=7),
+]
+SHAPED = [*PARAMS[:3], SamplingParams(temperature=1.0, top_p=0.9, logprobs=1, max_tokens=15, seed=3)]
+
+
+def decoder(*, noise: float = 0.0) -> Decoder:
+    """The same weights, or some near them."""
+    rng, other = np.random.default_rng(8), np.random.default_rng(9)
+    weights = {
+        name: ((rng.standard_normal(shape) + noise * other.standard_normal(shape)) * (1.5 / shape[-1] ** 0.5)).astype(
+            np.float32
+        )
+        for name, shape in parameter_shapes(CONFIG).items()
+    }
+    return fill_decoder(CONFIG, weights.__getitem__)
+
+
+def decode(target, speculator, params, *, num_tokens=K, verification: Verification = "coupled"):
+    """Return outputs and counters of all prompts, two side by side."""
+    requests = WORLD.requests(PROMPTS, [replace(some, seed=some.seed or 0) for some in params])
+    counters = DecodeCounters()
+    core = EngineCore(target, verification=verification, counters=counters)
+    for _ in core.run(requests, speculator, FixedController(num_tokens)):
+        pass
+    return [(request.output_ids, request.logprobs, request.finish_reason) for request in requests], counters
+
+
+def speculator(method: str, *, noise: float, vocab_ids=None):
+    runner = DeviceRunner(
+        decoder(noise=noise), num_sequences=2, capacity=CAPACITY, num_tree_slots=6 * K, vocab_ids=vocab_ids
+    )
+    draft = DeviceDraft(runner)
+    if method == "sequential":
+        return DeviceSequentialSpeculator(draft)
+    return DeviceSsdSpeculator(draft, num_outcomes=6, depth=2, fallback=method)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """Decoding without a draft, on the plain path."""
+    target = TorchRunner(decoder(), num_sequences=2, capacity=CAPACITY)
+    return {
+        name: decode(target, NoSpeculator(), params, num_tokens=0)[0]
+        for name, params in (("plain", PARAMS), ("shaped", SHAPED))
+    }
+
+
+METHODS = ["sequential", "neural", "ngram", "none"]
+
+
+@pytest.mark.parametrize("params", ["plain", "shaped"])
+@pytest.mark.parametrize("method", METHODS)
+def test_output_is_that_of_decoding_without_a_draft(method, params, expected):
+    """By tokens chosen where the logits are, and where a request needs more, by logits on the host."""
+    target = DeviceRunner(decoder(), num_sequences=2, capacity=CAPACITY)
+    outputs, counters = decode(target, speculator(method, noise=0.3), PARAMS if params == "plain" else SHAPED)
+    for (tokens, logprobs, reason), (own, own_logprobs, own_reason) in zip(outputs, expected[params], strict=True):
+        assert (tokens, reason) == (own, own_reason)
+        assert len(logprobs) == len(own_logprobs)
+        for one, other in zip(logprobs, own_logprobs, strict=True):
+            assert one.logprob_nats == pytest.approx(other.logprob_nats, abs=1e-4)
+    assert 0 < counters.num_accepted < counters.num_proposed
+    if method != "sequential":
+        assert 0 < counters.num_hits < counters.num_look_ups
+
+
+@pytest.mark.parametrize("method", ["sequential", "neural", "none"])
+def test_a_perfect_draft_is_always_accepted(method):
+    """Draft and target are one model, so any error in the draft's cache, keys or positions costs a rejection."""
+    target = DeviceRunner(decoder(), num_sequences=2, capacity=CAPACITY)
+    endless = [replace(some, ignore_eos=True) for some in PARAMS]  # an accepted token after the end would not count
+    _, counters = decode(target, speculator(method, noise=0.0), endless)
+    assert counters.num_accepted == counters.num_proposed > 20
+
+
+def test_a_draft_of_few_tokens_changes_nothing(expected):
+    target = DeviceRunner(decoder(), num_sequences=2, capacity=CAPACITY)
+    few = np.array([1, 2, 5, 7, 8, 9, 12])
+    outputs, _ = decode(target, speculator("neural", noise=0.1, vocab_ids=few), PARAMS)
+    assert [tokens for tokens, _, _ in outputs] == [tokens for tokens, _, _ in expected["plain"]]
+
+
+def test_rejection_takes_device_drafts_as_chosen_without_chance(expected):
+    """Greedy requests are decided the same by any rule; the others end, within their limits."""
+    target = DeviceRunner(decoder(), num_sequences=2, capacity=CAPACITY)
+    outputs, counters = decode(target, speculator("neural", noise=0.2), PARAMS, verification="rejection")
+    assert outputs[0][0] == expected["plain"][0][0]
+    assert all(reason is not None for _, _, reason in outputs)
+    assert counters.num_accepted > 0

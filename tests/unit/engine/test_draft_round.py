@@ -1,0 +1,171 @@
+"""A draft's round in one launch, against the dense decoder and the host's ranking of outcomes."""
+
+import numpy as np
+import pytest
+import torch
+from simulated.recording import TracingRecorder
+
+from forerun.core.rows import Rows
+from forerun.engine.config import SpeculativeConfig
+from forerun.engine.law import ProcessedLaw
+from forerun.engine.sampling import SamplingParams
+from forerun.engine.speculative.choice import DraftChoice
+from forerun.engine.speculative.coupling import coupled_token
+from forerun.engine.speculative.draft_round import Chain, DraftRounds
+from forerun.engine.speculative.fan_out import joint_outcomes
+from forerun.models.config import DecoderConfig
+from forerun.models.decoder_weights import fill_decoder
+from forerun.models.device_runner import DeviceRunner
+from forerun.models.layout import parameter_shapes
+
+CONFIG = DecoderConfig(
+    vocab_size=53, hidden_size=24, intermediate_size=40, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=6,
+    max_len=256,
+)  # fmt: skip
+SEED = 11
+REDUCED = np.array([0, 1, 4, 9, 16, 25, 26, 36, 40, 41, 49, 52])
+
+
+def decoder():
+    rng = np.random.default_rng(5)
+    weights = {
+        name: (rng.standard_normal(shape) * (1.5 / shape[-1] ** 0.5)).astype(np.float32)
+        for name, shape in parameter_shapes(CONFIG).items()
+    }
+    return fill_decoder(CONFIG, weights.__getitem__)
+
+
+class Draft:
+    """A draft in rounds, and what it should do, worked out from scratch."""
+
+    def __init__(self, *, recorder=None, vocab_ids=None, temperature=0.0, capacity=120):
+        self.decoder, self.vocab_ids, self.temperature = decoder(), vocab_ids, temperature
+        self.runner = DeviceRunner(
+            self.decoder, num_sequences=3, capacity=capacity, vocab_ids=vocab_ids, recorder=recorder, num_tree_slots=64
+        )
+        self.rounds = DraftRounds(self.runner)
+
+    def chain(self, sequence: int, text: list[int], num_tokens: int) -> Chain:
+        """Cache all of a text but its last tokens, which become the chain."""
+        start = len(text) - num_tokens
+        if start:
+            self.runner.read(Rows.chains([(sequence, 0, text[:start])]))
+        return Chain(
+            sequence=sequence, start=start, tokens=text[start:], temperature=self.temperature, seed=SEED,
+            request=sequence,
+        )  # fmt: skip
+
+    def logits(self, text: list[int]) -> np.ndarray:
+        with torch.no_grad():
+            row = self.decoder(torch.tensor([text]))[0, -1].numpy()
+        return row if self.vocab_ids is None else row[self.vocab_ids]
+
+    def token(self, text: list[int], request: int) -> int:
+        row = self.logits(text)
+        if self.temperature == 0:
+            return int((np.arange(len(row)) if self.vocab_ids is None else self.vocab_ids)[row.argmax()])
+        law = ProcessedLaw(vocab_size=CONFIG.vocab_size, ids=self.vocab_ids, scores=row / np.float32(self.temperature))
+        return coupled_token(law, seed=SEED, request=request, position=len(text))
+
+    def continuation(self, text: list[int], request: int, length: int) -> list[int]:
+        text = list(text)
+        for _ in range(length):
+            text.append(self.token(text, request))
+        return text[len(text) - length :]
+
+    def outcomes(self, text: list[int], num_speculated: int, request: int, budget: int) -> list[tuple[int, int]]:
+        choice = DraftChoice(
+            SamplingParams(temperature=self.temperature, seed=SEED),
+            SpeculativeConfig(copy_from_context=False),
+            text[:1],
+            frozenset(),
+            vocab_size=CONFIG.vocab_size,
+            vocab_ids=self.vocab_ids,
+            request_number=request,
+        )
+        decided = len(text) - num_speculated
+        ranked = [
+            choice.ranked(self.logits(text[: decided + k]), text[1 : decided + k], count=budget + 1)
+            for k in range(num_speculated + 1)
+        ]
+        return joint_outcomes(ranked, text[decided:], budget=budget)
+
+
+def text(length, seed=0) -> list[int]:
+    return np.random.default_rng(seed).integers(0, CONFIG.vocab_size, length).tolist()
+
+
+CASES = [(0.0, None), (0.8, None), (0.0, REDUCED), (1.3, REDUCED)]
+
+
+@pytest.mark.parametrize(("temperature", "vocab_ids"), CASES)
+def test_extending_is_drafting_one_token_after_the_other(temperature, vocab_ids):
+    draft = Draft(temperature=temperature, vocab_ids=vocab_ids)
+    texts = {0: text(12), 2: text(30, seed=1)}
+    chains = [draft.chain(0, texts[0], 1), draft.chain(2, texts[2], 2)]
+    tokens = draft.rounds.extend(chains, num_tokens=4).result()
+    for sequence, before in texts.items():
+        assert tokens[sequence].tolist() == draft.continuation(before, sequence, 4)
+
+
+@pytest.mark.parametrize(("temperature", "vocab_ids"), CASES)
+def test_outcomes_are_the_hosts_and_continuations_the_drafts_own(temperature, vocab_ids):
+    draft = Draft(temperature=temperature, vocab_ids=vocab_ids)
+    texts = {0: [*text(10), *([4, 9, 16] if vocab_ids is not None else [])], 1: text(41, seed=1)}
+    num_speculated = {0: 3, 1: 2}
+    chains = [draft.chain(sequence, some, num_speculated[sequence] + 1) for sequence, some in texts.items()]
+    found = draft.rounds.prepare(chains, num_outcomes=7, depth=3).result()
+    for sequence, some in texts.items():
+        expected = draft.outcomes(some, num_speculated[sequence], sequence, 7)
+        assert [tuple(row[:2]) for row in found[sequence].tolist()] == expected
+        decided = len(some) - num_speculated[sequence]
+        for num_accepted, token, *continuation in found[sequence].tolist():
+            before = [*some[: decided + num_accepted], token]
+            assert continuation == draft.continuation(before, sequence, 3)
+
+
+def test_a_prepared_chain_is_cached_and_the_tree_is_out_of_its_way():
+    draft = Draft()
+    some = text(20)
+    chain = draft.chain(0, some, 4)
+    draft.rounds.prepare([chain], num_outcomes=5, depth=2).result()
+    later = Chain(sequence=0, start=len(some), tokens=[3], temperature=0.0, seed=SEED, request=0)
+    tokens = draft.rounds.extend([later], num_tokens=3).result()[0]
+    assert tokens.tolist() == draft.continuation([*some, 3], 0, 3)
+
+
+def test_rounds_are_recorded_once_and_replayed_on_other_texts():
+    recorder = TracingRecorder()
+    draft = Draft(recorder=recorder)
+    for seed, length in enumerate((9, 17, 26)):
+        some = text(length, seed=seed)
+        chain = draft.chain(0, some, 3)
+        found = draft.rounds.prepare([chain], num_outcomes=4, depth=2).result()[0]
+        assert [tuple(row[:2]) for row in found.tolist()] == draft.outcomes(some, 2, 0, 4)
+        for num_accepted, token, *continuation in found.tolist():
+            before = [*some[: len(some) - 2 + num_accepted], token]
+            assert continuation == draft.continuation(before, 0, 2)
+        tokens = draft.rounds.extend([draft.chain(0, some, 1)], num_tokens=2).result()[0]
+        assert tokens.tolist() == draft.continuation(some, 0, 2)
+    assert recorder.num_records == 2
+
+
+def test_where_fewer_outcomes_are_likely_the_rest_says_so():
+    """Twelve columns and one place: eleven beside none drafted, or fewer within reach, of twenty asked for."""
+    draft = Draft(vocab_ids=REDUCED)
+    found = draft.rounds.prepare([draft.chain(1, text(8), 1)], num_outcomes=20, depth=1).result()[1]
+    expected = draft.outcomes(text(8), 0, 1, 20)
+    assert len(expected) < 20
+    valid = [tuple(row[:2]) for row in found.tolist() if row[0] >= 0]
+    assert valid == expected
+
+
+def test_a_sequence_with_less_room_does_not_disturb_the_others():
+    draft = Draft(capacity=40)
+    full, other = text(39), text(12, seed=1)
+    chains = [draft.chain(0, full, 1), draft.chain(1, other, 1)]
+    tokens = draft.rounds.extend(chains, num_tokens=6).result()
+    assert tokens[0, :2].tolist() == draft.continuation(full, 0, 2)
+    assert tokens[1].tolist() == draft.continuation(other, 1, 6)
+    again = draft.rounds.extend([draft.chain(1, [*other, *tokens[1, :5].tolist()], 1)], num_tokens=2).result()
+    assert again[1].tolist() == draft.continuation([*other, *tokens[1, :5].tolist()], 1, 2)
