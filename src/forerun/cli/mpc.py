@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forerun.cli.console import write_json, write_line
+from forerun.cli.mpc_bench import add_bench
+from forerun.cli.mpc_distill import add_distill
 from forerun.cli.mpc_plan import add_plan
 from forerun.cli.mpc_study import add_reproduce
 from forerun.cli.options import (
@@ -34,6 +36,8 @@ examples:
   forerun mpc plan --models models --objective "near(cos=-1.0) + 0.1 * energy()"
   forerun mpc collect --task pendulum --defect --episodes 60 --out play.npz
   forerun mpc adapt --models models --play play.npz --replay data.npz --out adapted
+  forerun mpc distill --models models --out policy
+  forerun mpc bench --models models --plot pareto.png
 """
 _TASKS = "double-integrator, pendulum, halfcheetah"
 
@@ -52,6 +56,8 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     _add_train(actions)
     add_plan(actions)
     _add_adapt(actions)
+    add_distill(actions)
+    add_bench(actions)
     add_reproduce(actions)
     return parser
 
@@ -72,7 +78,7 @@ def _add_collect(actions: Commands) -> None:
     collect.add_argument("--out", type=output_file, required=True, metavar="FILE", help="recording to write, .npz")
     collect.add_argument("--episodes", type=int, metavar="N", help="how many (default: the task's number)")
     collect.add_argument(
-        "--defect", action="store_true", help="in the task with its weak actuator: play data to adapt on"
+        "--defect", action="store_true", help="in the task with its faulty actuator: play data to adapt on"
     )
     add_number(collect, "--seed", 0, "of behaviours and episodes")
     add_json_option(collect)
@@ -184,6 +190,8 @@ def _adapt(args: argparse.Namespace) -> int:
     import torch
 
     from forerun.data.trajectory_files import load_trajectories
+    from forerun.planning.drift_watch import first_alarm
+    from forerun.recipes.mpc.act import prediction_error
     from forerun.recipes.mpc.adapt import AdaptConfig, adapt
     from forerun.worldmodels.diffusion.bundle import ModelBundle
 
@@ -200,6 +208,11 @@ def _adapt(args: argparse.Namespace) -> int:
             config=AdaptConfig(num_rounds=args.rounds, steps_per_round=args.steps, seed=args.seed),
             report=show,
         )
+    if replay is not None:
+        # The replay's own errors are the alarm's calibration.
+        alarm = first_alarm(prediction_error(bundle, seed=args.seed), replay, play)
+        when = "no alarm: it may not be needed" if alarm is None else f"an alarm after {alarm} steps"
+        write_line(f"drift of the play data against the replay: {when}")
     found.bundle.save(args.out, record={"adapted_from": str(args.models), "play_digest": play.digest()})
     shown = " -> ".join(f"{error:.3f}" for error in found.errors)
     write_line(f"held-out multi-step error {shown}; kept round {found.best_round}")

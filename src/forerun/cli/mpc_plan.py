@@ -5,7 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forerun.cli.console import write_json, write_line
-from forerun.cli.options import Commands, add_json_option, add_number, add_threads_option, output_file
+from forerun.cli.options import (
+    Commands,
+    add_json_option,
+    add_number,
+    add_threads_option,
+    input_file,
+    output_file,
+)
 
 if TYPE_CHECKING:
     from forerun.data.trajectories import Trajectories
@@ -19,6 +26,12 @@ words of --objective, with + and - and * by numbers; NAME is a number of the tas
   energy()                    wish for little effort: minus the squared actions
   keep_out(NAME=(0, 1), ...)  how deep inside a box: subtract it
   keep_in(NAME=(0, 1), ...)   how far outside a box: subtract it
+
+examples:
+  forerun mpc plan --models models --objective "near(cos=-1.0) + 0.1 * energy()" --render episode.gif
+  forerun mpc plan --models models --record healthy.npz
+  forerun mpc plan --models models --defect --watch-drift healthy.npz     says when the world has changed
+  forerun mpc plan --models models --step-ms 50                           plans in a thread while actions run
 """
 
 
@@ -33,8 +46,9 @@ def add_plan(actions: Commands) -> None:
     )
     parser.add_argument("--models", type=Path, required=True, metavar="DIR", help="from train or adapt")
     parser.add_argument(
-        "--planner", default="ssr", metavar="NAME", help="ssr, ssr-paper, ssr-one-step, proposal, cloning, random, "
-        "cem, mppi, ssr-true (default: ssr)",
+        "--planner", default="ssr", metavar="NAME", help="ssr, ssr-paper, ssr-refine, ssr-careful, ssr-cvar, "
+        "ssr-familiar, ssr-preview, ssr-chunk, ssr-one-step, proposal, cloning, random, cem, mppi, ssr-true "
+        "(default: ssr)",
     )  # fmt: skip
     parser.add_argument("--objective", metavar="TEXT", help="what is wanted (default: task())")
     parser.add_argument(
@@ -48,8 +62,20 @@ def add_plan(actions: Commands) -> None:
     add_number(parser, "--samples", 64, "candidates of a plan")
     add_number(parser, "--execute-horizon", 1, "actions executed of each plan")
     parser.add_argument("--deadline-ms", type=float, metavar="X", help="time a plan may take (default: any)")
-    parser.add_argument("--defect", action="store_true", help="in the task with its weak actuator")
+    parser.add_argument("--defect", action="store_true", help="in the task with its faulty actuator")
     add_number(parser, "--seed", 0, "of starts and planning")
+    parser.add_argument(
+        "--step-ms", type=float, metavar="X", help="a step lasts so long, and the planner works in a thread meanwhile"
+    )
+    parser.add_argument("--policy", type=Path, metavar="DIR", help="from distill: it acts instead of the planner")
+    parser.add_argument("--supervise", action="store_true", help="the planner acts where the policy is not sure")
+    parser.add_argument(
+        "--watch-drift",
+        type=input_file,
+        metavar="FILE",
+        help="raise an alarm where predictions fail more than in this recording of the healthy world",
+    )
+    parser.add_argument("--record", type=output_file, metavar="FILE", help="also write the episodes, .npz")
     parser.add_argument("--render", type=output_file, metavar="FILE", help="also draw the first episode, .gif")
     add_threads_option(parser)
     add_json_option(parser)
@@ -57,56 +83,67 @@ def add_plan(actions: Commands) -> None:
 
 
 def _plan(args: argparse.Namespace) -> int:
+    from dataclasses import replace
+
     import torch
 
     from forerun.core.errors import ConfigError
-    from forerun.envs.control_tasks import control_task
-    from forerun.planning.controller import ControllerConfig
-    from forerun.recipes.mpc.contenders import Setting, task_objective
-    from forerun.recipes.mpc.evaluate import episodes_of
+    from forerun.data.trajectories import Trajectories
+    from forerun.recipes.mpc.act import ActConfig, act_episodes
+    from forerun.recipes.mpc.contenders import opened
+    from forerun.recipes.mpc.distill import Distilled
     from forerun.recipes.mpc.novelty import language
     from forerun.recipes.mpc.prepare import damaged
     from forerun.recipes.mpc.show import render_episode
-    from forerun.worldmodels.diffusion.bundle import ModelBundle
 
     torch.set_num_threads(args.threads)
     if args.episodes < 1:
         raise ConfigError(f"--episodes {args.episodes}: must be at least 1")
-    bundle = ModelBundle.load(args.models)
-    task = control_task(bundle.task)
-    control = ControllerConfig(
+    setting = opened(args.models, num_samples=args.samples)
+    control = replace(
+        setting.control,
         execute_horizon=args.execute_horizon,
         deadline_s=None if args.deadline_ms is None else 1e-3 * args.deadline_ms,
-        history=bundle.config.history,
-    )
-    setting = Setting(
-        task=task,
-        bundle=bundle,
-        objective=task_objective(task, bundle),
-        num_samples=args.samples,
-        control=control,
     )
     words = language(setting)
     objective = words.objective(args.objective or "task()")
     limits = [words.constraint(text) for text in args.constraint]
     wanted = objective.subject_to(*limits) if limits else objective
-    setting = Setting(task=task, bundle=bundle, objective=wanted, num_samples=args.samples, control=control)
-    env = damaged(task)(args.episodes) if args.defect else None
-    episodes, seconds, num_failed = episodes_of(
-        args.planner, setting, num_episodes=args.episodes, seed=args.seed, env=env
+    setting = replace(setting, objective=wanted, control=control)
+    config = ActConfig(
+        way=args.planner,
+        distilled=None if args.policy is None else Distilled.load(args.policy, setting),
+        is_supervised=args.supervise,
+        healthy=None if args.watch_drift is None else Trajectories.load(args.watch_drift),
+        step_s=None if args.step_ms is None else 1e-3 * args.step_ms,
     )
-    found = {
+    env = damaged(setting.task)(args.episodes) if args.defect else None
+    acted = act_episodes(setting, config, num_episodes=args.episodes, seed=args.seed, env=env)
+    episodes, facts = acted.episodes, acted.facts
+    found = facts | {
         "returns": episodes.returns.tolist(),
         "mean_return": float(episodes.returns.mean()),
-        "plan_cpu_ms": 1e3 * seconds / episodes.num_steps,
-        "num_failed": num_failed,
+        "plan_cpu_ms": 1e3 * acted.cpu_seconds / episodes.num_steps,
         "mean_late_state": _late_means(episodes),
     }
     write_line(f"return by the task's own reward {found['mean_return']:.3f} over {args.episodes} episodes")
     write_line("second half, mean of " + ", ".join(f"{name} {x:.3f}" for name, x in found["mean_late_state"].items()))
-    write_line(f"{found['plan_cpu_ms']:.2f} CPU ms for a step; {num_failed} plans failed")
+    write_line(f"{found['plan_cpu_ms']:.2f} CPU ms for a step; {facts['num_failed']} plans failed")
+    if args.step_ms is not None:
+        write_line(f"{facts['num_late']} of {args.episodes} x {setting.task.num_steps} steps had no new plan in time")
+    if "planned_share" in facts:
+        write_line(f"{facts['planned_share']:.1%} of the steps were planned, the policy acted in the others")
+    if "alarms" in facts:
+        steps = [step for step in facts["alarms"] if step is not None]
+        when = f", at step {sorted(steps)[len(steps) // 2]} in the median" if steps else ""
+        write_line(f"drift: an alarm in {len(steps)} of {args.episodes} episodes{when}")
+    if args.record is not None:
+        episodes.save(args.record)
+        write_line(f"wrote {args.record}")
     if args.render is not None:
-        render_episode(bundle, args.render, way=args.planner, objective=wanted, title=args.objective, seed=args.seed)
+        render_episode(
+            setting.bundle, args.render, way=args.planner, objective=wanted, title=args.objective, seed=args.seed
+        )
         write_line(f"wrote {args.render}")
     if args.json is not None:
         write_json(args.json, found)

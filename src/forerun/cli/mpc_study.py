@@ -31,10 +31,9 @@ def _reproduce(args: argparse.Namespace) -> int:
     from forerun.core.errors import MissingDependencyError
     from forerun.recipes.mpc.figure import draw_results
     from forerun.recipes.mpc.reproduce import reproduce
-    from forerun.recipes.mpc.show import render_episode
+    from forerun.recipes.mpc.show import render_study
     from forerun.recipes.mpc.studies import study
     from forerun.recipes.mpc.table import result_lines
-    from forerun.worldmodels.diffusion.bundle import ModelBundle
 
     torch.set_num_threads(args.threads)
     plan = study(args.task)
@@ -46,7 +45,7 @@ def _reproduce(args: argparse.Namespace) -> int:
     written = ["results.json"]
     try:
         draw_results(results, folder / "results.png")
-        render_episode(ModelBundle.load(folder / "models-0"), folder / "episode.gif")
+        render_study(folder / "models-0", folder / "episode.gif")
         written += ["results.png", "episode.gif"]
     except MissingDependencyError as error:
         write_line(f"no pictures: {error}")

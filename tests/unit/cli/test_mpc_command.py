@@ -71,11 +71,53 @@ def test_adapting_changes_the_dynamics_and_nothing_else(folder):
     assert changed == {"dynamics"}
 
 
+def test_a_recording_of_the_healthy_world_watches_for_drift(folder):
+    plan(folder, "--record", str(folder / "healthy.npz"), "--planner", "cloning")
+    watched = ["--watch-drift", str(folder / "healthy.npz"), "--planner", "cloning"]
+    assert plan(folder, *watched)["alarms"] == [None, None], "the very episodes of the calibration"
+    assert len(plan(folder, *watched, "--defect")["alarms"]) == 2
+
+
+def test_planning_in_a_thread_while_steps_last(folder):
+    found = plan(folder, "--step-ms", "1", "--planner", "cloning")
+    assert found["num_failed"] == 0
+    assert 0 <= found["num_late"] < 50
+
+
+def test_a_distilled_policy_acts_and_is_supervised(folder):
+    distilled, found = folder / "policy", folder / "distilled.json"
+    small = ["--rounds", "2", "--episodes", "2", "--steps", "20", "--samples", "4", "--evaluate", "2"]
+    arguments = ["mpc", "distill", "--models", str(folder / "models"), "--out", str(distilled), "--planner", "cloning"]
+    assert main([*arguments, *small, "--json", str(found)]) == 0
+    measured = json.loads(found.read_text())["measured"]
+    alone = plan(folder, "--policy", str(distilled))
+    assert alone["returns"] == pytest.approx(measured["policy"]["returns"])
+    assert alone["planned_share"] == 0.0
+    assert plan(folder, "--policy", str(distilled), "--supervise", "--planner", "cloning")["planned_share"] < 1.0
+
+
+def test_the_bench_finds_what_nothing_beats(folder):
+    found = folder / "bench.json"
+    small = ["--samples", "2", "--episodes", "1", "--plans", "1", "--json", str(found)]
+    assert main(["mpc", "bench", "--models", str(folder / "models"), *small]) == 0
+    rows = json.loads(found.read_text())["rows"]
+    best = max(rows, key=lambda row: row["return"])
+    assert best["is_unbeaten"]
+    assert rows[0]["is_unbeaten"], "the fastest"
+    for row in rows:
+        beaten = any(other["return"] > row["return"] and other["plan_cpu_ms"] < row["plan_cpu_ms"] for other in rows)
+        assert row["is_unbeaten"] != beaten
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--supervise"], "needs a distilled policy"),
+        (["--step-ms", "0"], "must be above 0"),
+        (["--policy", "/nowhere"], "holds no policy for these models"),
         (["--objective", "speed("], "can't be read"),
         (["--objective", "fly()"], "fly: unknown word of an objective"),
+        (["--objective", "task() - unfamiliar(2)"], "unfamiliar takes other arguments"),
         (["--objective", "near(height=1)"], "height: unknown number of the state"),
         (["--objective", "2 + 3"], "is a number"),
         (["--objective", "__import__('os')"], "unknown word"),

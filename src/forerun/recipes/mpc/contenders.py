@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from forerun.core.config import unknown_name
@@ -10,6 +11,7 @@ from forerun.core.generator import keyed_generator
 from forerun.core.protocols import Dynamics, Objective, Planner
 from forerun.envs.control_dynamics import TrueDynamics
 from forerun.envs.control_task import ControlTask, Policy
+from forerun.envs.control_tasks import control_task
 from forerun.planning.cem import Cem, CemConfig
 from forerun.planning.controller import Controller, ControllerConfig
 from forerun.planning.joint_ranking import JointRanking
@@ -60,6 +62,21 @@ class Contender:
     policy: Callable[[Setting, int, int], Policy] | None = None
     execute_horizon: int | None = None
 
+    def acting(self, setting: Setting, num_envs: int, seed: int) -> Policy:
+        """Return its policy.
+
+        Args:
+            setting: Task and models.
+            num_envs: Environments that it acts in.
+            seed: Of its chance.
+
+        Raises:
+            ConfigError: It is no policy: it plans.
+        """
+        if self.policy is None:
+            raise ConfigError(f"{self.summary}: plans; ask for its controller")
+        return self.policy(setting, num_envs, seed)
+
     def controller(self, setting: Setting) -> Controller:
         """Return a controller that drives its planner.
 
@@ -72,6 +89,27 @@ class Contender:
         if self.execute_horizon is not None:
             control = replace(control, execute_horizon=self.execute_horizon)
         return Controller(control, planner=self.planner(setting), bounds=setting.bundle.bounds)
+
+
+def opened(models: Path, *, num_samples: int = 64) -> Setting:
+    """Return the setting of trained models: their task, for its own reward.
+
+    Args:
+        models: Folder of the models.
+        num_samples: Candidates of a plan.
+
+    Raises:
+        CheckpointError: The folder holds no models.
+    """
+    bundle = ModelBundle.load(models)
+    task = control_task(bundle.task)
+    return Setting(
+        task=task,
+        bundle=bundle,
+        objective=task_objective(task, bundle),
+        num_samples=num_samples,
+        control=ControllerConfig(history=bundle.config.history),
+    )
 
 
 def task_objective(task: ControlTask, bundle: ModelBundle) -> ComposableObjective:
@@ -104,7 +142,7 @@ def contender(name: str) -> Contender:
     return CONTENDERS[name]
 
 
-def _ssr(
+def ssr_way(
     proposal: Literal["proposal", "cloning"] = "proposal",
     dynamics: Literal["dynamics", "one_step", "true"] = "dynamics",
     *,
@@ -240,37 +278,37 @@ def _behaviour(setting: Setting, num_envs: int, seed: int) -> Policy:
 CONTENDERS: Final[dict[str, Contender]] = {
     "data": Contender(summary="the data's behaviours", policy=_behaviour),
     "cloning": Contender(
-        summary="behaviour cloning", planner=_ssr("cloning", "one_step", scorer="plan_value", num_samples=1)
+        summary="behaviour cloning", planner=ssr_way("cloning", "one_step", scorer="plan_value", num_samples=1)
     ),
     "proposal": Contender(
-        summary="one sample of the proposal (Diffusion Policy)", planner=_ssr(scorer="plan_value", num_samples=1)
+        summary="one sample of the proposal (Diffusion Policy)", planner=ssr_way(scorer="plan_value", num_samples=1)
     ),
     "random": Contender(summary="random shooting, one-step dynamics", planner=_random),
     "cem": Contender(summary="CEM, one-step dynamics", planner=_cem),
     "mppi": Contender(summary="MPPI, one-step dynamics, cloned prior (MBOP-like)", planner=_mppi),
     "joint": Contender(summary="joint model of actions and states, ranked (as Diffuser)", planner=_joint),
-    "ssr-one-step": Contender(summary="SSR, one-step dynamics", planner=_ssr(dynamics="one_step")),
-    "ssr-paper": Contender(summary="SSR as the paper: scored by J alone", planner=_ssr(scorer="plan_value")),
-    "ssr": Contender(summary="SSR: reward on predicted states + value of the end", planner=_ssr()),
-    "ssr-2-1": Contender(summary="SSR, 2 and 1 denoising steps", planner=_ssr(steps=(2, 1))),
-    "ssr-8-8": Contender(summary="SSR, 8 and 8 denoising steps", planner=_ssr(steps=(8, 8))),
+    "ssr-one-step": Contender(summary="SSR, one-step dynamics", planner=ssr_way(dynamics="one_step")),
+    "ssr-paper": Contender(summary="SSR as the paper: scored by J alone", planner=ssr_way(scorer="plan_value")),
+    "ssr": Contender(summary="SSR: reward on predicted states + value of the end", planner=ssr_way()),
+    "ssr-2-2": Contender(summary="SSR, 2 and 2 denoising steps", planner=ssr_way(steps=(2, 2))),
+    "ssr-8-8": Contender(summary="SSR, 8 and 8 denoising steps", planner=ssr_way(steps=(8, 8))),
     "ssr-warm": Contender(
-        summary="SSR, half the plans near the last one", planner=_ssr(options=ProposalOptions(warm_share=0.5))
+        summary="SSR, half the plans near the last one", planner=ssr_way(options=ProposalOptions(warm_share=0.5))
     ),
-    "ssr-careful": Contender(summary="SSR, 4 futures, mean - std", planner=_ssr(num_futures=4, risk_aversion=1.0)),
+    "ssr-careful": Contender(summary="SSR, 4 futures, mean - std", planner=ssr_way(num_futures=4, risk_aversion=1.0)),
     "ssr-cvar": Contender(
-        summary="SSR, 4 futures, mean of the worse half", planner=_ssr(num_futures=4, worst_share=0.5)
+        summary="SSR, 4 futures, mean of the worse half", planner=ssr_way(num_futures=4, worst_share=0.5)
     ),
-    "ssr-familiar": Contender(summary="SSR, unfamiliar plans penalised", planner=_ssr(unfamiliar_weight=1.0)),
+    "ssr-familiar": Contender(summary="SSR, unfamiliar plans penalised", planner=ssr_way(unfamiliar_weight=1.0)),
     "ssr-refine": Contender(
-        summary="SSR, 32 plans, 32 near the best 8", planner=_ssr(num_samples=32, num_refinements=1)
+        summary="SSR, 32 plans, 32 near the best 8", planner=ssr_way(num_samples=32, num_refinements=1)
     ),
     "ssr-preview": Contender(
-        summary="SSR, 16 plans, the best of 64 by one-step dynamics", planner=_ssr(num_samples=16, num_previewed=64)
+        summary="SSR, 16 plans, the best of 64 by one-step dynamics", planner=ssr_way(num_samples=16, num_previewed=64)
     ),
-    "ssr-16": Contender(summary="SSR, 16 plans", planner=_ssr(num_samples=16)),
-    "ssr-chunk": Contender(summary="SSR, 4 actions of each plan", planner=_ssr(), execute_horizon=4),
-    "ssr-true": Contender(summary="SSR, true dynamics", planner=_ssr(dynamics="true")),
+    "ssr-16": Contender(summary="SSR, 16 plans", planner=ssr_way(num_samples=16)),
+    "ssr-chunk": Contender(summary="SSR, 4 actions of each plan", planner=ssr_way(), execute_horizon=4),
+    "ssr-true": Contender(summary="SSR, true dynamics", planner=ssr_way(dynamics="true")),
     "optimum": Contender(summary="known optimum", policy=_best),
 }
 """Ways to control, in the order of the table."""

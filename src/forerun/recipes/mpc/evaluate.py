@@ -10,10 +10,11 @@ from jaxtyping import Float
 
 from forerun.data.trajectories import Trajectories
 from forerun.envs.control_env import BatchEnv
+from forerun.envs.control_task import ControlTask, Policy
 from forerun.planning.episodes import run_episodes
 from forerun.planning.statistics import Estimate, estimate, paired_difference
 from forerun.recipes.mpc.collect import episode_seeds
-from forerun.recipes.mpc.contenders import Setting, contender
+from forerun.recipes.mpc.contenders import Contender, Setting, contender
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,13 +81,36 @@ class Score:
         return (best - float(np.concatenate(self.returns).mean())) / abs(best)
 
 
+def timed_episodes(
+    task: ControlTask, act: Policy, *, num_episodes: int, seed: int, source: str, env: BatchEnv | None = None
+) -> tuple[Trajectories, float]:
+    """Run episodes on the starts of evaluation.
+
+    Args:
+        task: What to do.
+        act: Acts.
+        num_episodes: Side by side.
+        seed: Of the starts.
+        source: What the recording is called.
+        env: Another version of the task with that many environments; ``None``: the task's own.
+
+    Returns:
+        The episodes, and CPU seconds.
+    """
+    env = env or task.make_env(num_episodes)
+    seeds = episode_seeds(seed, "evaluation", num_episodes)
+    began = time.process_time()
+    episodes = run_episodes(env, act, task=task, seeds=seeds, source=source)
+    return episodes, time.process_time() - began
+
+
 def episodes_of(
-    name: str, setting: Setting, *, num_episodes: int, seed: int, env: BatchEnv | None = None
+    way: str | Contender, setting: Setting, *, num_episodes: int, seed: int, env: BatchEnv | None = None
 ) -> tuple[Trajectories, float, int]:
     """Run episodes of one way to control.
 
     Args:
-        name: Of the way.
+        way: Its name, or the way itself.
         setting: Task, models, objective.
         num_episodes: Side by side.
         seed: Of the starts and of planning.
@@ -95,20 +119,14 @@ def episodes_of(
     Returns:
         The episodes, CPU seconds, and plans that failed.
     """
-    chosen, task = contender(name), setting.task
+    chosen = contender(way) if isinstance(way, str) else way
     setting = replace(setting, control=replace(setting.control, seed=seed))
-    began = time.process_time()
-    num_failed = 0
-    seeds = episode_seeds(seed, "evaluation", num_episodes)
-    env = env or task.make_env(num_episodes)
-    if chosen.policy is not None:
-        policy = chosen.policy(setting, num_episodes, seed)
-        episodes = run_episodes(env, policy, task=task, seeds=seeds, source=name)
-    else:
-        controller = chosen.controller(setting)
-        episodes = run_episodes(env, controller.act, task=task, seeds=seeds, source=name)
-        num_failed = controller.report.num_failed
-    return episodes, time.process_time() - began, num_failed
+    controller = None if chosen.policy is not None else chosen.controller(setting)
+    act = controller.act if controller is not None else chosen.acting(setting, num_episodes, seed)
+    episodes, seconds = timed_episodes(
+        setting.task, act, num_episodes=num_episodes, seed=seed, source=chosen.summary, env=env
+    )
+    return episodes, seconds, 0 if controller is None else controller.report.num_failed
 
 
 def score(

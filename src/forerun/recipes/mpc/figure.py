@@ -33,19 +33,48 @@ def draw_results(results: Mapping[str, Any], path: Path) -> None:
     rows = results["rows"]
     places = np.arange(len(rows))
     values = np.array([row["return"] for row in rows])
-    spread = np.array([[row["return"] - row["low"] for row in rows], [row["high"] - row["return"] for row in rows]])
-    bars.errorbar(values, places, xerr=np.clip(spread, 0, None), fmt="o", capsize=3)
+    bars.errorbar(values, places, xerr=_spread(rows), fmt="o", capsize=3)
     bars.set_yticks(places, [row["name"] for row in rows])
     bars.invert_yaxis()
     bars.set(xlabel="return, interquartile mean and 95% interval", title=results["study"]["task"])
     bars.grid(axis="x", alpha=0.3)
-    latency.errorbar([row["plan_cpu_ms"] for row in rows], values, yerr=np.clip(spread, 0, None), fmt="o", capsize=3)
-    for row in rows:
-        latency.annotate(row["name"], (row["plan_cpu_ms"], row["return"]), fontsize=7, xytext=(4, 4),
-                         textcoords="offset points")  # fmt: skip
-    latency.set(xscale="log", xlabel="CPU ms per plan", ylabel="return", title="Latency against return")
-    latency.grid(alpha=0.3)
+    _scatter(latency, rows)
     figure.savefig(path, dpi=110)
+
+
+def draw_bench(results: Mapping[str, Any], path: Path) -> None:
+    """Draw latency against return as PNG, with a line through the ways that nothing beats.
+
+    Args:
+        results: Of :func:`~forerun.recipes.mpc.bench.bench`.
+        path: File to write.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    figures = import_optional("matplotlib.figure", extra="plot", purpose=_PURPOSE)
+    figure = figures.Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    _scatter(axes, results["rows"])
+    best = [row for row in results["rows"] if row["is_unbeaten"]]
+    axes.plot([row["plan_cpu_ms"] for row in best], [row["return"] for row in best], color="#d55e00", zorder=0)
+    figure.savefig(path, dpi=110)
+
+
+def _scatter(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw each way as a point with its interval, by what its plans cost."""
+    values, latencies = [row["return"] for row in rows], [row["plan_cpu_ms"] for row in rows]
+    axes.errorbar(latencies, values, yerr=_spread(rows), fmt="o", capsize=3)
+    for row in rows:
+        axes.annotate(row["name"], (row["plan_cpu_ms"], row["return"]), fontsize=7, xytext=(4, 4),
+                      textcoords="offset points")  # fmt: skip
+    axes.set(xscale="log", xlabel="CPU ms per plan", ylabel="return", title="Latency against return")
+    axes.grid(alpha=0.3)
+
+
+def _spread(rows: Sequence[Mapping[str, Any]]) -> Float[np.ndarray, "ends rows"]:
+    ends = [[row["return"] - row["low"] for row in rows], [row["high"] - row["return"] for row in rows]]
+    return np.clip(np.array(ends), 0, None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

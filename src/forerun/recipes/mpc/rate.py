@@ -1,7 +1,7 @@
 """How many plans one core makes in a second: ways in turn, on the same situations, in one process."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,22 +10,24 @@ import torch
 from forerun.core.control import History
 from forerun.core.generator import keyed_generator
 from forerun.data.trajectories import Trajectories
-from forerun.recipes.mpc.contenders import Setting, contender
+from forerun.recipes.mpc.contenders import Contender, Setting
 
 
-def measure_rate(setting: Setting, data: Trajectories, ways: Sequence[str], *, num_plans: int = 40) -> dict[str, Any]:
+def measure_rate(
+    setting: Setting, data: Trajectories, ways: Mapping[str, Contender], *, num_plans: int = 40
+) -> dict[str, Any]:
     """Plan for single environments, every way once for each situation, so that the machine's moods hit all alike.
 
     Args:
         setting: Task and models.
         data: Situations are drawn from its states.
-        ways: Those that plan.
+        ways: By name; those that plan.
         num_plans: Of each.
 
     Returns:
         For each way the median CPU milliseconds of a plan, and plans per CPU second, as JSON types.
     """
-    planners = {way: contender(way).controller(setting).planner for way in ways}
+    planners = {name: way.controller(setting).planner for name, way in ways.items()}
     generator = keyed_generator(0, "rate")
     states = torch.from_numpy(np.concatenate([episode.states[:-1] for episode in data.episodes]))
     chosen = states[torch.randint(len(states), (num_plans + 1,), generator=generator)]

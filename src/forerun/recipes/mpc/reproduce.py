@@ -86,7 +86,7 @@ def _extras(
             "constraint",
             lambda: measure_constraint(first, constraint=constraint, num_episodes=plan.num_episodes, seed=0),
         )
-    planning = [way for way in plan.ways if CONTENDERS[way].planner is not None]
+    planning = {way: CONTENDERS[way] for way in plan.ways if CONTENDERS[way].planner is not None}
     extras["rate"] = parts.get("rate", lambda: measure_rate(first, pairs[0].data, planning))
     report("rate", 2, 3, "")
     extras["speculation"] = parts.get("speculation", lambda: measure_speculation(first, num_episodes=2, seed=0))

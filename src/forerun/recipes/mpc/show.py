@@ -9,8 +9,9 @@ from forerun.core.protocols import Objective
 from forerun.envs.control_tasks import control_task
 from forerun.planning.episodes import run_episodes
 from forerun.recipes.mpc.collect import episode_seeds
-from forerun.recipes.mpc.contenders import Setting, contender, task_objective
+from forerun.recipes.mpc.contenders import Setting, contender, opened, task_objective
 from forerun.recipes.mpc.figure import EpisodeRecorder, animate
+from forerun.recipes.mpc.film import Wish, film
 from forerun.worldmodels.diffusion.bundle import ModelBundle
 
 
@@ -50,3 +51,18 @@ def render_episode(
     episodes = run_episodes(task.make_env(1), act, task=task, seeds=seeds, source="rendered")
     animate(recorder.frames, bundle.state_names, path, title=title or task.name)
     return float(episodes.returns[0])
+
+
+def render_study(models: Path, path: Path) -> None:
+    """Draw an episode of a study's models; a runner runs, and then runs at a speed that nobody trained.
+
+    Args:
+        models: Their folder.
+        path: File to write, ``.gif``.
+    """
+    setting = opened(models)
+    if setting.task.name == "halfcheetah":
+        steady = "near(x_velocity=1.5) + 0.05 * energy()"
+        film(setting, (Wish(objective="task()", num_steps=120), Wish(objective=steady, num_steps=120, speed=1.5)), path)
+    else:
+        render_episode(setting.bundle, path)

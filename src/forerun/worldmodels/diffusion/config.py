@@ -93,5 +93,5 @@ _NETWORKS: Final[dict[ScaleName, tuple[DenoiserConfig, DenoiserConfig]]] = {
 }
 """Networks of the two diffusion models, and of the values."""
 
-_STEPS: Final[dict[ScaleName, tuple[int, int]]] = {"smoke": (5, 3), "small": (2, 2), "paper": (32, 10)}
+_STEPS: Final[dict[ScaleName, tuple[int, int]]] = {"smoke": (5, 3), "small": (2, 1), "paper": (32, 10)}
 """Denoising steps of the proposal and of the dynamics; why ``small`` has so few is measured in the log."""

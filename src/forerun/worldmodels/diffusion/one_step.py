@@ -1,20 +1,18 @@
 """Baselines that are no diffusion: an ensemble of one-step networks, and plain behaviour cloning."""
 
-import itertools
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from forerun.core.control import History
 from forerun.data.normalizer import Normalizer
 from forerun.data.windows import Window
 from forerun.models.denoiser import DenoiserConfig
 from forerun.worldmodels.diffusion.frame import Frame
+from forerun.worldmodels.diffusion.mlp_ensemble import MlpEnsemble
 
 
-class OneStepEnsemble(nn.Module):
+class OneStepEnsemble(MlpEnsemble):
     """Several networks that predict the next state; a rollout follows their mean, step by step.
 
     Args:
@@ -25,21 +23,15 @@ class OneStepEnsemble(nn.Module):
     """
 
     def __init__(self, frame: Frame, change: Normalizer, *, num_members: int = 3, width: int = 256) -> None:
-        super().__init__()
-        self.frame, self.change, self.action_dim = frame, change, len(frame.actions.shift)
-        sizes = (frame.context_dim + self.action_dim, width, width, len(change.shift))
-        self.weights = nn.ParameterList(
-            nn.Parameter(torch.randn(num_members, before, after) * before**-0.5)
-            for before, after in itertools.pairwise(sizes)
-        )
-        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(num_members, 1, after)) for after in sizes[1:])
+        action_dim, state_dim = len(frame.actions.shift), len(change.shift)
+        super().__init__(frame.context_dim + action_dim, state_dim, num_members=num_members, width=width)
+        self.frame, self.change, self.action_dim = frame, change, action_dim
 
     def loss(self, window: Window, *, generator: torch.Generator) -> Float[Tensor, ""]:
         """Return the mean squared error of every member over the first step, each on its own draw of the batch."""
         inputs = torch.cat([self.frame.window_context(window), self.frame.actions(window.actions[:, 0])], dim=-1)
         targets = self.change(window.following[:, 0] - window.states[:, -1])
-        rows = torch.randint(len(inputs), (len(self.weights[0]), len(inputs)), generator=generator)
-        return ((self._predicted(inputs[rows]) - targets[rows]) ** 2).mean()
+        return self.resampled_error(inputs, targets, generator=generator)
 
     @torch.no_grad()
     def rollout(
@@ -59,20 +51,13 @@ class OneStepEnsemble(nn.Module):
         for step in range(steps):
             context = self.frame.context(History(states=seen, actions=done))
             inputs = torch.cat([context, self.frame.actions(planned[:, step])], dim=-1)
-            mean = self._predicted(inputs.expand(len(self.weights[0]), rows, -1)).mean(dim=0)
+            mean = self.predicted(inputs.expand(self.num_members, rows, -1)).mean(dim=0)
             state = seen[:, -1] + self.change.inverse(mean.clamp(-8.0, 8.0))
             states.append(state)
             keep = self.frame.history - 1
             done = torch.cat([done, planned[:, step : step + 1]], dim=1)[:, -keep:] if keep else done
             seen = torch.cat([seen, state[:, None]], dim=1)[:, -(keep + 1) :]
         return torch.stack(states, dim=1).unflatten(0, (num_envs, num_samples))
-
-    def _predicted(self, inputs: Float[Tensor, "members rows inputs"]) -> Float[Tensor, "members rows state"]:
-        hidden = inputs
-        for place, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            hidden = torch.baddbmm(bias, hidden, weight)
-            hidden = hidden if place == len(self.weights) - 1 else functional.silu(hidden)
-        return hidden
 
 
 class CloningProposal(nn.Module):

@@ -1,0 +1,141 @@
+"""Episodes of one controller as a user runs it: watched for drift, planned in a thread, or by a distilled policy."""
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from forerun.core.errors import ConfigError
+from forerun.data.trajectories import Trajectories
+from forerun.envs.control_env import BatchEnv
+from forerun.envs.control_task import Policy
+from forerun.planning.asynchronous import AsynchronousController
+from forerun.planning.drift_watch import DriftWatch, PredictionError
+from forerun.planning.episodes import run_episodes
+from forerun.recipes.mpc.collect import episode_seeds
+from forerun.recipes.mpc.contenders import Setting, contender
+from forerun.recipes.mpc.distill import Distilled, Supervisor
+from forerun.worldmodels.diffusion.bundle import ModelBundle
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ActConfig:
+    """Who acts, and who watches.
+
+    Attributes:
+        way: Name of the way to control.
+        distilled: A policy that acts instead; ``None``: the way does.
+        is_supervised: Whether the way plans where the policy is not sure.
+        healthy: A recording of the healthy world, to watch for drift by; ``None``: nobody watches.
+        step_s: Seconds of a step: the way plans in a thread of its own while they pass; ``None``: the world waits.
+    """
+
+    way: str = "ssr"
+    distilled: Distilled | None = None
+    is_supervised: bool = False
+    healthy: Trajectories | None = None
+    step_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.step_s is not None and (not self.step_s > 0 or self.distilled is not None):
+            raise ConfigError(
+                f"a step of {self.step_s} s: must be above 0, and goes with a planner, not with a distilled policy"
+            )
+        if self.is_supervised and self.distilled is None:
+            raise ConfigError("supervision: needs a distilled policy to supervise")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Acted:
+    """What came of it.
+
+    Attributes:
+        episodes: The episodes.
+        cpu_seconds: Of everything.
+        facts: What else was counted, as JSON types: failed and late plans, share of planned steps, steps of alarms.
+    """
+
+    episodes: Trajectories
+    cpu_seconds: float
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def prediction_error(bundle: ModelBundle, *, seed: int = 0) -> PredictionError:
+    """Return how wrong the models' dynamics is, in units of a typical change in one step."""
+    return PredictionError(bundle.dynamics, unit=bundle.dynamics.offsets.scale[0], seed=seed)
+
+
+def act_episodes(
+    setting: Setting, config: ActConfig, *, num_episodes: int, seed: int, env: BatchEnv | None = None
+) -> Acted:
+    """Run episodes on the starts of evaluation.
+
+    Args:
+        setting: Task, models, objective.
+        config: Who acts.
+        num_episodes: Side by side.
+        seed: Of the starts and of planning.
+        env: Another version of the task with that many environments; ``None``: the task's own.
+
+    Raises:
+        ConfigError: The way can't do what is asked of it.
+    """
+    task = setting.task
+    setting = replace(setting, control=replace(setting.control, seed=seed))
+    watch = None
+    if config.healthy is not None:
+        watch = DriftWatch(prediction_error(setting.bundle, seed=seed), config.healthy, num_envs=num_episodes)
+    facts: dict[str, Any] = {"num_failed": 0}
+    chosen = contender(config.way)
+    with ExitStack() as stack:
+        act: Policy
+        controller = supervisor = None
+        if config.distilled is not None:
+            planner = chosen.controller(setting).planner if config.is_supervised else None
+            supervisor = Supervisor(config.distilled, planner=planner, seed=seed)
+            act = supervisor.act
+        elif chosen.policy is not None:
+            act = chosen.acting(setting, num_episodes, seed)
+        elif config.step_s is None:
+            controller = chosen.controller(setting)
+            act = controller.act
+        else:
+            controller = stack.enter_context(
+                AsynchronousController(
+                    setting.control,
+                    planner=chosen.controller(setting).planner,
+                    bounds=setting.bundle.bounds,
+                    dynamics=setting.bundle.dynamics,
+                )
+            )
+            act = controller.act
+        step_s, began = config.step_s or 0.0, time.process_time()
+
+        def watched(states: Float[Tensor, "envs state"], env_step: int, /) -> Float[Tensor, "envs action"]:
+            if watch is not None:
+                watch.observe(states)
+            actions = task.bounds.clamp(act(states, env_step))
+            if watch is not None:
+                watch.expect(states, actions)
+            return actions
+
+        episodes = run_episodes(
+            env or task.make_env(num_episodes),
+            watched,
+            task=task,
+            seeds=episode_seeds(seed, "evaluation", num_episodes),
+            source=f"{task.name}, {config.way}, seed {seed}",
+            # The simulated world has no time of its own: a step lasts as long as the action would run.
+            on_action=lambda: time.sleep(step_s),
+        )
+        seconds = time.process_time() - began
+    if controller is not None:
+        facts["num_failed"], facts["num_late"] = controller.report.num_failed, controller.report.num_late
+    if supervisor is not None:
+        facts["planned_share"] = supervisor.num_planned / max(1, supervisor.num_acted)
+    if watch is not None:
+        facts["alarms"] = watch.alarms
+    return Acted(episodes=episodes, cpu_seconds=seconds, facts=facts)
