@@ -1,18 +1,21 @@
 """Users' own recordings: an HDF5 file with one row for each frame becomes a folder of shards."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from forerun.core.dependencies import import_optional
-from forerun.core.errors import ConfigError, TrajectoryError
-from forerun.data.pixel_episodes import PixelEpisodes
-from forerun.data.pixel_shards import read_shard, write_manifest, write_shard
-
-_SHARD_EPISODES: Final = 100
+from forerun.core.errors import TrajectoryError
+from forerun.data.pixel_import import (
+    RawEpisode,
+    check_frame_skip,
+    claim_new_folder,
+    num_kept_frames,
+    write_imported,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,8 +44,7 @@ class Hdf5Config:
         Raises:
             ConfigError: An option is out of range.
         """
-        if self.frame_skip < 1:
-            raise ConfigError(f"frame_skip={self.frame_skip}: must be >= 1; 1 keeps every frame")
+        check_frame_skip(self.frame_skip)
 
 
 def import_hdf5(
@@ -65,10 +67,8 @@ def import_hdf5(
             empty.
     """
     h5py = import_optional("h5py", extra="worlds", purpose="reading HDF5")
-    if folder.exists() and any(folder.iterdir()):
-        raise TrajectoryError(f"{folder}: is not empty; name a new folder")
+    claim_new_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with h5py.File(path, "r") as file:
             return _imported(file, path, folder, config, report)
     except OSError as error:
@@ -89,22 +89,20 @@ def _imported(
     if not len(keepable):
         raise TrajectoryError(f"{path}: no episode is longer than frame_skip={config.frame_skip}; take a smaller one")
     ends = np.cumsum(lengths)
-    digests: list[str] = []
-    num_frames = 0
-    for index, first in enumerate(range(0, len(keepable), _SHARD_EPISODES)):
-        chosen = keepable[first : first + _SHARD_EPISODES]
-        write_shard(folder, index, _episodes(sources, path, config, ends[chosen] - lengths[chosen], ends[chosen]))
-        episodes, digest = read_shard(folder, index)
-        digests.append(digest)
-        num_frames += len(episodes.pixels)
-        report(first + len(chosen), len(keepable))
-    recipe = {"task": "", "file": path.name} | asdict(config)
-    write_manifest(folder, digests, task="", frame_skip=config.frame_skip, recipe=recipe)
-    return {
-        "num_episodes": len(keepable),
-        "num_frames": num_frames,
-        "num_dropped": len(lengths) - len(keepable),
-    }
+    widths = [np.prod(sources[key].shape[1:], dtype=int) for key in config.state_keys]
+    names = [f"{key}[{place}]" for key, width in zip(config.state_keys, widths, strict=True) for place in range(width)]
+    num_frames = write_imported(
+        folder,
+        _episodes(sources, config, ends[keepable] - lengths[keepable], ends[keepable]),
+        num_episodes=len(keepable),
+        frame_skip=config.frame_skip,
+        resolution=config.resolution,
+        state_names=names,
+        source=str(path),
+        recipe={"file": path.name} | asdict(config),
+        report=report,
+    )
+    return {"num_episodes": len(keepable), "num_frames": num_frames, "num_dropped": len(lengths) - len(keepable)}
 
 
 def _keys(config: Hdf5Config) -> tuple[str, ...]:
@@ -117,45 +115,14 @@ def _dataset(file: Any, path: Path, key: str) -> Any:
     return file[key]
 
 
-def _episodes(sources: dict[str, Any], path: Path, config: Hdf5Config, starts: Any, ends: Any) -> PixelEpisodes:
-    pixels, actions, states, lengths = [], [], [], []
+def _episodes(sources: dict[str, Any], config: Hdf5Config, starts: Any, ends: Any) -> Iterator[RawEpisode]:
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        rows = slice(start, end, config.frame_skip)
-        num_blocks = (end - start - 1) // config.frame_skip
-        kept = num_blocks + 1
-        pixels.append(_reduced(np.asarray(sources[config.pixels_key][rows])[:kept], path, config))
-        raw = np.asarray(sources[config.action_key][start : start + num_blocks * config.frame_skip], np.float32)
-        blocks = raw.reshape(num_blocks, -1)
-        actions.append(np.concatenate([blocks, np.full((1, blocks.shape[1]), np.nan, np.float32)]))
-        columns = [np.asarray(sources[key][rows], np.float32)[:kept].reshape(kept, -1) for key in config.state_keys]
-        states.append(np.concatenate(columns, axis=1) if columns else np.zeros((kept, 0), np.float32))
-        lengths.append(kept)
-    widths = [np.prod(sources[key].shape[1:], dtype=int) for key in config.state_keys]
-    return PixelEpisodes(
-        pixels=np.concatenate(pixels),
-        actions=np.concatenate(actions),
-        states=np.concatenate(states),
-        lengths=np.array(lengths, np.int64),
-        context=np.zeros((len(lengths), 0)),
-        state_names=tuple(
-            f"{key}[{number}]" for key, width in zip(config.state_keys, widths, strict=True) for number in range(width)
-        ),
-        context_names=(),
-        source=str(path),
-    )
-
-
-def _reduced(frames: np.ndarray, path: Path, config: Hdf5Config) -> np.ndarray:
-    """Return frames averaged down over squares of pixels."""
-    size = config.resolution
-    if size is None or frames.ndim != 4 or frames.dtype != np.uint8:
-        return frames
-    height, width = frames.shape[1:3]
-    if height != width or height % size:
-        raise TrajectoryError(
-            f"{path}: frames of {height} x {width}: --resolution {size} must divide both sides of square frames; crop "
-            "or resize them first"
+        rows, num_kept = slice(start, end, config.frame_skip), num_kept_frames(end - start, config.frame_skip)
+        columns = [
+            np.asarray(sources[key][rows], np.float32)[:num_kept].reshape(num_kept, -1) for key in config.state_keys
+        ]
+        yield RawEpisode(
+            frames=np.asarray(sources[config.pixels_key][rows])[:num_kept],
+            actions=np.asarray(sources[config.action_key][start:end], np.float32),
+            states=np.concatenate(columns, axis=1) if columns else np.zeros((num_kept, 0), np.float32),
         )
-    factor = height // size
-    squares = frames.reshape(len(frames), size, factor, size, factor, frames.shape[-1])
-    return np.rint(squares.mean(axis=(2, 4), dtype=np.float32)).astype(np.uint8)

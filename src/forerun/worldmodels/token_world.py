@@ -82,6 +82,8 @@ class TokenPredictor(nn.Module):
         self.blocks = nn.ModuleList(_TokenBlock(config) for _ in range(config.num_blocks))
         self.norm = nn.LayerNorm(config.width)
         self.to_next = nn.Linear(config.width, config.width)
+        nn.init.zeros_(self.to_next.weight)  # a fresh predictor says that nothing changes
+        nn.init.zeros_(self.to_next.bias)
 
     def forward(
         self, tokens_BTPC: Float[Tensor, "B T P C"], actions_BTA: Float[Tensor, "B T A"]
