@@ -67,11 +67,23 @@ def training_device() -> torch.device:
     Raises:
         ConfigError: The variable names no device, or one that is not there.
     """
-    wanted = os.environ.get(DEVICE_VARIABLE, "auto")
+    return device_named(os.environ.get(DEVICE_VARIABLE, "auto"), option=DEVICE_VARIABLE)
+
+
+def device_named(wanted: str, *, option: str) -> torch.device:
+    """Return a device by name.
+
+    Args:
+        wanted: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``.
+        option: Where the name comes from, for messages.
+
+    Raises:
+        ConfigError: It names no device, or one that is not there.
+    """
     if wanted not in {"auto", "cpu", "cuda"}:
-        raise ConfigError(f"{DEVICE_VARIABLE}={wanted!r}: must be auto, cpu or cuda")
+        raise ConfigError(f"{option}={wanted!r}: must be auto, cpu or cuda")
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"{DEVICE_VARIABLE}='cuda': PyTorch finds no GPU here; take cpu, or install a build for CUDA")
+        raise ConfigError(f"{option}='cuda': PyTorch finds no GPU here; take cpu, or install a build for CUDA")
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

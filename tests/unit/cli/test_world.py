@@ -68,9 +68,26 @@ def test_a_collapsing_run_ends_with_the_reason(rooms, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+def test_lambda_is_searched(rooms, tmp_path, capsys, monkeypatch):
+    def train_world(dataset, folder, config, **_):
+        numbers = {"embedding_std": 1.0, "effective_rank": 6.0 if config.objective.weight > 0.03 else 2.0}
+        numbers |= dict.fromkeys(("gaussianity", "prediction_over_copying", "action_sensitivity", "straightness"), 0.5)
+        return {"health": numbers | {"probe_r2": {}}}
+
+    monkeypatch.setattr("forerun.worldmodels.jepa.tune.train_world", train_world)
+    tune = ["world", "tune", "--data", str(rooms), "--out", str(tmp_path), "--config", "smoke", "--trials", "4"]
+    assert main([*tune, "--low", "0.01", "--high", "0.16", "--json", str(tmp_path / "found.json")]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in out if line.startswith("lambda")] == ["0.16", "0.01", "0.04", "0.02"]
+    assert out[-1] == "--lambda 0.04; 0.02 is too low"
+    assert json.loads((tmp_path / "found.json").read_text())["weight"] == pytest.approx(0.04)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["tune", "--data", "{rooms}", "--out", "{tmp}/tune", "--low", "2"], "low < high"),
+        (["train", "--data", "{rooms}", "--out", "{tmp}/run", "--subspaces", "40"], "num_subspaces=40"),
         (["collect", "--out", "{tmp}/new", "--resolution", "4"], "resolution=4"),
         (["collect", "--out", "{rooms}", "--episodes", "7"], "other options"),
         (["train", "--data", "{tmp}", "--out", "{tmp}/run"], "manifest.json: is missing"),

@@ -11,7 +11,7 @@ from forerun.worldmodels.collection import record_episodes
 from forerun.worldmodels.jepa.checkpoint import load_model
 from forerun.worldmodels.jepa.health import Health, HealthMonitor, effective_rank, gaussianity
 from forerun.worldmodels.jepa.probes import LinearProbe, MlpProbe, r_squared
-from forerun.worldmodels.jepa.train import fresh_model, train_world
+from forerun.worldmodels.jepa.train import WindowBatches, fresh_model, train_world
 
 HEALTHY = Health(
     embedding_std=1.0, effective_rank=6.0, gaussianity=1.2, prediction_over_copying=0.1, action_sensitivity=0.9,
@@ -84,6 +84,26 @@ def test_a_folder_of_another_run_and_frames_of_another_size_are_refused(dataset,
             replace(dataset, episodes=record_episodes(replace(TINY_COLLECT, env_steps=10), range(4))),
             tmp_path / "short", config,
         )  # fmt: skip
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_trains_to_nearly_the_same_model(dataset, tmp_path):
+    config = tiny_train(num_steps=5)
+    for device in ("cpu", "cuda"):
+        train_world(dataset, tmp_path / device, config, stops_on_collapse=False, device=device)
+    first, second = (load_model(tmp_path / device / "model")[0].state_dict() for device in ("cpu", "cuda"))
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=0.05, atol=0.02)
+
+
+def test_frames_and_actions_go_where_the_model_is(dataset):
+    """No GPU here: whether everything is moved shows in what is asked for."""
+    batches = WindowBatches(dataset.episodes, history=3, batch_size=2, seed=0, device="meta")
+    assert batches.at(0).pixels.device.type == batches.at(0).actions.device.type == "meta"
+    model = fresh_model(dataset.episodes, tiny_train()).to("meta")
+    assert model.device.type == "meta"
+    assert model.encode_all(torch.zeros(2, 16, 16, 3, dtype=torch.uint8)).device.type == "meta"
 
 
 def test_looking_changes_nothing(dataset):

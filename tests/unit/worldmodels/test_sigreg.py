@@ -15,6 +15,7 @@ from forerun.worldmodels.jepa.sigreg import (
     expected_statistic,
     sigreg,
     sigreg_statistic,
+    subspace_directions,
 )
 
 
@@ -103,6 +104,37 @@ def test_directions_come_from_the_generator_alone():
     assert not torch.equal(draw_directions(5, 7, generator=generator), draw_directions(5, 7, generator=generator))
 
 
+def test_directions_stay_within_their_part_of_the_space():
+    config = SigRegConfig(num_projections=30, num_subspaces=3)
+    directions = subspace_directions(8, config, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(directions.norm(dim=0), torch.ones(30))
+    parts = [directions[:, place::3] for place in range(3)]
+    assert [int(torch.linalg.matrix_rank(part, rtol=1e-4)) for part in parts] == [3, 3, 2]
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        torch.testing.assert_close(parts[first].T @ parts[second], torch.zeros(10, 10), rtol=0, atol=1e-5)
+    again = subspace_directions(8, config, generator=torch.Generator().manual_seed(2))
+    assert not torch.equal(again, directions)
+    both = torch.cat([parts[0], again[:, ::3]], dim=1)
+    assert int(torch.linalg.matrix_rank(both, rtol=1e-4)) == 3  # other directions, the same part
+    with pytest.raises(ConfigError, match="num_subspaces=9"):
+        subspace_directions(8, SigRegConfig(num_subspaces=9), generator=torch.Generator())
+
+
+def test_parts_may_have_anything_to_do_with_each_other():
+    config = SigRegConfig(num_projections=256, num_subspaces=2)
+    basis = module._random_basis(8, 0)
+    half = normal(1, 512, 4, dtype=torch.float32)
+    copied = torch.cat([half, half], dim=-1) @ basis.T  # the second part is the first one again
+
+    def cost(latents, config):
+        return float(sigreg(latents, config, generator=torch.Generator().manual_seed(0)))
+
+    independent = normal(1, 512, 8, dtype=torch.float32)
+    assert cost(copied, config) < 1.5 * cost(independent, config)
+    assert cost(copied, SigRegConfig(num_projections=256)) > 5 * cost(independent, config)
+    assert cost(0 * copied, config) > 30 * cost(independent, config)  # collapse is seen all the same
+
+
 def test_autocast_does_not_reach_in():
     latents = normal(2, 16, 4, dtype=torch.float32)
     plain = sigreg(latents, SigRegConfig(num_projections=8), generator=torch.Generator().manual_seed(0))
@@ -133,7 +165,16 @@ def test_two_processes_with_half_the_batch_each_are_one_with_all_of_it(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "options", [{"num_projections": 0}, {"num_knots": 1}, {"max_t": 0.0}, {"max_t": math.inf}, {"scaling": "sum"}]
+    "options",
+    [
+        {"num_subspaces": 0},
+        {"num_subspaces": 2000},
+        {"num_projections": 0},
+        {"num_knots": 1},
+        {"max_t": 0.0},
+        {"max_t": math.inf},
+        {"scaling": "sum"},
+    ],
 )
 def test_refusals(options):
     with pytest.raises(ConfigError, match=r"^sigreg\.\w+="):

@@ -4,7 +4,8 @@ A collapsed model predicts well, since nothing changes, and even plans above cha
 gives it away is looked at here, on frames that training never sees.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
 import torch
@@ -56,6 +57,11 @@ class Health:
     def to_json(self) -> dict[str, Any]:
         """Return every number as JSON types."""
         return asdict(self) | {"mean_probe_r2": self.mean_probe_r2}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "Health":
+        """Return what :meth:`to_json` wrote."""
+        return cls(**{item.name: record[item.name] for item in fields(cls)})
 
     def line(self) -> str:
         """Return every number on one line."""
@@ -121,11 +127,11 @@ class HealthMonitor:
     @torch.no_grad()
     def look(self, model: Jepa) -> Health:
         """Measure; the model's mode and weights are as before."""
-        latents = model.encode_all(self._pixels)
+        latents = model.encode_all(self._pixels).cpu()
         was_training = model.training
         model.eval()
         window_BTD = model.encode_all(self._window_pixels.flatten(0, 1)).unflatten(0, self._window_pixels.shape[:2])
-        actions_BTA = model.standardised(self._window_actions)
+        actions_BTA = model.standardised(self._window_actions.to(model.device))
         before_BTD, after_BTD = window_BTD[:, :-1], window_BTD[:, 1:]
         error = _squared_error(model.predict(before_BTD, actions_BTA), after_BTD)
         other_error = _squared_error(model.predict(before_BTD, actions_BTA[self._other]), after_BTD)
@@ -146,7 +152,7 @@ class HealthMonitor:
     def _probe_r2(self, model: Jepa, latents: Tensor) -> dict[str, float]:
         if not self._state_names:
             return {}
-        probe = LinearProbe.fit(model.encode_all(self._probe_pixels), self._probe_targets)
+        probe = LinearProbe.fit(model.encode_all(self._probe_pixels).cpu(), self._probe_targets)
         values = r_squared(probe(latents), self._targets)
         return dict(zip(self._state_names, values.tolist(), strict=True))
 

@@ -44,6 +44,11 @@ class Jepa(nn.Module):
         self.prediction_projector = _projector(config.latent_dim, config.projector_width, config.latent_dim)
         self.action_normalizer = action_normalizer or Normalizer(torch.zeros(action_dim), torch.ones(action_dim))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.action_normalizer.shift.device
+
     def encode(self, pixels: UInt8[Tensor, "*batch height width 3"]) -> Float[Tensor, "*batch D"]:
         """Return the embedding of each frame; in training, batch norm is over all frames given."""
         frames = pixels.flatten(0, -4) if pixels.ndim > 4 else pixels
@@ -52,10 +57,13 @@ class Jepa(nn.Module):
 
     @torch.no_grad()
     def encode_all(self, pixels: UInt8[Tensor, "frames height width 3"]) -> Float[Tensor, "frames D"]:
-        """Return the embeddings of many frames, a few hundred at a time, in evaluation mode, without gradient."""
+        """Return the embeddings of many frames, a few hundred at a time, in evaluation mode, without gradient.
+
+        Frames may be on any device, embeddings are on the model's.
+        """
         was_training = self.training
         self.eval()
-        latents = torch.cat([self.encode(part) for part in pixels.split(_FRAMES_AT_ONCE)])
+        latents = torch.cat([self.encode(part.to(self.device)) for part in pixels.split(_FRAMES_AT_ONCE)])
         self.train(was_training)
         return latents
 
@@ -65,7 +73,7 @@ class Jepa(nn.Module):
 
     def action_bounds(self, limit: float) -> ActionBounds:
         """Return the box of raw actions in [-limit, limit], in the model's units."""
-        box = torch.full((self.action_dim,), limit)
+        box = torch.full((self.action_dim,), limit, device=self.device)
         return ActionBounds(low=self.action_normalizer(-box), high=self.action_normalizer(box))
 
     def predict(

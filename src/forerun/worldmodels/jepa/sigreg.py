@@ -22,6 +22,7 @@ Shape letters: T steps, B batch, D latent dimension, M directions, K knots.
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final, Literal
 
 import torch
@@ -30,6 +31,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from forerun.core.errors import ConfigError
+from forerun.core.generator import keyed_generator
 
 SigRegScaling = Literal["published", "batch_invariant"]
 
@@ -50,12 +52,17 @@ class SigRegConfig:
         max_t: Last knot; the first is 0.
         scaling: ``published`` multiplies the distance by the batch size, so that a larger batch presses harder against
             the prediction loss; ``batch_invariant`` multiplies it by 128 whatever the batch.
+        num_subspaces: Parts that the space is cut into, each of which is to be Gaussian on its own, whatever parts have
+            to do with each other (Sub-JEPA); 1: the space as a whole, as published.
+        subspace_seed: Draws the cut, which stays for the whole of a training.
     """
 
     num_projections: int = 1024
     num_knots: int = 17
     max_t: float = 3.0
     scaling: SigRegScaling = "published"
+    num_subspaces: int = 1
+    subspace_seed: int = 0
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -65,6 +72,11 @@ class SigRegConfig:
         """
         if self.num_projections < 1:
             raise ConfigError(f"sigreg.num_projections={self.num_projections}: must be >= 1")
+        if not 1 <= self.num_subspaces <= self.num_projections:
+            raise ConfigError(
+                f"sigreg.num_subspaces={self.num_subspaces}: must lie in [1, num_projections={self.num_projections}]; "
+                "every part needs a direction"
+            )
         if self.num_knots < 2:
             raise ConfigError(f"sigreg.num_knots={self.num_knots}: must be >= 2, for one interval to integrate over")
         if not 0 < self.max_t < math.inf:
@@ -90,6 +102,49 @@ def draw_directions(
     return (normal_DM / normal_DM.norm(dim=0)).to(device)
 
 
+def subspace_directions(
+    dimension: int, config: SigRegConfig, *, generator: torch.Generator, device: torch.device | str = "cpu"
+) -> Float[Tensor, "D M"]:
+    """Draw unit vectors as :func:`draw_directions` does, each from within one of the parts of the space.
+
+    The parts are orthogonal and equal in size, but for the first ones where it does not come out even; directions go to
+    them in turn.
+
+    Args:
+        dimension: D, at least the number of parts.
+        config: Number and seed of the parts, and M.
+        generator: Of the CPU; advanced.
+        device: Where they go.
+
+    Raises:
+        ConfigError: There are more parts than dimensions.
+
+    Reference:
+        "Sub-JEPA" (arXiv 2605.09241): frozen random orthogonal subspaces, an Epps-Pulley test along random directions
+        in each, the mean over all.
+    """
+    if config.num_subspaces == 1:
+        return draw_directions(dimension, config.num_projections, generator=generator, device=device)
+    if config.num_subspaces > dimension:
+        raise ConfigError(
+            f"sigreg.num_subspaces={config.num_subspaces}: must be <= latent_dim={dimension}; a part has a dimension "
+            "or more"
+        )
+    parts = _random_basis(dimension, config.subspace_seed).tensor_split(config.num_subspaces, dim=1)
+    columns = torch.arange(config.num_projections)
+    directions_DM = torch.empty(dimension, config.num_projections)
+    for place, part in enumerate(parts):
+        mine = columns % config.num_subspaces == place
+        directions_DM[:, mine] = part @ draw_directions(part.shape[1], int(mine.sum()), generator=generator)
+    return directions_DM.to(device)
+
+
+@cache
+def _random_basis(dimension: int, seed: int) -> Float[Tensor, "D D"]:
+    """Return a random orthonormal basis as columns."""
+    return torch.linalg.qr(torch.randn(dimension, dimension, generator=keyed_generator(seed, "subspaces"))).Q
+
+
 def sigreg(
     embeddings_TBD: Float[Tensor, "T B D"], config: SigRegConfig, *, generator: torch.Generator
 ) -> Float[Tensor, ""]:
@@ -107,8 +162,8 @@ def sigreg(
     """
     with torch.autocast(embeddings_TBD.device.type, enabled=False):
         embeddings_TBD = embeddings_TBD.float()
-        directions_DM = draw_directions(
-            embeddings_TBD.shape[-1], config.num_projections, generator=generator, device=embeddings_TBD.device
+        directions_DM = subspace_directions(
+            embeddings_TBD.shape[-1], config, generator=generator, device=embeddings_TBD.device
         )
         return sigreg_statistic(embeddings_TBD @ directions_DM, config)
 

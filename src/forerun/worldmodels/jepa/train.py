@@ -20,6 +20,7 @@ from forerun.data.normalizer import Normalizer
 from forerun.data.pixel_episodes import PixelEpisodes
 from forerun.data.pixel_shards import PixelDataset
 from forerun.nn.first_weights import seeded_weights
+from forerun.training.devices import World
 from forerun.training.loop import LoopConfig, TrainingLoop, read_metadata
 from forerun.training.schedule import warmup_cosine
 from forerun.worldmodels.jepa.checkpoint import check_fits, save_model
@@ -46,13 +47,22 @@ class WindowBatches:
         history: Actions of a window, which has a frame more.
         batch_size: Windows of a batch.
         seed: Draws.
+        device: Where batches go.
     """
 
-    def __init__(self, episodes: PixelEpisodes, *, history: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        episodes: PixelEpisodes,
+        *,
+        history: int,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self._pixels = torch.from_numpy(episodes.pixels)
         self._actions = torch.from_numpy(episodes.actions).float()
         self._starts = torch.from_numpy(episodes.window_rows(history + 1))
-        self._history, self._batch_size, self._seed = history, batch_size, seed
+        self._history, self._batch_size, self._seed, self._device = history, batch_size, seed, device
 
     def at(self, step: int) -> WindowBatch:
         """Return the batch of a step."""
@@ -60,8 +70,8 @@ class WindowBatches:
         picks = torch.randint(len(self._starts), (self._batch_size,), generator=generator)
         rows = self._starts[picks][:, None] + torch.arange(self._history + 1)
         return WindowBatch(
-            pixels=self._pixels[rows],
-            actions=self._actions[rows[:, :-1]],
+            pixels=self._pixels[rows].to(self._device),
+            actions=self._actions[rows[:, :-1]].to(self._device),
             generator=keyed_generator(self._seed, "directions", step),
         )
 
@@ -72,6 +82,7 @@ def train_world(
     config: JepaTrainConfig,
     *,
     stops_on_collapse: bool = True,
+    device: torch.device | str = "cpu",
     report: Report = lambda done, total, detail: None,
 ) -> dict[str, Any]:
     """Train one world model, or go on where a cut run stopped, or return at once if it is done.
@@ -82,6 +93,7 @@ def train_world(
             ``result.json``.
         config: How to train.
         stops_on_collapse: Whether a run whose embeddings collapse ends with an error; a control goes on.
+        device: Where to train. First weights, windows and directions are drawn on the CPU: the same for every device.
         report: Progress.
 
     Returns:
@@ -101,7 +113,7 @@ def train_world(
     if result_path.is_file():
         return json.loads(result_path.read_text(encoding="utf-8"))
     started_cpu_s = time.process_time()
-    run = _Run(dataset, folder, config, stops_on_collapse=stops_on_collapse, report=report)
+    run = _Run(dataset, folder, config, stops_on_collapse=stops_on_collapse, device=torch.device(device), report=report)
     run.train()
     health = run.looks[-1][1]
     record = {
@@ -144,13 +156,23 @@ def fresh_model(episodes: PixelEpisodes, config: JepaTrainConfig) -> Jepa:
 
 class _Run:
     def __init__(
-        self, dataset: PixelDataset, folder: Path, config: JepaTrainConfig, *, stops_on_collapse: bool, report: Report
+        self,
+        dataset: PixelDataset,
+        folder: Path,
+        config: JepaTrainConfig,
+        *,
+        stops_on_collapse: bool,
+        device: torch.device,
+        report: Report,
     ) -> None:
         training, held_out = dataset.episodes.split(config.held_out_fraction, seed=config.split_seed)
         history = config.model.predictor.history
         self._config, self._stops, self._report, self._folder = config, stops_on_collapse, report, folder
-        self.model = fresh_model(training, config)
-        self._batches = WindowBatches(training, history=history, batch_size=config.batch_size, seed=config.seed)
+        self._device = device
+        self.model = fresh_model(training, config).to(device)
+        self._batches = WindowBatches(
+            training, history=history, batch_size=config.batch_size, seed=config.seed, device=device
+        )
         self._monitor = HealthMonitor(training, held_out, history=history)
         self._objective = JepaObjective(self.model, config.objective)
         self.looks: list[tuple[int, Health]] = []
@@ -178,6 +200,7 @@ class _Run:
                 step, num_steps=config.num_steps, num_warmup=num_warmup, final_fraction=config.final_rate_fraction
             ),
             state=self._state(),
+            world=World(device=self._device),
         ).run()
 
     def _loss(self, batch: WindowBatch) -> Tensor:
@@ -214,10 +237,8 @@ class _Run:
             return
         num_done = len(json.loads(read_metadata(checkpoint)["losses"]))
         for row in json.loads(path.read_text(encoding="utf-8")):
-            step = row.pop("step")
-            row.pop("mean_probe_r2")
-            if step <= num_done:
-                self.looks.append((step, Health(**row)))
+            if row["step"] <= num_done:
+                self.looks.append((row["step"], Health.from_json(row)))
 
     def _state(self) -> dict[str, Tensor]:
         state = {f"model.{name}": tensor for name, tensor in self.model.named_buffers()}
