@@ -26,6 +26,14 @@ def add_bench(actions: Commands) -> None:
     )
     parser.add_argument("--models", type=Path, required=True, metavar="DIR", help="from train or adapt")
     parser.add_argument("--samples", type=int, nargs="+", default=[16, 64], metavar="N", help="candidates of a plan")
+    parser.add_argument(
+        "--steps",
+        type=_steps,
+        nargs="+",
+        default=[(2, 1), (2, 2), (4, 4), (8, 8)],
+        metavar="P/D",
+        help="denoising steps of proposal and dynamics (default: 2/1 2/2 4/4 8/8)",
+    )
     add_number(parser, "--episodes", 4, "of each way, side by side")
     add_number(parser, "--plans", 20, "of each way, one by one")
     add_number(parser, "--seed", 0, "of starts and planning")
@@ -33,6 +41,13 @@ def add_bench(actions: Commands) -> None:
     add_threads_option(parser)
     add_json_option(parser)
     parser.set_defaults(action=_bench)
+
+
+def _steps(text: str) -> tuple[int, int]:
+    first, separator, second = text.partition("/")
+    if not (separator and first.isdecimal() and second.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be two numbers such as 2/1")
+    return int(first), int(second)
 
 
 def _bench(args: argparse.Namespace) -> int:
@@ -43,7 +58,13 @@ def _bench(args: argparse.Namespace) -> int:
     from forerun.recipes.mpc.figure import draw_bench
 
     torch.set_num_threads(args.threads)
-    config = BenchConfig(samples=tuple(args.samples), num_episodes=args.episodes, num_plans=args.plans, seed=args.seed)
+    config = BenchConfig(
+        samples=tuple(args.samples),
+        steps=tuple(args.steps),
+        num_episodes=args.episodes,
+        num_plans=args.plans,
+        seed=args.seed,
+    )
     with progress_bars() as show:
         found = bench(opened(args.models), config=config, report=show)
     write_line(f"{'':3}{'':55}{'return':>10}  {'interval':<22}{'CPU ms/plan':>12}")

@@ -36,7 +36,7 @@ class ObjectiveLanguage:
             "keep_out": lambda **box: terms.keep_out(self._box(box, "keep_out")),
             "keep_in": lambda **box: terms.keep_in(self._box(box, "keep_in")),
         }
-        self._makers |= {name: lambda word=word: word for name, word in words.items()}
+        self._makers |= {name: _always(word) for name, word in words.items()}
 
     def objective(self, text: str) -> ComposableObjective:
         """Return the objective that a text describes.
@@ -126,6 +126,11 @@ def _parsed(text: str) -> ast.expr:
         raise ConfigError(
             f"objective {text!r}: can't be read ({error.msg}); write terms such as speed(2.0) + 0.1 * energy()"
         ) from error
+
+
+def _always(word: ComposableObjective) -> Callable[[], ComposableObjective]:
+    """Return a word that takes no argument."""
+    return lambda: word
 
 
 def _combined(left: Any, operator: ast.operator, right: Any, text: str) -> Any:

@@ -98,7 +98,7 @@ def test_a_distilled_policy_acts_and_is_supervised(folder):
 
 def test_the_bench_finds_what_nothing_beats(folder):
     found = folder / "bench.json"
-    small = ["--samples", "2", "--episodes", "1", "--plans", "1", "--json", str(found)]
+    small = ["--samples", "2", "--steps", "1/1", "--episodes", "1", "--plans", "1", "--json", str(found)]
     assert main(["mpc", "bench", "--models", str(folder / "models"), *small]) == 0
     rows = json.loads(found.read_text())["rows"]
     best = max(rows, key=lambda row: row["return"])
