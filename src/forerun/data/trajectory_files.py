@@ -1,4 +1,4 @@
-"""Recordings of other programs as trajectories: NumPy and HDF5 in the layout of D4RL, Parquet with a row a step."""
+"""Recordings of other programs as trajectories: NumPy, HDF5 of D4RL or Minari, Parquet with a row a step."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from forerun.core.dependencies import import_optional
 from forerun.core.errors import TrajectoryError
 from forerun.data.trajectories import Episode, Trajectories
+from forerun.data.trajectory_layouts import is_lerobot, is_minari, lerobot_arrays, minari_arrays
 
 _REQUIRED: Final = ("observations", "actions", "rewards")
 _ENDS: Final = ("terminals", "timeouts")
@@ -177,6 +178,8 @@ def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
     h5py = import_optional("h5py", extra="worlds", purpose="reading HDF5")
     try:
         with h5py.File(path, "r") as file:
+            if is_minari(file):
+                return minari_arrays(file, str(path))
             wanted = (*_REQUIRED, *_ENDS, "next_observations")
             return {name: file[name][()] for name in wanted if name in file}
     except OSError as error:
@@ -184,7 +187,10 @@ def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_parquet(path: Path) -> dict[str, np.ndarray]:
-    """Read a row a step: lists ``observation`` and ``action``, numbers ``reward``, ``terminal``, ``timeout``."""
+    """Read a row a step: lists ``observation`` and ``action``, numbers ``reward``, ``terminal``, ``timeout``.
+
+    LeRobot's names for them are understood too.
+    """
     parquet = import_optional("pyarrow.parquet", extra="worlds", purpose="reading Parquet")
     arrow = import_optional("pyarrow", extra="worlds", purpose="reading Parquet")
     try:
@@ -200,6 +206,8 @@ def _read_parquet(path: Path) -> dict[str, np.ndarray]:
         "next_observation": "next_observations",
     }
     try:
+        if is_lerobot(columns):
+            return lerobot_arrays(columns, str(path))
         return {single.get(name, name): np.asarray(values) for name, values in columns.items()}
     except ValueError as error:
         raise TrajectoryError(

@@ -83,6 +83,61 @@ def test_parquet_with_a_row_a_step(tmp_path):
     assert load_trajectories(tmp_path / "mine.parquet").digest() == trajectories_from_arrays(arrays, source="").digest()
 
 
+def write_minari(path, episodes):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path, "w") as file:
+        for number, (states, ends, cuts) in enumerate(episodes):
+            group, count = file.create_group(f"episode_{number}"), len(ends)
+            group["observations"], group["actions"] = states, np.arange(count, dtype=np.float32)[:, None]
+            group["rewards"], group["terminations"], group["truncations"] = np.ones(count), ends, cuts
+
+
+def test_hdf5_of_minari(tmp_path):
+    """Eleven episodes: episode_10 comes after episode_9, not after episode_1."""
+    none = [False, False]
+    episodes = [(np.full((3, 2), number), none, none) for number in range(9)]
+    episodes += [(np.full((3, 2), 9), [False, True], none), (np.full((3, 2), 10), none, [False, True])]
+    write_minari(tmp_path / "main_data.hdf5", episodes)
+    found = load_trajectories(tmp_path / "main_data.hdf5", state_names=("x", "y"))
+    assert [episode.states[0, 0] for episode in found.episodes] == list(range(11))
+    assert [episode.num_steps for episode in found.episodes] == [2] * 11
+    assert [episode.terminated for episode in found.episodes] == [False] * 9 + [True, False]
+    assert found.episodes[0].actions[:, 0].tolist() == [0.0, 1.0]
+
+
+def test_a_minari_episode_without_its_last_observation_is_named(tmp_path):
+    write_minari(tmp_path / "mine.hdf5", [(np.zeros((2, 2)), [False, False], [False, True])])
+    with pytest.raises(TrajectoryError, match=r"episode_0 has observations \[2, 2\] and 2 actions: must be one"):
+        load_trajectories(tmp_path / "mine.hdf5")
+
+
+def lerobot(path, **more):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    states = np.arange(10, dtype=np.float32).reshape(5, 2)
+    columns = {
+        "observation.state": list(states),
+        "action": list(states[:, :1]),
+        "next.reward": [1.0, 2.0, 3.0, 4.0, 5.0],
+        "episode_index": [0, 0, 0, 1, 1],
+    }
+    parquet.write_table(arrow.table({k: v for k, v in (columns | more).items() if v is not None}), path)
+
+
+def test_parquet_of_lerobot(tmp_path):
+    lerobot(tmp_path / "file-000.parquet", **{"next.success": [False, False, False, False, True]})
+    first, second = load_trajectories(tmp_path / "file-000.parquet").episodes
+    # The first one was cut off: where its last action led to is not recorded. The second one ended.
+    assert (first.num_steps, first.terminated, second.num_steps, second.terminated) == (2, False, 2, True)
+    assert first.states[:, 0].tolist() == [0, 2, 4]
+    assert second.rewards.tolist() == [4, 5]
+
+
+def test_a_lerobot_recording_without_rewards_is_refused(tmp_path):
+    lerobot(tmp_path / "mine.parquet", **{"next.reward": None})
+    with pytest.raises(TrajectoryError, match=r"has no next\.reward, only observation\.state"):
+        load_trajectories(tmp_path / "mine.parquet")
+
+
 @pytest.mark.parametrize("name", ["missing.npz", "mine.csv", "text.npz"])
 def test_files_that_are_no_recording(tmp_path, name):
     (tmp_path / "text.npz").write_text("text")
