@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from simulated.parallel import led_by_first
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import WordLevel
 
@@ -21,9 +22,12 @@ from forerun.models.checkpoint import Checkpoint, Ensemble
 from forerun.models.config import DecoderConfig
 from forerun.models.decoder import Decoder
 from forerun.models.decoder_weights import fill_decoder
+from forerun.models.device_runner import DeviceRunner
 from forerun.models.layout import parameter_shapes
 from forerun.models.runner import build_runner, build_target
+from forerun.models.tensor_parallel import TensorParallelRunner
 from forerun.models.tokenizer import Tokenizer
+from forerun.models.torch_runner import TorchRunner
 from forerun.nn.int8_linear import quantize_weight
 
 CAPACITY = 64
@@ -53,6 +57,12 @@ ENSEMBLES = {
     "mixture-of-shapes": ("probability", (TINY, DEEPER, DEEPER)),
     "mixture-of-qwen": ("probability", (FAMILIES["qwen2"], FAMILIES["qwen2"], FAMILIES["llama-tied"])),
 }
+OTHER_RUNNERS = [
+    ("llama-tied", "static"),
+    ("mistral-window", "static"),
+    ("qwen2", "shared"),
+]
+"""``static``: passes of fixed shape, as on a GPU. ``shared``: two shares of the model, each with half of its heads."""
 ONE_TYPE = {
     "mistral-window": "float32",
     "product": "int8",
@@ -64,7 +74,7 @@ CASES = [
     for name in (*FAMILIES, *ENSEMBLES)
     for dtype in ("float32", "int8")
     if ONE_TYPE.get(name, dtype) == dtype
-]
+] + OTHER_RUNNERS
 
 
 def random_weights(config: DecoderConfig, *, seed: int = 0) -> dict[str, np.ndarray]:
@@ -170,6 +180,22 @@ def ensemble_of(name: str, *, dtype: str) -> tuple[Callable[..., LanguageModel],
     return build, oracle, sum(config.num_layers for config in configs)
 
 
+def shared_runner(
+    config: DecoderConfig, weights: dict[str, np.ndarray], *, vocab_ids: np.ndarray | None = None, **cache: int
+) -> LanguageModel:
+    """Two shares of a model, in two threads."""
+    return led_by_first(
+        lambda collective: TensorParallelRunner(
+            config,
+            weights.__getitem__,
+            lambda decoder, ids: TorchRunner(decoder, vocab_ids=ids, **cache),
+            collective=collective,
+            vocab_ids=vocab_ids,
+        ),
+        size=2,
+    )
+
+
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
 def subject(request) -> Subject:
     name, dtype = request.param
@@ -179,6 +205,10 @@ def subject(request) -> Subject:
 
     def build(**changes) -> LanguageModel:
         options = {"num_sequences": 1, "capacity": CAPACITY} | changes
+        if dtype == "static":
+            return DeviceRunner(fill_decoder(FAMILIES[name], weights.__getitem__), **options)
+        if dtype == "shared":
+            return shared_runner(FAMILIES[name], weights, **options)
         return build_runner(FAMILIES[name], weights.__getitem__, dtype=dtype, **options)
 
     if name in ENSEMBLES:
