@@ -37,5 +37,5 @@ def _bench(args: argparse.Namespace) -> int:
     for row in rows:
         write_line(row.line())
     if args.json is not None:
-        write_json(args.json, [row.to_json() for row in rows])
+        write_json(args.json, {"rows": [row.to_json() for row in rows]})
     return 0

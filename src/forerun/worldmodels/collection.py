@@ -154,7 +154,7 @@ def task_of(recipe: Mapping[str, Any]) -> PixelTask:
     Raises:
         TrajectoryError: Their world is not at hand, as that of imported data.
     """
-    name = recipe.get("task")
+    name = str(recipe.get("task", ""))
     if name not in PIXEL_TASKS:
         raise TrajectoryError(
             f"data of task {name!r}: only the worlds of {', '.join(PIXEL_TASKS)} are at hand to act in; name a folder "
@@ -170,7 +170,8 @@ def recorded_with(recipe: Mapping[str, Any]) -> CollectConfig:
         TrajectoryError: The data were not collected here.
     """
     task_of(recipe)
-    return CollectConfig(**(dict(recipe) | {"factors": tuple(recipe["factors"])}))
+    options: dict[str, Any] = {**recipe, "factors": tuple(recipe["factors"])}
+    return CollectConfig(**options)
 
 
 def _policy(config: CollectConfig, number: int) -> PolicyName:
