@@ -30,6 +30,7 @@ def _reproduce(args: argparse.Namespace) -> int:
 
     from forerun.core.errors import MissingDependencyError
     from forerun.recipes.mpc.figure import draw_results
+    from forerun.recipes.mpc.report import report_page
     from forerun.recipes.mpc.reproduce import reproduce
     from forerun.recipes.mpc.show import render_study
     from forerun.recipes.mpc.studies import study
@@ -42,7 +43,8 @@ def _reproduce(args: argparse.Namespace) -> int:
         results = reproduce(plan, folder, report=show)
     for line in result_lines(results):
         write_line(line)
-    written = ["results.json"]
+    (folder / "report.md").write_text(report_page(results), encoding="utf-8")
+    written = ["results.json", "report.md"]
     try:
         draw_results(results, folder / "results.png")
         render_study(folder / "models-0", folder / "episode.gif")

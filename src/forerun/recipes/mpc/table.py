@@ -18,19 +18,24 @@ def result_lines(results: Mapping[str, Any]) -> list[str]:
     for row in results["rows"]:
         regret = "" if row["regret"] is None else f"{row['regret']:.3f}"
         interval = f"[{row['low']:.3f}, {row['high']:.3f}]"
-        ahead = "" if row["name"] == "ssr" else _shown(row["ours_ahead"])
+        ahead = "" if row["name"] == "ssr" else shown(row["ours_ahead"])
         lines.append(
             f"{row['summary']:<55}{row['return']:>10.3f}  {interval:<22}{ahead:<28}{regret:>8}"
             f"{row['plan_cpu_ms']:>9.2f}"
         )
-    lines += ["", *_extra_lines(results["extras"]), ""]
+    lines += ["", *extra_lines(results["extras"]), ""]
     for bar in results["bars"]:
         value = "not measured" if bar["value"] is None else f"{bar['value']:.3f}"
         lines.append(f"{'met   ' if bar['is_met'] else 'MISSED'}  {bar['name']}: {value} (required {bar['required']})")
     return lines
 
 
-def _extra_lines(extras: Mapping[str, Any]) -> list[str]:
+def extra_lines(extras: Mapping[str, Any]) -> list[str]:
+    """Return what was measured beside the comparison, a line for each.
+
+    Args:
+        extras: As the results have them.
+    """
     lines = []
     lines += [
         f"new reward at run time, {goal['objective']}: error {goal['error']:.3f}, proposal alone "
@@ -48,12 +53,12 @@ def _extra_lines(extras: Mapping[str, Any]) -> list[str]:
             if found := adaptation.get(key):
                 lines.append(
                     f"damaged actuator, {what} tuned on {count} episodes: {found['healthy']:.3f} -> "
-                    f"{found['damaged']:.3f} -> {found['adapted']:.3f}; lost {_shown(found['lost'])}, came back "
-                    f"{_shown(found['gained'])}"
+                    f"{found['damaged']:.3f} -> {found['adapted']:.3f}; lost {shown(found['lost'])}, came back "
+                    f"{shown(found['gained'])}"
                 )
     if rate := extras.get("rate"):
-        shown = ", ".join(f"{way} {found['per_cpu_s']:.1f}" for way, found in rate.items())
-        lines.append(f"plans of one environment per CPU second: {shown}")
+        rates = ", ".join(f"{way} {found['per_cpu_s']:.1f}" for way, found in rate.items())
+        lines.append(f"plans of one environment per CPU second: {rates}")
     ahead = extras["speculation"]
     missed = "none" if ahead["miss_ms"] is None else f"{ahead['miss_ms']:.2f} ms"
     hit = "none" if ahead["hit_ms"] is None else f"{ahead['hit_ms']:.2f} ms"
@@ -64,5 +69,6 @@ def _extra_lines(extras: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _shown(estimate: Mapping[str, float]) -> str:
+def shown(estimate: Mapping[str, float]) -> str:
+    """Return a value with its interval."""
     return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"

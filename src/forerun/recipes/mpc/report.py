@@ -1,0 +1,50 @@
+"""A study as a page: what was done, the table, what was new, the bars."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from forerun.recipes.mpc.table import extra_lines, shown
+
+
+def report_page(results: Mapping[str, Any]) -> str:
+    """Return the page as Markdown.
+
+    Args:
+        results: As :func:`~forerun.recipes.mpc.reproduce.reproduce` returns them.
+    """
+    plan = results["study"]
+    lines = [
+        f"# D-MPC: {plan['task']}",
+        "",
+        f"`forerun mpc reproduce`: scale `{plan['scale']}`, {plan['num_train_steps']} steps of {plan['batch_size']} "
+        f"windows for each model, {plan['num_seeds']} training seed(s) x {plan['num_episodes']} episodes. Returns are "
+        'interquartile means with 95% bootstrap intervals; "ahead" is by how much SSR\'s return is greater, start by '
+        "start. CPU ms are those of a step of one environment, all environments planned for at once.",
+        "",
+    ]
+    lines += [
+        f"Data: {data['num_episodes']} episodes, {data['num_steps']} steps; return {data['mean_return']:.3f} in the "
+        f"mean, {data['p90_return']:.3f} at the 90th percentile, {data['best_return']:.3f} at best."
+        for data in results["data"]
+    ]
+    lines += ["", *_table(results["rows"]), ""]
+    lines += [f"- {line}" for line in extra_lines(results["extras"])]
+    lines += ["", "| bar | required | value | |", "|---|---|---|---|"]
+    for bar in results["bars"]:
+        value = "not measured" if bar["value"] is None else f"{bar['value']:.3f}"
+        lines.append(f"| {bar['name']} | {bar['required']} | {value} | {'met' if bar['is_met'] else '**missed**'} |")
+    machine = results["machine"]
+    lines += ["", f"Machine: {machine['cpu_model']}; revision {machine['git_revision']}."]
+    return "\n".join(lines) + "\n"
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = ["| way | return | interval | SSR is ahead by | regret | CPU ms |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        regret = "" if row["regret"] is None else f"{row['regret']:.3f}"
+        ahead = "" if row["name"] == "ssr" else shown(row["ours_ahead"])
+        lines.append(
+            f"| {row['summary']} | {row['return']:.3f} | [{row['low']:.3f}, {row['high']:.3f}] | {ahead} | {regret} | "
+            f"{row['plan_cpu_ms']:.2f} |"
+        )
+    return lines
