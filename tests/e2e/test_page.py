@@ -70,6 +70,49 @@ def test_the_race_ends_with_one_text_and_can_be_replayed(page, server):
     assert max(shown) < 40
 
 
+def test_the_tree_shows_every_round_and_what_came_true(page, server):
+    page.open(f"{server.url}/#race")
+    page.until("document.querySelectorAll('.pane dl').length === 3")
+    page.evaluate("document.getElementById('race-tokens').value = 40; document.getElementById('race-start').focus()")
+    page.press("Enter")
+    page.until("!document.getElementById('replay-play').disabled")
+    page.until("!document.getElementById('tree-nodes').hidden")
+    page.evaluate(
+        """(() => {
+          const time = document.getElementById('replay-time');
+          time.value = 0;
+          time.dispatchEvent(new Event('input'));
+          document.getElementById('tree').focus();
+        })()"""
+    )
+    look = """(() => ({
+      round: document.getElementById('tree-round').textContent,
+      caption: document.getElementById('tree-caption').textContent,
+      shown: document.querySelectorAll('.pane .text')[2].textContent.length,
+      nodes: [...document.querySelectorAll('#tree-nodes > .node')].map((node) => node.className),
+      branches: document.querySelectorAll('.branch:not(.missed)').length,
+      true: document.querySelectorAll('.branch.true').length,
+      missed: document.querySelectorAll('.branch.missed').length,
+    }))()"""
+    seen = [page.evaluate(look)]
+    assert seen[0]["round"].startswith("Round 1 of ")
+    assert len(seen[0]["nodes"]) == 1, "the prompt has no draft"
+    num_rounds = int(seen[0]["round"].rpartition(" ")[2])
+    for number in range(2, num_rounds):
+        page.press("ArrowRight")
+        seen.append(page.evaluate(look))
+        assert seen[-1]["round"] == f"Round {number} of {num_rounds}"
+    assert all(0 < one["branches"] <= 8 and one["true"] + one["missed"] == 1 for one in seen)
+    assert all(("no wait" in one["caption"]) == bool(one["true"]) for one in seen)
+    assert all(("a miss" in one["caption"]) == bool(one["missed"]) for one in seen)
+    lengths = [one["shown"] for one in seen]
+    assert lengths == sorted(set(lengths)), "every round decides something"
+    assert {one["true"] for one in seen} == {0, 1}
+    assert any("rejected" in name for one in seen for name in one["nodes"])
+    page.press("ArrowLeft")
+    assert page.evaluate(look) == seen[-2]
+
+
 def test_a_chat_is_sent_stopped_edited_and_asked_again(page, server):
     target = server.resources.target
     page.open(f"{server.url}/#chat")
@@ -136,7 +179,7 @@ def test_texts_stand_out_from_their_ground(page, server, theme):
           const pairs = [
             ["ink", "ground"], ["ink", "raised"], ["muted", "ground"], ["muted", "raised"], ["accent", "raised"],
             ["on-accent", "accent"], ["ink", "draft-wash"], ["ink", "hit-wash"], ["ink", "fallback-wash"],
-            ["warn", "ground"],
+            ["warn", "ground"], ["hit", "raised"], ["fallback", "raised"], ["on-accent", "hit"],
           ];
           const result = pairs.map(([a, b]) => {
             const [x, y] = [light(a), light(b)].sort((p, q) => q - p);

@@ -15,7 +15,7 @@ from forerun.engine.config import EngineConfig
 from forerun.engine.resources import EngineResources
 from forerun.engine.server.app import ServerApp
 from forerun.engine.server.config import ServerConfig
-from forerun.engine.server.run import DrainingServer, bind
+from forerun.engine.server.run import DrainingServer, Served, bind
 from forerun.engine.speculative.controller import FixedController
 from forerun.engine.speculative.ways import Way
 from simulated.decoding import Way as SimulatedWay
@@ -126,12 +126,14 @@ class RunningServer:
 
     Attributes:
         url: Where it listens.
-        resources: Its model.
         app: The application.
+        resources: Its model, if it has one of its own.
     """
 
-    def __init__(self, resources: SimulatedResources, config: ServerConfig) -> None:
-        self.resources, self.app = resources, ServerApp(resources, config)
+    resources: SimulatedResources
+
+    def __init__(self, app: Served, config: ServerConfig) -> None:
+        self.app = app
         urls = SimpleQueue()
         self._listener = bind(config)
         self._server = DrainingServer(self.app, config, on_listening=urls.put)
@@ -144,6 +146,11 @@ class RunningServer:
         asyncio.set_event_loop(self._loop)
         self._loop.run_until_complete(self._server.serve(sockets=[self._listener]))
         self._loop.close()
+
+    @property
+    def connections(self) -> set[asyncio.Protocol]:
+        """Those that are open."""
+        return self._server.server_state.connections
 
     def begin_drain(self) -> None:
         """As a SIGTERM does; nothing where the server has ended."""
@@ -176,7 +183,10 @@ class RunningServer:
 @contextmanager
 def running_server(resources: SimulatedResources | None = None, **options) -> Iterator[RunningServer]:
     """Run a server; at its end nothing may be lost, and nothing left."""
-    server = RunningServer(resources or SimulatedResources(), ServerConfig(port=0, **options))
+    config = ServerConfig(port=0, **options)
+    resources = resources or SimulatedResources()
+    server = RunningServer(ServerApp(resources, config), config)
+    server.resources = resources
     try:
         yield server
     finally:

@@ -1,5 +1,6 @@
 """The API's description in OpenAPI, made from the schemas that requests are checked with."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -14,21 +15,41 @@ _POSTS: dict[str, tuple[str, type[BaseModel]]] = {
     "/tokenize": ("Cut a text into tokens", TokenizeRequest),
     "/detokenize": ("Return the text of tokens", DetokenizeRequest),
 }
+_STREAMED = frozenset({"/v1/completions", "/v1/chat/completions"})
 _GETS = {
-    "/v1/models": "List the model",
-    "/health": "Whether the engine lives",
-    "/ready": "Whether requests are taken",
-    "/metrics": "Metrics in Prometheus's text format",
+    "/v1/models": ("List the model", "application/json"),
+    "/health": ("Whether the engine lives", "application/json"),
+    "/ready": ("Whether requests are taken", "application/json"),
+    "/metrics": ("Metrics in Prometheus's text format", "text/plain"),
 }
 _ERRORS = {
     "400": "A field is at fault",
     "401": "No valid key",
     "404": "Another model",
+    "408": "The body is too slow",
     "413": "Too large",
     "415": "Not JSON",
     "429": "Too many wait; Retry-After says when to come back",
+    "500": "An error of the server",
     "503": "Shutting down",
     "504": "Not done in time",
+}
+_GET_ERRORS = {"401": _ERRORS["401"]}
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
 }
 
 
@@ -38,22 +59,30 @@ def openapi_document() -> dict[str, Any]:
         [(schema, "validation") for _, schema in _POSTS.values()], ref_template="#/components/schemas/{model}"
     )
     paths: dict[str, Any] = {
-        path: {"get": {"summary": summary, "responses": {"200": {"description": "OK"}}}}
-        for path, summary in _GETS.items()
+        path: {"get": {"summary": summary, "responses": _answers(kind, errors=_GET_ERRORS)}}
+        for path, (summary, kind) in _GETS.items()
     }
     for path, (summary, schema) in _POSTS.items():
         content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema.__name__}"}}}
-        answers = {"200": "OK"} | _ERRORS
+        kinds = ("application/json", "text/event-stream") if path in _STREAMED else ("application/json",)
         paths[path] = {
             "post": {
                 "summary": summary,
                 "requestBody": {"required": True, "content": content},
-                "responses": {status: {"description": meaning} for status, meaning in answers.items()},
+                "responses": _answers(*kinds, errors=_ERRORS),
             }
         }
     return {
         "openapi": "3.1.0",
         "info": {"title": "Forerun", "version": forerun.__version__},
         "paths": paths,
-        "components": {"schemas": schemas["$defs"]},
+        "components": {"schemas": schemas["$defs"] | {"Error": _ERROR}},
+    }
+
+
+def _answers(*kinds: str, errors: Mapping[str, str]) -> dict[str, Any]:
+    """Return what a route may answer: with these content types if all is well."""
+    refused = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    return {"200": {"description": "OK", "content": {kind: {} for kind in kinds}}} | {
+        status: {"description": meaning, "content": refused} for status, meaning in errors.items()
     }

@@ -35,7 +35,7 @@ def prompt_key(body: bytes) -> str:
             beginning.append(message)
             if isinstance(message, dict) and cast("dict[str, Any]", message).get("role") == "user":
                 break
-    elif beginning is not None:
+    elif beginning:
         beginning = json.dumps(beginning)[:_BEGINNING]
     if not beginning:
         return ""
