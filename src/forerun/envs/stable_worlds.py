@@ -76,8 +76,10 @@ class StableWorlds:
         import_stable_worldmodel()
         gymnasium = import_optional("gymnasium", extra=EXTRA, purpose=_PURPOSE)
         self.envs: list[Any] = [gymnasium.make(env_id, render_mode="rgb_array").unwrapped for _ in range(num_worlds)]
-        for env in self.envs:
-            env.reset(seed=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about types that its environments leave to Gymnasium
+            for env in self.envs:
+                env.reset(seed=0)
 
     def step(self, actions: Float[np.ndarray, "N A"]) -> None:
         """Act once in every world."""

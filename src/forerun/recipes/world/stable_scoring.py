@@ -3,6 +3,7 @@
 import contextlib
 import io
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -193,6 +194,7 @@ class _Recorded:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what its planner prints off the screen."""
-    with contextlib.redirect_stdout(io.StringIO()):
+    """Keep off the screen what its planner prints and what Gymnasium thinks of its environments."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
         yield
