@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from forerun.cli.certify_decoder import add_decoder_options, run_decoders
 from forerun.cli.certify_language import TASK as LANGUAGE_TASK
 from forerun.cli.certify_language import add_language_options, run_language
-from forerun.cli.certify_module import add_module_options, certify_named_module
+from forerun.cli.certify_module import add_module_options, certify_named_module, check_no_module_options
 from forerun.cli.console import write_json, write_line
 from forerun.cli.options import Commands, add_command, add_json_option, add_number, add_threads_option, output_file
 
@@ -101,9 +101,11 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Certify and print."""
-    if args.model is not None:
+    if args.module is None:
+        check_no_module_options(args)
+    if args.model is not None and args.module is None:
         return run_decoders(args)
-    if args.task == LANGUAGE_TASK:
+    if args.task == LANGUAGE_TASK and args.module is None:
         return run_language(args)
     import torch
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from forerun.bounds.result import Certified
 
 MODULE_OPTION: Final = "--module"
+_OPTIONS: Final = ("input_shape", "projection", "dim", "levels", "seed", "base")
 
 
 def add_module_options(parser: argparse.ArgumentParser) -> None:
@@ -31,16 +32,14 @@ def add_module_options(parser: argparse.ArgumentParser) -> None:
         "--projection",
         nargs="+",
         choices=("dense", "sparse", "fastfood", "kronecker"),
-        default=["dense"],
         help="from coefficients to parameters; of several, and of those below, the best bound is kept (default: dense)",
     )
-    group.add_argument("--dim", type=int, nargs="+", default=[160], metavar="N", help="coefficients (default: 160)")
-    group.add_argument("--levels", type=int, nargs="+", default=[5], metavar="N", help="3, 5, 7 or 9 (default: 5)")
+    group.add_argument("--dim", type=int, nargs="+", metavar="N", help="coefficients (default: 160)")
+    group.add_argument("--levels", type=int, nargs="+", metavar="N", help="3, 5, 7 or 9 (default: 5)")
     group.add_argument(
         "--seed",
         type=int,
         nargs="+",
-        default=[0],
         metavar="N",
         help="0 to 3, of start and projection (default: 0)",
     )
@@ -51,6 +50,22 @@ def add_module_options(parser: argparse.ArgumentParser) -> None:
         help="safetensors file of tensors that the start takes, such as frozen layers under an adapter; needs "
         "--base-is-independent",
     )
+
+
+def check_no_module_options(args: argparse.Namespace) -> None:
+    """Refuse options of ``--module`` without it.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    from forerun.core.errors import ConfigError
+
+    for name in _OPTIONS:
+        if getattr(args, name) is not None:
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(
+                f"{option}: is an option of {MODULE_OPTION} PACKAGE.MODULE:FACTORY; name a module, or drop it"
+            )
 
 
 def certify_named_module(args: argparse.Namespace) -> "Certified":
@@ -65,10 +80,10 @@ def certify_named_module(args: argparse.Namespace) -> "Certified":
     from forerun.bounds.result import Certified
     from forerun.core.errors import ConfigError
 
-    if args.data is None or args.task is not None or args.input_scale != 1.0:
+    if args.data is None or args.task is not None or args.model is not None or args.input_scale != 1.0:
         raise ConfigError(
-            f"{MODULE_OPTION}: needs --data PATH (or digits, or mnist1d) and takes neither --task nor --input-scale; "
-            "scale inputs inside the module, by numbers that do not come from the data"
+            f"{MODULE_OPTION}: needs --data PATH (or digits, or mnist1d) and takes none of --task, --model and "
+            "--input-scale; scale inputs inside the module, by numbers that do not come from the data"
         )
     _look_in_this_folder()
     task = module_task(
@@ -79,7 +94,7 @@ def certify_named_module(args: argparse.Namespace) -> "Certified":
         base=args.base,
         base_is_independent=args.base_is_independent,
     )
-    choices = product(args.projection, args.dim, args.levels, args.seed)
+    choices = product(args.projection or ["dense"], args.dim or [160], args.levels or [5], args.seed or [0])
     candidates = tuple(
         ModuleCandidate(projection=projection, dim=dim, levels=levels, seed=seed)
         for projection, dim, levels, seed in choices

@@ -72,10 +72,13 @@ def _verify_classifier(args: argparse.Namespace, manifest: dict[str, Any], optio
     from forerun.bounds import verifier
     from forerun.bounds.certificate import ask_verifier
     from forerun.bounds.task import training_data
+    from forerun.core.errors import ConfigError
 
     program = verifier.__file__
     if is_module_certificate(manifest):
         program, options = verifier_options(args, options)
+    elif args.module is not None:
+        raise ConfigError(f"{args.certificate}: is no certificate of a module; leave {MODULE_OPTION} out")
     answer = ask_verifier(program, args.certificate, training_data(args.data, manifest), ["--json", *options])
     if answer["accepted"]:
         vacuous = "VACUOUS: no better than chance" if answer["is_vacuous"] else "not vacuous"

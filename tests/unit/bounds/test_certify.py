@@ -289,5 +289,7 @@ def test_verify_command_says_yes_no_and_unusable(made, tampered, tmp_path, capsy
     (tmp_path / "broken.zip").write_bytes(b"no archive")
     assert main(["verify", str(tmp_path / "broken.zip"), *rest]) == 2
     assert "corrupt" in capsys.readouterr().err
+    assert main(["verify", str(path), *rest, "--module", "nets:build"]) == 2
+    assert "no certificate of a module" in capsys.readouterr().err
     assert main(["verify", str(path), "--data", "absent.npz"]) == 2
     assert "no such file" in capsys.readouterr().err

@@ -207,11 +207,22 @@ def test_command_certifies_a_module_and_bounds_another_model_by_it(made, tmp_pat
 
 @pytest.mark.parametrize(
     "options",
-    [["--task", "digits"], [], ["--data", "digits", "--input-scale", "0.5"], ["--data", "absent.npz"]],
+    [
+        ["--task", "digits"],
+        [],
+        ["--data", "digits", "--input-scale", "0.5"],
+        ["--data", "digits", "--model", "run"],
+        ["--data", "absent.npz"],
+    ],
 )
 def test_command_says_what_a_module_needs(tmp_path, capsys, options):
     assert main(["certify", "--module", PLAIN, *options, "--out", str(tmp_path / "c.zip")]) == 2
     assert "--data" in capsys.readouterr().err
+
+
+def test_options_of_a_module_need_one(made, tmp_path, capsys):
+    assert main(["certify", "--task", "digits", "--dim", "40", "--out", str(tmp_path / "c.zip")]) == 2
+    assert "--dim: is an option of --module" in capsys.readouterr().err
 
 
 BAD_FACTORIES = {
