@@ -52,7 +52,7 @@ def ray_replicas(config: ServerConfig, engine: EngineConfig, replicas: ReplicaCo
     pool = engine.cores or available_cores()
     num_cores = replicas.num_cores(len(pool))
     ray: Any = import_optional("ray", extra="ray", purpose="a server with replicas")
-    for package in ("fastapi", "mmh3", "ray.serve"):
+    for package in ("fastapi", "grpc_reflection", "mmh3", "ray.serve"):
         import_optional(package, extra="ray", purpose="a server with replicas")
     settings = {name: value for name, value in os.environ.items() if name.startswith("FORERUN_")}
     is_ours = replicas.ray_address is None
