@@ -5,6 +5,9 @@ The data's behaviours are linear policies of growing skill, found by augmented r
 """
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 from typing import Any, Final
@@ -40,8 +43,25 @@ def make_one() -> Any:
         MissingDependencyError: Gymnasium or MuJoCo is not installed.
     """
     gymnasium = import_optional("gymnasium", extra="worlds", purpose="HalfCheetah")
-    import_optional("mujoco", extra="worlds", purpose="HalfCheetah")
-    return gymnasium.make("HalfCheetah-v5", max_episode_steps=NUM_STEPS)
+    mujoco = import_optional("mujoco", extra="worlds", purpose="HalfCheetah")
+    with _without_deprecations(mujoco):
+        return gymnasium.make("HalfCheetah-v5", max_episode_steps=NUM_STEPS)
+
+
+@contextmanager
+def _without_deprecations(mujoco: Any) -> Iterator[None]:
+    """Drop MuJoCo's messages on old words in Gymnasium's model file, one for each environment that is made."""
+
+    def tell(text: str) -> None:
+        if "deprecated" not in text:
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(tell)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(before)
 
 
 def make_env(num_envs: int) -> GymnasiumBatch:

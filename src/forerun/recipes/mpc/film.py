@@ -31,11 +31,13 @@ class Wish:
     Attributes:
         objective: As :class:`~forerun.planning.expression.ObjectiveLanguage` reads it.
         num_steps: For how long.
+        constraint: A hard limit beside it; ``None``: none.
         speed: The speed that it names, to be drawn; ``None``: it names none.
     """
 
     objective: str
     num_steps: int
+    constraint: str | None = None
     speed: float | None = None
 
 
@@ -80,7 +82,9 @@ def _acted(setting: Setting, wishes: Sequence[Wish], seed: int) -> list[_Moment]
     env, words = make_env(1), language(setting)
     states, x, moments = env.reset(episode_seeds(seed, "film", 1)), 0.0, []
     for wish in wishes:
-        controller = contender("ssr").controller(replace(setting, objective=words.objective(wish.objective)))
+        objective = words.objective(wish.objective)
+        wanted = objective if wish.constraint is None else objective.subject_to(words.constraint(wish.constraint))
+        controller = contender("ssr").controller(replace(setting, objective=wanted))
         for _ in range(wish.num_steps):
             actions = controller.act(states)
             assert controller.last_plan is not None
@@ -93,12 +97,13 @@ def _acted(setting: Setting, wishes: Sequence[Wish], seed: int) -> list[_Moment]
 
 def _draw(moments: Sequence[_Moment], path: Path) -> None:
     collections = import_optional("matplotlib.collections", extra="plot", purpose="a GIF")
-    gif, body = GifFigure((7.0, 3.6), dpi=72), HalfCheetahBody()
+    gif, body = GifFigure((7.0, 4.2), dpi=72), HalfCheetahBody()
     view, curve = gif.figure.subplots(2, 1, height_ratios=(2.2, 1))
     gif.figure.subplots_adjust(left=0.08, right=0.98, top=0.9, bottom=0.12, hspace=0.35)
     # A limb is as wide on paper as in the world: the view is 4 m wide.
     widths = body.widths * 72 * 7.0 * 0.9 / 4.0
-    view.set(ylim=(-0.15, 1.35), yticks=[], aspect="equal", adjustable="datalim")
+    view.set(xlim=(-1.5, 2.5), ylim=(-0.1, 1.4), yticks=[])
+    view.set_aspect("equal", adjustable="box")
     view.axhline(0.0, color="0.4", linewidth=1)
     trails = view.add_collection(collections.LineCollection([], colors=_OTHER, linewidths=0.7))
     ghost = view.add_collection(collections.LineCollection([], colors=_CHOSEN, alpha=0.25, capstyle="round"))

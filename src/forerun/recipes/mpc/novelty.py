@@ -11,6 +11,7 @@ from forerun.data.trajectories import Trajectories
 from forerun.planning.episodes import run_episodes
 from forerun.planning.expression import ObjectiveLanguage
 from forerun.planning.speculative import SpeculationConfig, SpeculativeController
+from forerun.planning.statistics import interquartile_mean
 from forerun.recipes.mpc.collect import episode_seeds
 from forerun.recipes.mpc.contenders import Setting, contender, task_objective, unfamiliarity
 from forerun.recipes.mpc.evaluate import episodes_of
@@ -61,7 +62,7 @@ def measure_new_goals(
 
 
 def measure_constraint(setting: Setting, *, constraint: str, num_episodes: int, seed: int) -> dict[str, Any]:
-    """Plan the task under a hard constraint, and count the steps that break it, with and without.
+    """Plan the task under a hard constraint; count the steps that break it and the return, with and without.
 
     Args:
         setting: Task and models.
@@ -72,12 +73,14 @@ def measure_constraint(setting: Setting, *, constraint: str, num_episodes: int, 
     words = language(setting)
     limit = words.constraint(constraint)
     constrained = replace(setting, objective=task_objective(setting.task, setting.bundle).subject_to(limit))
-    found = {}
-    for key, chosen in (("with", constrained), ("without", setting)):
+    found: dict[str, Any] = {"constraint": constraint}
+    for suffix, chosen in (("", constrained), ("_without", setting)):
         episodes, _, _ = episodes_of("ssr", chosen, num_episodes=num_episodes, seed=seed)
         states = np.stack([episode.states[1:] for episode in episodes.episodes])
-        found[key] = float((limit.violations(states) > 0).mean())
-    return {"constraint": constraint, "broken": found["with"], "broken_without": found["without"]}
+        found[f"broken{suffix}"] = float((limit.violations(states) > 0).mean())
+        found[f"returns{suffix}"] = episodes.returns.tolist()
+        found[f"return{suffix}"] = float(interquartile_mean(episodes.returns))
+    return found
 
 
 def measure_speculation(

@@ -63,6 +63,11 @@ def render_study(models: Path, path: Path) -> None:
     setting = opened(models)
     if setting.task.name == "halfcheetah":
         steady = "near(x_velocity=1.5) + 0.05 * energy()"
-        film(setting, (Wish(objective="task()", num_steps=120), Wish(objective=steady, num_steps=120, speed=1.5)), path)
+        upright = "keep_in(pitch=(-0.7, 0.7))"
+        wishes = (
+            Wish(objective="task()", num_steps=120, constraint=upright),
+            Wish(objective=steady, num_steps=120, constraint=upright, speed=1.5),
+        )
+        film(setting, wishes, path)
     else:
         render_episode(setting.bundle, path)

@@ -87,6 +87,7 @@ STUDIES: Final[dict[str, Study]] = {
             "ssr-8-8",
         ),
         new_goals=(("x_velocity", 0.5), ("x_velocity", 1.5), ("x_velocity", 3.0)),
+        constraint="keep_in(pitch=(-0.7, 0.7))",
         num_play_episodes=100,
         least_return=1.15 * 871,
         plain_way="ssr-8-8",

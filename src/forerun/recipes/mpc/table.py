@@ -45,7 +45,7 @@ def extra_lines(extras: Mapping[str, Any]) -> list[str]:
     if limit := extras.get("constraint"):
         lines.append(
             f"hard constraint {limit['constraint']}: broken in {limit['broken']:.1%} of the steps, without it "
-            f"{limit['broken_without']:.1%}"
+            f"{limit['broken_without']:.1%}; return {limit['return']:.3f}, without it {limit['return_without']:.3f}"
         )
     if adaptation := extras.get("adaptation"):
         count = adaptation["num_play_episodes"]
