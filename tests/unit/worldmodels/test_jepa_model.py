@@ -40,7 +40,8 @@ def windows(seed=0):
 
 
 @pytest.mark.parametrize("context", [1, 2, 3, 5])
-def test_rollout_is_that_of_whole_windows(model, context):
+def test_rollout_is_that_of_whole_windows(model, context, monkeypatch):
+    monkeypatch.setattr("forerun.worldmodels.jepa.model._ROWS_AT_ONCE", 4)  # of 6
     model = model.double()
     history = History(states=normal(2, context, 8).double(), actions=normal(2, context - 1, ACTION_DIM).double())
     actions = normal(2, 3, 6, ACTION_DIM, seed=1).double()

@@ -15,6 +15,8 @@ from forerun.worldmodels.jepa.encoder import build_encoder, normalised
 from forerun.worldmodels.jepa.predictor import Predictor
 
 _FRAMES_AT_ONCE = 512
+_ROWS_AT_ONCE = 1024
+"""Candidates rolled out at a time: what a layer of them takes stays near a core."""
 
 
 class Jepa(nn.Module):
@@ -101,26 +103,34 @@ class Jepa(nn.Module):
         The window of the predictor grows to ``history`` steps, each computed once with its keys and values kept. From
         there it slides, and a window that slides is computed anew, as positions count from its start.
         """
-        num_envs, num_samples, horizon, _ = actions.shape
-        latents, conditions = self._window(history, actions)
+        latents, past_actions = self._repeated(history, actions.shape[1])
         was_training = self.training
         self.eval()
+        parts = zip(
+            *(rows.split(_ROWS_AT_ONCE) for rows in (latents, past_actions, actions.flatten(0, 1))), strict=True
+        )
+        states = torch.cat([self._rolled_out(*part) for part in parts])
+        self.train(was_training)
+        return states.unflatten(0, actions.shape[:2])
+
+    def _rolled_out(self, latents_BTD: Tensor, past_actions_BTA: Tensor, actions_BTA: Tensor) -> Tensor:
+        """Return the embeddings after each action of some candidates."""
+        latents = list(latents_BTD.unbind(1))
+        conditions = list(self.action_embedder(past_actions_BTA).unbind(1))
         past: list[KeyValues] = []
         for latent, condition in zip(latents[:-1], conditions, strict=True):
             _, past = self.predictor.extend(latent, condition, past)
         states: list[Tensor] = []
-        embedded = self.action_embedder(actions.flatten(0, 1))
-        for step in range(horizon):
-            conditions.append(embedded[:, step])
+        for condition in self.action_embedder(actions_BTA).unbind(1):
+            conditions.append(condition)
             if len(latents) <= self.predictor.history:
-                predicted, past = self.predictor.extend(latents[-1], conditions[-1], past)
+                predicted, past = self.predictor.extend(latents[-1], condition, past)
             else:
                 latents, conditions = latents[1:], conditions[1:]
                 predicted = self.predictor.last(torch.stack(latents, dim=1), torch.stack(conditions, dim=1))
             latents.append(self.prediction_projector(predicted))
             states.append(latents[-1])
-        self.train(was_training)
-        return torch.stack(states, dim=1).unflatten(0, (num_envs, num_samples))
+        return torch.stack(states, dim=1)
 
     @torch.no_grad()
     def uncached_rollout(
@@ -139,10 +149,6 @@ class Jepa(nn.Module):
             latents = torch.cat([latents, predicted], dim=1)
         self.train(was_training)
         return latents[:, -horizon:].unflatten(0, (num_envs, num_samples))
-
-    def _window(self, history: History, actions: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        latents, past_actions = self._repeated(history, actions.shape[1])
-        return list(latents.unbind(1)), list(self.action_embedder(past_actions).unbind(1))
 
     def _repeated(self, history: History, num_samples: int) -> tuple[Tensor, Tensor]:
         """Return the last steps of a history, one row for each candidate."""
