@@ -39,6 +39,7 @@ class LetterTokenizer:
     """One token a character of ASCII."""
 
     chat_template = "{{ messages }}"
+    takes_tools = False
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         return [ord(letter) if ord(letter) < VOCAB_SIZE else ord("?") for letter in text]
@@ -49,7 +50,9 @@ class LetterTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         return b"" if token_id == EOS else bytes([token_id])
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, object]], *, tools: Sequence[Mapping[str, object]] = ()
+    ) -> list[int]:
         if messages[-1]["role"] == "assistant":
             raise RequestError("messages=[...]: the model's chat template refused them; end with the user")
         return self.encode("\n".join(f"{message['role']}: {message['content']}" for message in messages))
@@ -94,6 +97,7 @@ class SimulatedResources(EngineResources):
             eos_ids=(EOS,),
             num_sequences=num_sequences,
             capacity=capacity,
+            token_bytes=tuple(map(LetterTokenizer().token_bytes, range(VOCAB_SIZE))),
         )
         self.is_closed = False
         self._ways = tuple(

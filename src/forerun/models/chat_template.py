@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Never
 
 from jinja2 import TemplateError
+from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from forerun.core.errors import ModelLoadError, RequestError
@@ -31,25 +32,41 @@ class ChatTemplate:
         environment.globals["strftime_now"] = lambda layout: datetime.now().strftime(layout)
         try:
             self._template = environment.from_string(source)
+            self._takes_tools = "tools" in find_undeclared_variables(environment.parse(source))
         except TemplateError as error:
             raise ModelLoadError(
                 f"the model's chat template is not valid Jinja ({error}); mend chat_template in tokenizer_config.json"
             ) from error
         self._special_tokens = dict(special_tokens)
 
-    def render(self, messages: Sequence[Mapping[str, object]], *, add_generation_prompt: bool) -> str:
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the template knows of tools."""
+        return self._takes_tools
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, object]] = (),
+    ) -> str:
         """Return the prompt text.
 
         Args:
             messages: Dicts with ``role`` and ``content``, oldest first.
             add_generation_prompt: Whether to end with the opening of the assistant's turn.
+            tools: As OpenAI's API describes them, for a template that takes them.
 
         Raises:
             RequestError: The template refuses these messages.
         """
         try:
             return self._template.render(
-                messages=list(messages), add_generation_prompt=add_generation_prompt, tools=None, **self._special_tokens
+                messages=list(messages),
+                add_generation_prompt=add_generation_prompt,
+                tools=list(tools) or None,
+                **self._special_tokens,
             )
         except (TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
             raise RequestError(

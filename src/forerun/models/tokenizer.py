@@ -52,6 +52,11 @@ class Tokenizer:
         self.special_ids = frozenset(index for index, token in added.items() if token.special)
         self._added_text = {index: token.content for index, token in added.items()}
 
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the chat template, if there is one, knows of tools."""
+        return self._compiled_template is not None and self._compiled_template.takes_tools
+
     @cached_property
     def vocab(self) -> dict[str, int]:
         """Every token, as the tokenizer spells it, with its id."""
@@ -101,13 +106,18 @@ class Tokenizer:
         return hashlib.sha256(json.dumps(sorted(by_id.items())).encode()).hexdigest()
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, object]], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, object]] = (),
     ) -> list[int]:
         """Return the prompt ids of a conversation.
 
         Args:
             messages: Dicts with ``role`` and ``content``, oldest first.
             add_generation_prompt: Whether to end with the opening of the assistant's turn.
+            tools: As OpenAI's API describes them, where :attr:`takes_tools`.
 
         Raises:
             RequestError: The model has no chat template (``chat_template`` is ``None``), or it refuses these messages.
@@ -117,7 +127,9 @@ class Tokenizer:
                 "this model has no chat template; write the prompt yourself and use generate(), or load a model "
                 "tuned for chat"
             )
-        return self.encode(self._compiled_template.render(messages, add_generation_prompt=add_generation_prompt))
+        return self.encode(
+            self._compiled_template.render(messages, add_generation_prompt=add_generation_prompt, tools=tools)
+        )
 
     def to_json(self) -> str:
         """Return the content of a ``tokenizer.json`` file."""

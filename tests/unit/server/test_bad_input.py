@@ -31,9 +31,8 @@ def is_error(response, status=400):
     [
         ("/v1/completions", {"tools": []}, "tools"),
         ("/v1/completions", {"suffix": "x"}, "suffix"),
-        ("/v1/chat/completions", {"tools": [{"type": "function"}]}, "tools"),
-        ("/v1/chat/completions", {"response_format": {"type": "json_object"}}, "response_format.type"),
-        ("/v1/chat/completions", {"parallel_tool_calls": True}, "parallel_tool_calls"),
+        ("/v1/chat/completions", {"functions": [{"name": "f"}]}, "functions"),
+        ("/v1/chat/completions", {"modalities": ["audio"]}, "modalities"),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x", "weight": 1}]}, "messages.0.weight"),
     ],
 )

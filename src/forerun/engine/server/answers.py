@@ -10,12 +10,13 @@ from typing import Any, Literal
 from forerun.engine.detokenizer import IncrementalDetokenizer
 from forerun.engine.outputs import StreamChunk, TokenLogprob
 from forerun.engine.server.bridge import Call
+from forerun.engine.server.chat_message import AssistantMessage
 from forerun.engine.server.choice_plan import ChoicePlan
 from forerun.engine.server.engine_thread import Delivery, Resources
 from forerun.engine.server.outcome_json import outcome_json
 
 Kind = Literal["chat", "text"]
-_REASONS = {"stop": "stop", "length": "length", "cancelled": "stop"}
+_REASONS = {"stop": "stop", "length": "length", "cancelled": "stop", "error": "stop"}
 
 
 @dataclass(slots=True)
@@ -23,6 +24,7 @@ class _ChoiceText:
     """What a choice has so far."""
 
     detokenizer: IncrementalDetokenizer
+    message: AssistantMessage
     text: str = ""
     num_tokens: int = 0
     finish_reason: str | None = None
@@ -45,6 +47,7 @@ class Answer:
         returns_tokens: Whether ids, texts and origins of tokens were.
         returns_outcomes: Whether prepared outcomes were.
         plan: Which completions are returned.
+        tool_names: Functions that the model may call.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Answer:
         returns_tokens: bool,
         returns_outcomes: bool = False,
         plan: ChoicePlan,
+        tool_names: Sequence[str] = (),
     ) -> None:
         self._kind, self._call, self._resources, self._model = kind, call, resources, model
         self._reports_logprobs, self._returns_tokens = reports_logprobs, returns_tokens
@@ -65,7 +69,10 @@ class Answer:
         self.id = f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{uuid.uuid4().hex}"
         self._created = int(time.time())
         token_bytes = resources.tokenizer.token_bytes
-        self._choices = [_ChoiceText(detokenizer=IncrementalDetokenizer(token_bytes)) for _ in call.requests]
+        self._choices = [
+            _ChoiceText(detokenizer=IncrementalDetokenizer(token_bytes), message=AssistantMessage(tool_names))
+            for _ in call.requests
+        ]
 
     @property
     def num_completion_tokens(self) -> int:
@@ -103,15 +110,17 @@ class Answer:
         choice.outcomes += outcomes
         if chunk.finish_reason is not None:
             choice.finish_reason = _REASONS[chunk.finish_reason]
-        if not (chunk.text or chunk.logprobs or tokens or outcomes or chunk.finish_reason):
+        delta = choice.message.add(chunk.text, is_last=chunk.finish_reason is not None)
+        if choice.message.has_calls and choice.finish_reason == "stop":
+            choice.finish_reason = "tool_calls"
+        if not (delta or chunk.logprobs or tokens or outcomes or chunk.finish_reason):
             return None
         content: dict[str, Any] = {"index": place, "finish_reason": choice.finish_reason}
         content["logprobs"] = self._logprobs(chunk.logprobs, offset=choice.text_offset)
         choice.text_offset += sum(len(self._text(some.token_id)) for some in chunk.logprobs)
         if self._kind == "chat":
-            content["delta"] = (
-                {"content": chunk.text} if choice.has_begun else {"role": "assistant", "content": chunk.text}
-            )
+            empty = {"content": None if choice.message.has_calls else ""}
+            content["delta"] = empty | delta if choice.has_begun else {"role": "assistant", **empty} | delta
         else:
             content["text"] = chunk.text if choice.has_begun else self._echo(place) + chunk.text
         choice.has_begun = True
@@ -133,7 +142,7 @@ class Answer:
             content: dict[str, Any] = {"index": index, "finish_reason": choice.finish_reason}
             content["logprobs"] = self._logprobs(choice.logprobs, offset=0)
             if self._kind == "chat":
-                content["message"] = {"role": "assistant", "content": choice.text, "refusal": None}
+                content["message"] = choice.message.whole()
             else:
                 content["text"] = self._echo(place) + choice.text
             if self._returns_tokens:

@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from forerun.core.errors import CompletionFailedError, EngineOverloadedError, EngineStoppedError
+from forerun.core.errors import CompletionFailedError, EngineOverloadedError, EngineStoppedError, RequestError
 from forerun.engine.config import Method
 from forerun.engine.request import Request
 from forerun.engine.sampling import SamplingParams
@@ -149,6 +149,7 @@ class AsyncEngine:
         Raises:
             EngineStoppedError: The engine has failed.
             CompletionFailedError: A choice could not be decoded.
+            RequestError: A choice could not go on as its parameters ask.
         """
         num_left = len(call.choices)
         try:
@@ -159,6 +160,8 @@ class AsyncEngine:
                 place, delivery = item
                 if delivery.error is not None:
                     raise CompletionFailedError(f"choice {place} could not be decoded: {delivery.error}")
+                if delivery.chunk.error is not None:
+                    raise RequestError(delivery.chunk.error)
                 num_left -= delivery.chunk.finish_reason is not None
                 yield place, delivery
         finally:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from forerun.core.protocols import LanguageModel
 from forerun.engine.config import EngineConfig, Method
+from forerun.engine.constraint_grammar import GrammarCompiler
 from forerun.engine.core import EngineCore
 from forerun.engine.metrics import DecodeCounters
 from forerun.engine.outputs import StreamChunk
@@ -41,6 +42,11 @@ class Resources(Protocol):
     @property
     def layer_ids(self) -> Sequence[int]:
         """Every layer of the target; none where cached states can't be copied in one piece."""
+        ...
+
+    @property
+    def grammars(self) -> GrammarCompiler:
+        """Compiles what requests ask their output to be."""
         ...
 
     def way_for_call(self, num_requests: int) -> Way:

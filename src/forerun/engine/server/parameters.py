@@ -1,14 +1,19 @@
 """From a body to what the engine takes: prompts as token ids, and sampling parameters."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from forerun.core.errors import RequestError
+from forerun.core.errors import MissingDependencyError, RequestError
+from forerun.engine.constraint import Constraint
 from forerun.engine.sampling import SamplingParams
 from forerun.engine.server.api_error import ApiError
+from forerun.engine.server.constraint_fields import format_constraint, structured_constraint
 from forerun.engine.server.engine_thread import Resources
 from forerun.engine.server.schemas import ChatRequest, CompletionRequest, SamplingFields
+from forerun.engine.server.tool_fields import FunctionDefinition
+from forerun.engine.server.tool_prompt import calls_constraint, offered_functions, template_messages
 
 _SAME_NAME = (
     "temperature", "top_p", "presence_penalty", "frequency_penalty", "seed", "top_k", "min_p", "repetition_penalty",
@@ -27,6 +32,7 @@ def sampling_params(body: CompletionRequest | ChatRequest) -> SamplingParams:
     """
     given = {name: value for name in _SAME_NAME if (value := getattr(body, name)) is not None}
     given |= _common(body)
+    given["constraint"] = constraint_of(body)
     if isinstance(body, ChatRequest):
         if body.max_tokens is not None and body.max_completion_tokens is not None:
             raise ApiError(400, "max_tokens and max_completion_tokens: mean the same; give one", param="max_tokens")
@@ -54,6 +60,66 @@ def _common(body: SamplingFields) -> dict[str, Any]:
     }
 
 
+def tool_names(body: CompletionRequest | ChatRequest) -> list[str]:
+    """Return the names of the functions that the model may call.
+
+    Raises:
+        ApiError: 400: the fields for tools contradict each other.
+    """
+    return [function.name for function in _functions(body)] if isinstance(body, ChatRequest) else []
+
+
+def constraint_of(body: CompletionRequest | ChatRequest) -> Constraint | None:
+    """Return what the output must be.
+
+    Raises:
+        ApiError: 400: a field is at fault, or two contradict each other.
+    """
+    found: list[Constraint | None] = []
+    if body.response_format is not None and body.structured_outputs is not None:
+        raise ApiError(400, "response_format and structured_outputs: give one", param="structured_outputs")
+    with _named("response_format"):
+        found.append(None if body.response_format is None else format_constraint(body.response_format))
+    with _named("structured_outputs"):
+        found.append(None if body.structured_outputs is None else structured_constraint(body.structured_outputs))
+    if isinstance(body, ChatRequest):
+        functions = _functions(body)
+        with _named("tools"):
+            found.append(calls_constraint(body, functions))
+    return next((some for some in found if some is not None), None)
+
+
+async def compile_constraint(body: SamplingFields, params: SamplingParams, resources: Resources) -> None:
+    """Compile what the output must be, aside from the event loop.
+
+    Raises:
+        ApiError: 400: it does not compile; 501: this installation can't.
+    """
+    if params.constraint is None:
+        return
+    fields = ("response_format", "structured_outputs")
+    with _named(next((name for name in fields if getattr(body, name) is not None), "tools")):
+        await asyncio.to_thread(resources.grammars.compile, params.constraint)
+
+
+def _functions(body: ChatRequest) -> list[FunctionDefinition]:
+    try:
+        return offered_functions(body)
+    except RequestError as error:
+        raise request_error(error, param=str(error).partition(":")[0]) from error
+
+
+@contextmanager
+def _named(param: str) -> Generator[None]:
+    """Turn an error of the engine into the answer that names a field."""
+    try:
+        yield
+    except RequestError as error:
+        raise request_error(error, param=param) from error
+    except MissingDependencyError as error:
+        raise ApiError(501, str(error), param=param) from error
+
+
 async def prompts_of(body: CompletionRequest | ChatRequest, resources: Resources) -> list[list[int]]:
     """Return the token ids of every prompt; text is cut into tokens aside from the event loop.
 
@@ -61,11 +127,10 @@ async def prompts_of(body: CompletionRequest | ChatRequest, resources: Resources
         ApiError: 400: the messages don't fit the chat template, or there is no prompt.
     """
     if isinstance(body, ChatRequest):
-        messages = [message.for_template() for message in body.messages]
-        try:
-            return [await asyncio.to_thread(resources.tokenizer.apply_chat_template, messages)]
-        except RequestError as error:
-            raise request_error(error, param="messages") from error
+        tokenizer, functions = resources.tokenizer, _functions(body)
+        with _named("messages"):
+            messages, tools = template_messages(body.messages, functions, takes_tools=tokenizer.takes_tools)
+            return [await asyncio.to_thread(tokenizer.apply_chat_template, messages, tools=tools)]
     prompt = body.prompt
     if isinstance(prompt, str):
         return [await asyncio.to_thread(resources.tokenizer.encode, prompt)]

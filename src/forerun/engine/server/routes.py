@@ -15,7 +15,14 @@ from forerun.engine.server.bridge import AsyncEngine, Call
 from forerun.engine.server.choice_plan import choice_plan
 from forerun.engine.server.http_io import EventStream, event, read_body, unless_disconnected
 from forerun.engine.server.metrics import ServerMetrics
-from forerun.engine.server.parameters import check_room, prompts_of, request_error, sampling_params
+from forerun.engine.server.parameters import (
+    check_room,
+    compile_constraint,
+    prompts_of,
+    request_error,
+    sampling_params,
+    tool_names,
+)
 from forerun.engine.server.schemas import (
     ChatRequest,
     CompletionRequest,
@@ -124,6 +131,7 @@ class Routes:
         prompts = await prompts_of(body, self._engine.resources)
         plan = choice_plan(body, num_prompts=len(prompts), max_choices=self._config.max_choices)
         check_room(prompts, params, self._engine.resources)
+        await compile_constraint(body, params, self._engine.resources)
         try:
             call = self._engine.submit(
                 prompts,
@@ -148,6 +156,7 @@ class Routes:
             returns_tokens=bool(body.return_tokens),
             returns_outcomes=bool(body.return_outcomes),
             plan=plan,
+            tool_names=tool_names(body),
         )
         log: dict[str, Any] = request.scope["state"]["log"]
         if body.stream:
@@ -170,6 +179,8 @@ class Routes:
             raise unavailable(error) from error
         except CompletionFailedError as error:
             raise ApiError(500, str(error)) from error
+        except RequestError as error:
+            raise request_error(error) from error
         return answer.whole()
 
     async def _events(
@@ -186,6 +197,8 @@ class Routes:
             yield event(self._late().content())
         except (EngineStoppedError, CompletionFailedError) as error:
             yield event(ApiError(500, str(error)).content())
+        except RequestError as error:
+            yield event(request_error(error).content())
         finally:
             await chunks.aclose()
 

@@ -1,11 +1,14 @@
 """What clients may send. An unknown field is an error, a wrong type too: nothing is dropped or converted."""
 
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from forerun.engine.server.api_error import ApiError
+from forerun.engine.server.constraint_fields import ResponseFormat, StructuredOutputs
+from forerun.engine.server.strict_model import NullIsAbsent, Strict
+from forerun.engine.server.tool_fields import Tool, ToolCall, ToolChoice
 
 Method = Literal["none", "sequential", "ssd", "auto"]
 _MAX_STOPS = 16
@@ -13,18 +16,14 @@ _MAX_ERRORS = 5
 _MOST = 2**31 - 1
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """How a stream ends."""
 
     include_usage: bool = Field(default=False, description="End with a chunk that has the usage.")
 
 
-class SamplingFields(_Strict):
-    """What completions and chat completions have in common. ``null`` stands for a field that is not given."""
+class SamplingFields(NullIsAbsent):
+    """What completions and chat completions have in common."""
 
     model: str | None = Field(default=None, max_length=512, description="The served model's name.")
     temperature: float | None = Field(default=None, ge=0, le=100)
@@ -54,14 +53,8 @@ class SamplingFields(_Strict):
     priority: int | None = Field(default=None, ge=-100, le=100, description="Smaller goes first.")
     return_tokens: bool | None = Field(default=None, description="Add each token's id, text and origin.")
     return_outcomes: bool | None = Field(default=None, description="Add the outcomes that SSD prepared for each round.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_absent(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        fields = cast("dict[str, Any]", data)
-        return {name: value for name, value in fields.items() if value is not None}
+    response_format: ResponseFormat | None = Field(default=None, description="What the output must be.")
+    structured_outputs: StructuredOutputs | None = None
 
 
 class CompletionRequest(SamplingFields):
@@ -74,30 +67,40 @@ class CompletionRequest(SamplingFields):
     best_of: int | None = Field(default=None, ge=1, le=128, description="Draw so many, return the n likeliest.")
 
 
-class TextPart(_Strict):
+class TextPart(Strict):
     """A part of a message that is text."""
 
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(_Strict):
+class ChatMessage(NullIsAbsent):
     """A turn of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: None = None
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=128)] | None = Field(
+        default=None, description="Of the assistant."
+    )
+    tool_call_id: Annotated[str, Field(max_length=512)] | None = Field(
+        default=None, description="Of a tool's message: the call that it answers."
+    )
 
-    def for_template(self) -> dict[str, str]:
-        """Return what a chat template takes."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+    @model_validator(mode="after")
+    def _fits_its_role(self) -> Self:
+        if self.content is None and not self.tool_calls:
+            raise PydanticCustomError("no_content", "content must be given")
+        if self.tool_calls and self.role != "assistant":
+            raise PydanticCustomError("not_assistant", "tool_calls belong to the role assistant")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise PydanticCustomError("not_tool", "tool_call_id belongs to the role tool, which needs it")
+        return self
 
-
-class TextFormat(_Strict):
-    """Free text: the only response format there is."""
-
-    type: Literal["text"]
+    @property
+    def text(self) -> str:
+        """The content as one text."""
+        content = self.content or ""
+        return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
 class ChatRequest(SamplingFields):
@@ -108,10 +111,12 @@ class ChatRequest(SamplingFields):
     max_completion_tokens: int | None = Field(default=None, ge=1, le=_MOST)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    response_format: TextFormat | None = None
+    tools: Annotated[list[Tool], Field(min_length=1, max_length=128)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
 
-class TokenizeRequest(_Strict):
+class TokenizeRequest(Strict):
     """Body of ``/tokenize``."""
 
     model: str | None = None
@@ -119,7 +124,7 @@ class TokenizeRequest(_Strict):
     add_special_tokens: bool = False
 
 
-class DetokenizeRequest(_Strict):
+class DetokenizeRequest(Strict):
     """Body of ``/detokenize``."""
 
     model: str | None = None

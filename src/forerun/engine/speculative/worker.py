@@ -180,7 +180,8 @@ class DraftWorker:
     def _start(self, message: StartMessage) -> None:
         params, constraint = message.params, None
         if self._grammars is not None and params.constraint is not None:
-            constraint = self._grammars.state(params.constraint, ending_ids=params.ending_ids(self._config.eos_ids))
+            with suppress(ForerunError):  # what can't be known here is left to the target, too
+                constraint = self._grammars.state(params.constraint, ending_ids=params.ending_ids(self._config.eos_ids))
         choice = DraftChoice(
             params,
             self._config.speculative,
