@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,6 @@ from simulated import module_factories
 from torch.utils.data import Dataset, TensorDataset
 
 from forerun.bounds import verifier
-from forerun.bounds.certify import check_affordable
 from forerun.bounds.module.certify import ModuleCandidate, certify_module
 from forerun.bounds.module.evaluation import build_subspace, independent_scores
 from forerun.bounds.module.factory import build_module, factory_name, load_factory, source_digests, start_sha256
@@ -48,6 +49,19 @@ def made(tmp_path_factory):
     )
 
 
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Have the verifier's program run here: what a process of its own adds is seen by the other tests."""
+
+    def ask_here(program, path, train, options):
+        train.save(path.with_suffix(".npz"))
+        with redirect_stdout(StringIO()) as printed:
+            verifier_main([str(path), str(path.with_suffix(".npz")), *options])
+        return json.loads(printed.getvalue())
+
+    monkeypatch.setattr("forerun.bounds.selection.ask_verifier", ask_here)
+
+
 def judge(
     path: Path, task: ModuleTask, factory: str = PLAIN, base: Path | None = None, train: LabelledData | None = None
 ):
@@ -81,7 +95,6 @@ def test_verifier_scores_the_decoded_parameters(made):
     path, _, task, result = made
     found = judge(path, task)
     assert found["num_errors"] == result.num_errors
-    network = build_subspace(module_factories.plain(), projection="dense", dim=16, seed=0)
     module = build_module(module_factories.plain, 0)
     network = build_subspace(module, projection="dense", dim=16, seed=0).double()
     values = network.values(torch.tensor(found["coefficients"], dtype=torch.float64))
@@ -282,6 +295,18 @@ def test_dropout_is_off_and_a_module_is_started_by_its_seed_alone():
     assert factory_name(module_factories.with_dropout) == f"{NETS}:with_dropout"
 
 
+@pytest.mark.parametrize("projection", ["sparse", "fastfood", "kronecker"])
+@pytest.mark.usefixtures("in_this_process")
+def test_every_projection_is_paid_and_read_back(made, tmp_path, projection):
+    """The dense one is that of the other tests."""
+    candidate = ModuleCandidate(projection=projection, dim=16, levels=3, search=SEARCH)
+    result = certify_module(made[2], tmp_path / "c.zip", candidates=(candidate,))
+    assert result.choices["projections"] == projection
+    assert not result.is_vacuous
+    assert judge(tmp_path / "c.zip", made[2])["num_errors"] == result.num_errors
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_base_brings_statistics_and_is_named_independent(tmp_path):
     """With a base a normalisation is frozen; the certificate can't be checked without it, or with another."""
     torch.manual_seed(1)
@@ -308,10 +333,8 @@ def test_base_brings_statistics_and_is_named_independent(tmp_path):
     (tmp_path / "strange.safetensors").write_bytes(b"cut")
     with pytest.raises(ConfigError, match="cannot be read as safetensors"):
         build_module(module_factories.normalised, 0, base=tmp_path / "strange.safetensors")
-    for kind, expected in ((True, None), (False, "nobody says")):
-        path = rewrite(certificate, tmp_path / "x.zip", set_grid("base_is_independent", kind))
-        if expected is not None:
-            assert expected in reason(path, task, factory, base)
+    silent = rewrite(certificate, tmp_path / "x.zip", set_grid("base_is_independent", False))
+    assert "nobody says" in reason(silent, task, factory, base)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +355,6 @@ def test_too_little_data_is_an_error_before_training_with_the_affordable_bits(tm
     task = module_task(PLAIN, clouds(30))
     with pytest.raises(ConfigError, match=r"num_train=25: too few .* may take 35 bits.* takes over 56"):
         certify_module(task, tmp_path / "c.zip", candidates=(ModuleCandidate(dim=40, levels=3),))
-    assert check_affordable.__doc__  # the same rule as for the classifiers of the grid
 
 
 def test_datasets_of_pytorch_are_read_once_and_in_order():

@@ -26,7 +26,7 @@ from forerun.nn.subspace_module import ModuleSubspace
 TASK: Final = "module"
 _NUM_PROBED: Final = 640
 _LARGE: Final = 10_000
-_SMALL_SEARCH: Final = SearchConfig(nat_weights=(2.0,), num_sweeps=2)
+_SMALL_SEARCH: Final = SearchConfig(nat_weights=(2.0,))
 _FIXED: Final = {
     "factory": "its source files are named in the grid by digest; it must not depend on the data",
     "buffers": "those of the start, fixed; statistics of the data are refused",
