@@ -1,232 +1,294 @@
 """The server under load: waiting times and throughput of AR, SD, SSD and auto; writes benchmarks/results/serve.json.
 
-    python benchmarks/bench_serve.py [--levels 1 2 4 8] [--requests 24] [--out FILE] [--url http://...]
+    python benchmarks/bench_serve.py [--llama-python PATH] [--out FILE]      # about eight minutes
+    python benchmarks/bench_serve.py --levels 1 4 --requests-per-client 2 --open-levels --out runs/serve.json
 
 One server has every method ready, so each request names its own and the methods take turns on the same process: their
-ratios are within one run. Two kinds of load, each with prompts that begin alike and prompts that don't:
+ratios are within one run. Every method gets the same prompts.
 
+- closed: `level` clients, each asking again as soon as it is answered; throughput is of the time in which all had
+  something to ask.
 - open: requests come at random times (Poisson), at `level` times the rate that AR serves one at a time. A slow method
   does not slow the load. Waiting times count from when a request was due, not from when it was sent.
-- closed: `level` clients, each asking again as soon as it is answered: throughput at a number of requests.
+- prefix: a long prompt, and others with the same beginning, one at a time: what a hit takes off the time to a token.
 
-Every method gets the same prompts at the same times. Needs httpx, and a machine that does nothing else.
+A peer is another server with the same model, asked in turn with ours: one that runs (`--peer NAME=URL`), or
+llama-cpp-python's, started by the interpreter that has it (`--llama-python`). Needs httpx, and a machine that does
+nothing else.
 """
 
 import argparse
 import asyncio
 import json
+import os
 import random
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from itertools import count, product
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from statistics import median
 
 import httpx
+from serve_client import MAX_TOKENS, Subject, ask, closed_load, open_load, summary
 
 from forerun.cli.console import write_json, write_line
 from forerun.engine.config import EngineConfig
 from forerun.engine.sampling import SamplingParams
+from forerun.models.load import default_model_path
 from forerun.recipes.manifest import run_manifest
 
 _FOLDER = Path(__file__).resolve().parent
-METHODS = ("none", "sequential", "ssd", "auto")
-SHARED = (
+_METHODS = ("none", "auto", "sequential", "ssd")
+_OPEN_METHODS = ("none", "auto")
+_COUNTERS = (
+    "prefill_seconds", "target_seconds", "decode_seconds", "target_rounds", "target_verifications",
+    "draft_tokens_proposed", "draft_tokens_accepted", "prefilled_tokens",
+)  # fmt: skip
+_START_TIMEOUT_S = 180
+_LIBRARY = (
     "You work at the help desk of a public library in a small harbour town. The library has three floors, a reading "
     "room with newspapers, a workshop with tools that can be borrowed, and a garden that is open in summer. It opens "
     "at nine and closes at seven, on Saturdays at four. Members may borrow ten items for four weeks; games for "
     "one. Answer questions in plain words, in at most five sentences, and say so when you don't know something. "
 )
-MAX_TOKENS = 64
+
+Record = dict[str, object]
 
 
-@dataclass
-class Timing:
-    """One request as its client saw it; seconds."""
+class Bench:
+    """Measures subjects in turn, and keeps the records.
 
-    ttft_s: float = float("nan")
-    end_s: float = float("nan")
-    gaps_s: list[float] = field(default_factory=list)
-    num_tokens: int = 0
-    error: str | None = None
+    Args:
+        ours: Client of our server.
+        peers: Other servers.
+        args: Of the command line.
+    """
 
+    def __init__(self, ours: httpx.AsyncClient, peers: Sequence[Subject], args: argparse.Namespace) -> None:
+        self._ours, self._peers, self._args = ours, tuple(peers), args
+        self._order = random.Random(args.seed)
+        lines = (_FOLDER / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+        self._texts = [json.loads(line)["prompt"] for line in lines]
+        self.records: list[Record] = []
 
-def percentiles(values: list[float]) -> dict[str, float | None]:
-    """Return p50, p95 and p99, by the nearest rank."""
-    ranked = sorted(values)
-    places = {
-        name: min(len(ranked) - 1, int(share * len(ranked)))
-        for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
-    }
-    return {name: ranked[place] if ranked else None for name, place in places.items()}
+    def _subjects(self, methods: Sequence[str], *, repeats: int = 1) -> list[Subject]:
+        """Return our methods, and peers, in an order that changes; AR and auto, which are compared, repeatedly."""
+        ours = [
+            Subject(name=method, client=self._ours, extra={"method": method, "return_tokens": True})
+            for method in methods
+            for _ in range(repeats if method in _OPEN_METHODS else 1)
+        ]
+        everyone = [*ours, *self._peers]
+        return self._order.sample(everyone, len(everyone))
 
+    def _prompts(self, number: int, *, seed: int) -> list[str]:
+        """Return prompts that begin with words of their own."""
+        source = random.Random(seed)
+        return [f"Case {source.getrandbits(40):x}. {text}" for text in source.choices(self._texts, k=number)]
 
-async def ask(client: httpx.AsyncClient, prompt: str, method: str, due_s: float) -> Timing:
-    """Stream one chat, timed from when it was due."""
-    timing, last_s = Timing(), due_s
-    body = {
-        "messages": [{"role": "user", "content": prompt}],
-        "max_tokens": MAX_TOKENS, "temperature": 0, "stream": True, "return_tokens": True, "method": method,
-    }  # fmt: skip
-    try:
-        async with client.stream("POST", "/v1/chat/completions", json=body) as response:
-            if response.status_code != 200:
-                timing.error = f"status {response.status_code}"
-                return timing
-            async for line in response.aiter_lines():
-                if not line.startswith("data: {"):
-                    continue
-                now_s = time.perf_counter()
-                content = json.loads(line[6:])
-                if "error" in content:
-                    timing.error = content["error"]["message"]
-                    return timing
-                num_tokens = len(content["choices"][0]["tokens"])
-                if num_tokens == 0:
-                    continue
-                if timing.num_tokens == 0:
-                    timing.ttft_s = now_s - due_s
-                else:
-                    timing.gaps_s += [(now_s - last_s) / num_tokens] * num_tokens
-                timing.num_tokens += num_tokens
-                last_s = now_s
-    except httpx.HTTPError as error:
-        timing.error = type(error).__name__
-    timing.end_s = time.perf_counter()
-    return timing
+    async def run(self) -> None:
+        """Measure everything."""
+        for subject in self._subjects(_METHODS):
+            await closed_load(subject, self._prompts(3, seed=0), num_clients=2)
+        for level in self._args.levels:
+            await self._closed(level)
+        solo_s = [float(str(record["spent_s"])) / int(str(record["num_requests"])) for record in self._of("none", 1)]
+        for level in self._args.open_levels if solo_s else ():
+            await self._open(level, level / median(solo_s))
+        await self._prefix()
 
+    async def _closed(self, level: int) -> None:
+        prompts = self._prompts(8 + round(self._args.requests_per_client * level), seed=level)
+        for subject in self._subjects(_METHODS, repeats=self._args.repeats):
+            before, started_s = await self._counters(subject), time.perf_counter()
+            timings, full_until_s = await closed_load(subject, prompts, num_clients=level)
+            record = summary(timings, started_s=started_s, full_until_s=full_until_s)
+            self._keep(
+                "closed", level, subject, record | self._engine_share(before, await self._counters(subject), record)
+            )
 
-def prompts_for(kind: str, texts: list[str], *, num_requests: int, seed: int) -> list[str]:
-    """Return prompts that begin alike, or each with words of its own."""
-    source = random.Random(seed)
-    chosen = source.choices(texts, k=num_requests)
-    if kind == "shared":
-        return [SHARED + text for text in chosen]
-    return [f"Case {source.getrandbits(40):x}. {text}" for text in chosen]
+    async def _open(self, level: int, rate: float) -> None:
+        prompts = self._prompts(self._args.open_requests, seed=1000 + level)
+        for subject in self._subjects(_OPEN_METHODS):
+            started_s = time.perf_counter()
+            timings = await open_load(subject, prompts, rate=rate, seed=level)
+            self._keep("open", level, subject, summary(timings, started_s=started_s) | {"requests_per_s": rate})
 
+    async def _prefix(self) -> None:
+        """Ask long prompts that were never seen, each followed by one with the same beginning."""
+        for subject in self._subjects(("none",)):
+            times: dict[str, list[float]] = {"cold": [], "hit": [], "short": []}
+            for number in range(self._args.prefix_pairs):
+                beginning = f"Desk {number}-{time.time_ns()}. " + _LIBRARY * 8
+                for kind, prompt in (
+                    ("cold", beginning + "When do you open?"),
+                    ("hit", beginning + "May I borrow a saw?"),
+                    ("short", f"{time.time_ns()}?"),
+                ):
+                    timing = await ask(subject, prompt, time.perf_counter(), max_tokens=2)
+                    times[kind].append(timing.ttft_s if timing.tokens else float("nan"))
+            medians = {f"{kind}_ttft_s": median(values) for kind, values in times.items()}
+            saved = 1 - medians["hit_ttft_s"] / medians["cold_ttft_s"]
+            self._keep("prefix", 1, subject, {**medians, "saved_share": saved, "num_pairs": self._args.prefix_pairs})
 
-async def open_load(
-    client: httpx.AsyncClient, prompts: list[str], method: str, *, rate: float, seed: int
-) -> list[Timing]:
-    """Send each prompt when it is due."""
-    source, due_s, tasks = random.Random(seed), time.perf_counter(), []
-    for prompt in prompts:
-        due_s += source.expovariate(rate)
-        await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
-        tasks.append(asyncio.create_task(ask(client, prompt, method, due_s)))
-    return await asyncio.gather(*tasks)
+    async def _counters(self, subject: Subject) -> dict[str, float]:
+        """Read our server's counters; none of a peer."""
+        if subject.client is not self._ours:
+            return {}
+        lines = (await self._ours.get("/metrics")).text.splitlines()
+        found = dict(line.split() for line in lines if line and line[0] != "#" and "{" not in line)
+        return {name: float(found[f"forerun_{name}_total"]) for name in _COUNTERS}
 
-
-async def closed_load(client: httpx.AsyncClient, prompts: list[str], method: str, *, num_clients: int) -> list[Timing]:
-    """Keep so many requests going."""
-    left = iter(prompts)
-
-    async def work() -> list[Timing]:
-        return [await ask(client, prompt, method, time.perf_counter()) for prompt in left]
-
-    return [timing for timings in await asyncio.gather(*(work() for _ in range(num_clients))) for timing in timings]
-
-
-async def measure(load: Callable[[], Awaitable[list[Timing]]]) -> dict[str, object]:
-    """Run a load and sum it up."""
-    started_s = time.perf_counter()
-    timings = await load()
-    done = [timing for timing in timings if timing.error is None]
-    spent_s = max((timing.end_s for timing in done), default=started_s) - started_s
-    return {
-        "num_requests": len(timings),
-        "errors": sorted(timing.error for timing in timings if timing.error is not None),
-        "num_tokens": sum(timing.num_tokens for timing in done),
-        "spent_s": spent_s,
-        "tokens_per_s": sum(timing.num_tokens for timing in done) / spent_s if spent_s > 0 else None,
-        "ttft_s": percentiles([timing.ttft_s for timing in done]),
-        "itl_s": percentiles([gap for timing in done for gap in timing.gaps_s]),
-    }
-
-
-async def run(args: argparse.Namespace, url: str) -> list[dict[str, object]]:
-    """Measure every load with every method, in an order that changes."""
-    lines = (_FOLDER / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
-    texts = [json.loads(line)["prompt"] for line in lines]
-    order, seeds, records = random.Random(args.seed), count(args.seed), []
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=None)) as client:
-        warm = prompts_for("distinct", texts, num_requests=4, seed=0)
-        for method in METHODS:
-            await closed_load(client, warm, method, num_clients=2)
-        few = prompts_for("distinct", texts, num_requests=6, seed=1)
-        solo = await measure(partial(closed_load, client, few, "none", num_clients=1))
-        base_rate = 6 / float(str(solo["spent_s"]))
-        for kind, level in product(("distinct", "shared"), args.levels):
-            seed = next(seeds)
-            prompts = prompts_for(kind, texts, num_requests=args.requests, seed=seed)
-            for mode in args.modes:
-                for method in order.sample(METHODS, len(METHODS)):
-                    if mode == "open":
-                        load = partial(open_load, client, prompts, method, rate=level * base_rate, seed=seed)
-                    else:
-                        load = partial(closed_load, client, prompts, method, num_clients=level)
-                    record = {"mode": mode, "prefixes": kind, "level": level, "method": method} | await measure(load)
-                    records.append(record)
-                    write_line(json.dumps(record))
-    return records
-
-
-def ratios(records: list[dict[str, object]]) -> list[dict[str, object]]:
-    """Compare auto with the best fixed method, and each with AR, at each closed load."""
-    found = []
-    closed = [record for record in records if record["mode"] == "closed"]
-    for place in sorted({(str(record["prefixes"]), int(str(record["level"]))) for record in closed}):
-        rates = {
-            str(record["method"]): float(str(record["tokens_per_s"]))
-            for record in closed
-            if (record["prefixes"], record["level"]) == place
+    @staticmethod
+    def _engine_share(before: dict[str, float], after: dict[str, float], record: Record) -> Record:
+        """Return what the engine did meanwhile, and in what share of the time its target did not run."""
+        if not before:
+            return {}
+        change = {name: after[name] - before[name] for name in before}
+        spent_s = float(str(record["spent_s"]))
+        return {
+            "mean_requests_per_round": change["target_verifications"] / max(1.0, change["target_rounds"]),
+            "acceptance_rate": change["draft_tokens_accepted"] / max(1.0, change["draft_tokens_proposed"]),
+            "draft_tokens_per_verification": change["draft_tokens_proposed"] / max(1.0, change["target_verifications"]),
+            "prefill_share": change["prefill_seconds"] / spent_s,
+            "draft_and_sampling_share": (change["decode_seconds"] - change["target_seconds"]) / spent_s,
+            "overhead_share": 1 - (change["prefill_seconds"] + change["decode_seconds"]) / spent_s,
         }
-        fixed = {method: rate for method, rate in rates.items() if method != "auto"}
-        best = max(fixed, key=lambda method: fixed[method])
-        over_ar = {f"{method}_over_ar": rate / rates["none"] for method, rate in rates.items() if method != "none"}
-        auto = {"best_fixed": best, "auto_over_best_fixed": rates["auto"] / fixed[best]}
-        found.append({"prefixes": place[0], "level": place[1]} | auto | over_ar)
-    return found
+
+    def _keep(self, mode: str, level: int, subject: Subject, record: Record) -> None:
+        self.records.append({"mode": mode, "level": level, "method": subject.name} | record)
+        write_line(json.dumps(self.records[-1]))
+
+    def _of(self, method: str, level: int) -> list[Record]:
+        return [
+            record
+            for record in self.records
+            if (record["mode"], record["method"], record["level"]) == ("closed", method, level)
+        ]
+
+    def findings(self) -> Record:
+        """Compare methods at each level, and each with itself by itself: medians over repetitions."""
+        closed = [record for record in self.records if record["mode"] == "closed"]
+        rates: dict[int, dict[str, float]] = {}
+        for level in sorted({int(str(record["level"])) for record in closed}):
+            names = {str(record["method"]) for record in closed if record["level"] == level}
+            rates[level] = {
+                name: median(float(str(record["tokens_per_s"])) for record in self._of(name, level)) for name in names
+            }
+        by_level: list[Record] = []
+        for level, found in rates.items():
+            fixed = {name: rate for name, rate in found.items() if name in _METHODS and name != "auto"}
+            best = max(fixed, key=lambda name: fixed[name])
+            alone = rates[min(rates)]
+            by_level.append(
+                {
+                    "level": level,
+                    "best_fixed": best,
+                    "auto_over_best_fixed": found["auto"] / fixed[best],
+                    "over_ar": {name: rate / found["none"] for name, rate in found.items()},
+                    "over_level_1": {name: rate / alone[name] for name, rate in found.items()}
+                    if min(rates) == 1
+                    else {},
+                }
+            )
+        return {"tokens_per_s": rates, "levels": by_level}
+
+
+@contextmanager
+def _process(command: Sequence[str], **options: object) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen([*command], stderr=subprocess.DEVNULL, text=True, **options) as process:  # type: ignore[call-overload]
+        try:
+            yield process
+        finally:
+            process.terminate()
 
 
 @contextmanager
 def own_server(num_seqs: int) -> Iterator[str]:
-    """Start a server with every method ready, and end it."""
+    """Start our server with every method ready, and end it."""
     command = [sys.executable, "-c", "from forerun.cli.main import main; raise SystemExit(main())", "serve"]
     options = ["--port", "0", "--method", "auto", "--max-num-seqs", str(num_seqs), "--max-waiting", "1000"]
-    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+    options += ["--max-model-len", "2048"]
+    with _process([*command, *options], stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
         line = server.stdout.readline()
         assert "http://" in line, "the server did not start; run `forerun serve` to see why"
+        yield line.split()[-1]
+
+
+@contextmanager
+def llama_server(python: str, num_threads: int) -> Iterator[str]:
+    """Start llama-cpp-python's server on the same weights, with as many threads as the machine has cores.
+
+    It answers one request after the other; by default it cuts one off when another comes, which is turned off.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [python, "-m", "llama_cpp.server", "--model", str(default_model_path()), "--port", str(port)]
+    options = ["--n_ctx", "2048", "--n_threads", str(num_threads), "--n_threads_batch", str(num_threads)]
+    with _process([*command, *options, "--interrupt_requests", "False"], stdout=subprocess.DEVNULL) as server:
+        url, deadline_s = f"http://127.0.0.1:{port}", time.monotonic() + _START_TIMEOUT_S
+        while True:
+            assert server.poll() is None, "llama_cpp.server ended; needs pip install 'llama-cpp-python[server]'"
+            assert time.monotonic() < deadline_s, "llama_cpp.server did not start"
+            try:
+                httpx.get(f"{url}/v1/models", timeout=5)
+            except httpx.HTTPError:
+                time.sleep(0.5)
+            else:
+                break
+        yield url
+
+
+async def _run(args: argparse.Namespace, url: str, peers: dict[str, str]) -> Bench:
+    async with httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=None)) as ours:
+        others = [Subject(name=name, client=httpx.AsyncClient(base_url=at, timeout=600)) for name, at in peers.items()]
+        bench = Bench(ours, others, args)
         try:
-            yield line.split()[-1]
+            await bench.run()
         finally:
-            server.terminate()
+            for other in others:
+                await other.client.aclose()
+        return bench
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--levels", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--modes", nargs="+", choices=["open", "closed"], default=["open", "closed"])
-    parser.add_argument("--requests", type=int, default=24, help="requests of each load")
+    parser.add_argument("--levels", type=int, nargs="+", default=[1, 4, 16], help="clients of a closed load")
+    parser.add_argument("--requests-per-client", type=float, default=2.5, help="of a closed load; 8 more for all")
+    parser.add_argument("--repeats", type=int, default=2, help="times that AR and auto get each closed load")
+    parser.add_argument("--open-levels", type=int, nargs="*", default=[2, 4], help="rates, times that of AR alone")
+    parser.add_argument("--open-requests", type=int, default=20, help="requests of an open load")
+    parser.add_argument("--prefix-pairs", type=int, default=5, help="long prompts, each asked about twice")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--url", help="a server that runs already, with every method ready")
+    parser.add_argument("--url", help="a server of ours that runs already, with every method ready")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=URL", help="another server, running")
+    parser.add_argument("--llama-python", metavar="PATH", help="interpreter that has llama-cpp-python[server]")
     parser.add_argument("--out", type=Path, default=_FOLDER / "results" / "serve.json")
     args = parser.parse_args()
-    config = EngineConfig(max_num_seqs=max(args.levels))
-    params = SamplingParams(temperature=0, max_tokens=MAX_TOKENS, seed=args.seed)
-    manifest = run_manifest(engine=config, sampling=params)
-    if args.url:
-        records = asyncio.run(run(args, args.url))
-    else:
-        with own_server(config.max_num_seqs) as url:
-            records = asyncio.run(run(args, url))
-    payload = {"manifest": manifest, "records": records, "ratios": ratios(records) if "closed" in args.modes else []}
+    config = EngineConfig(max_num_seqs=max(args.levels), max_model_len=2048)
+    manifest = run_manifest(
+        engine=config, sampling=SamplingParams(temperature=0, max_tokens=MAX_TOKENS, seed=args.seed)
+    )
+    peers = dict(peer.split("=", 1) for peer in args.peer)
+    load_before = os.getloadavg()
+    with ExitStack() as servers:
+        if args.llama_python:
+            peers["llama.cpp"] = servers.enter_context(llama_server(args.llama_python, os.cpu_count() or 1))
+        url = args.url or servers.enter_context(own_server(config.max_num_seqs))
+        bench = asyncio.run(_run(args, url, peers))
+    payload = {
+        "manifest": manifest,
+        "load_average_before": load_before,
+        "records": bench.records,
+        "findings": bench.findings(),
+    }
     write_json(args.out, payload)
+    write_line(json.dumps(payload["findings"], indent=1))
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def decode_with_a_fault(llm: LLM, fault) -> tuple[list[tuple[int, ...]], list[wa
     ids=["killed", "stopped", "stopped, and nobody waits"],
 )
 def test_a_drafter_that_fails_under_way(expected, stop_signal, fallback):
-    with engine(fallback=fallback, drafter_timeout_s=2.0) as llm:
+    with engine(fallback=fallback, drafter_timeout_s=2.0, drafter_restarts=0) as llm:
         (process,) = drafters()
         got, caught = decode_with_a_fault(llm, lambda: process.send_signal(stop_signal))
         assert got == expected
@@ -89,6 +89,21 @@ def test_a_drafter_that_fails_under_way(expected, stop_signal, fallback):
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # the next call says nothing more, and gives the same
             assert [completion.token_ids for completion in llm.generate(PROMPTS, PARAMS)] == expected
+
+
+def test_another_drafter_takes_the_place_of_one_that_was_killed(expected):
+    with engine() as llm:
+        (process,) = drafters()
+        got, caught = decode_with_a_fault(llm, process.kill)
+        assert got == expected
+        assert "until another drafter is ready" in str(caught[0].message)
+        for _ in range(200):  # the target goes on alone while the other one loads
+            assert [completion.token_ids for completion in llm.generate(PROMPTS, PARAMS)] == expected
+            if llm.last_metrics.acceptance_rate > 0:
+                break
+        (other,) = drafters()
+        assert other.pid != process.pid
+        assert llm.last_metrics.acceptance_rate > 0
 
 
 def test_a_drafter_killed_while_it_loads(expected, monkeypatch):

@@ -17,6 +17,7 @@ from forerun.engine.request import Request
 from forerun.engine.sampling import SamplingParams
 from forerun.engine.speculative.choice import DraftChoice
 from forerun.engine.speculative.controller import BranchBudget, FixedController
+from forerun.engine.speculative.drafter_restart import DrafterRestarts, RestartConfig
 from forerun.engine.speculative.fallback_length import FallbackLength, OneLess
 from forerun.engine.speculative.plain import NoSpeculator
 from forerun.engine.speculative.sequential import NgramSpeculator, SequentialSpeculator
@@ -82,7 +83,7 @@ class World:
                 prompt_ids=tuple(prompt),
                 params=some,
                 processor=LogitsProcessor(
-                    some, prompt, self.eos_ids, self.vocab_size, constraint=self._constraint(some)
+                    some, prompt, self.eos_ids, self.vocab_size, constraint=self.constraint(some)
                 ),
                 tracker=OutputTracker(
                     some, self.eos_ids, text.__getitem__, max_tokens=_max_tokens(some, self.capacity - len(prompt))
@@ -101,7 +102,7 @@ class World:
     def grammars(self) -> GrammarCompiler:
         return GrammarCompiler(LongestMatches(self.texts), vocab_size=self.vocab_size)
 
-    def _constraint(self, params: SamplingParams) -> TokenConstraint | None:
+    def constraint(self, params: SamplingParams) -> TokenConstraint | None:
         if params.constraint is None:
             return None
         return self.grammars.state(params.constraint, ending_ids=params.ending_ids(self.eos_ids))
@@ -149,6 +150,7 @@ class Way:
         branch_budget: B.
         progress: How far the drafter gets (SSD).
         dies_after: Messages after which the drafter is dead (SSD).
+        restarts: How others are started then (SSD); each dies as the first did.
         shares_states: Whether the draft reads the target's states.
         fallback_length: Makes what sets the length of fallbacks (SSD).
     """
@@ -159,6 +161,7 @@ class Way:
     branch_budget: int = 8
     progress: Progress = all_passes
     dies_after: int | None = None
+    restarts: RestartConfig | None = None
     shares_states: bool = False
     fallback_length: Callable[[], FallbackLength] = OneLess
 
@@ -167,12 +170,12 @@ class Way:
             return NoSpeculator()
         if self.method == "ngram":
             return NgramSpeculator()
-        model = world.draft_model()
         states = None
         if self.shares_states:
             assert target is not None, "a draft that reads the target's states needs the target that runs"
             states = TargetStates(target, layer_ids=[0, 2])
         if self.method == "sequential":
+            model = world.draft_model()
             return SequentialSpeculator(
                 model,
                 lambda request: DraftChoice(
@@ -187,24 +190,28 @@ class Way:
                 ),
                 states=states,
             )
-        drafter = InProcessDrafter(
-            model,
-            self.speculative,
-            vocab_size=world.vocab_size,
-            eos_ids=world.eos_ids,
-            max_depth=self.num_speculative_tokens + 1,
-            num_state_layers=2 if self.shares_states else 0,
-            progress=self.progress,
-            dies_after=self.dies_after,
-            grammars=world.grammars if world.masks_drafts else None,
-        )
+
+        def drafter() -> InProcessDrafter:
+            return InProcessDrafter(
+                world.draft_model(),
+                self.speculative,
+                vocab_size=world.vocab_size,
+                eos_ids=world.eos_ids,
+                max_depth=self.num_speculative_tokens + 1,
+                num_state_layers=2 if self.shares_states else 0,
+                progress=self.progress,
+                dies_after=self.dies_after,
+                grammars=world.grammars if world.masks_drafts else None,
+            )
+
         return SsdSpeculator(
-            drafter,
+            drafter(),
             self.speculative,
             num_speculative_tokens=self.num_speculative_tokens,
             branch_budget=BranchBudget(self.branch_budget, least=self.branch_budget, most=self.branch_budget),
             fallback_length=self.fallback_length(),
             states=states,
+            restarts=None if self.restarts is None else DrafterRestarts(drafter, self.restarts),
         )
 
 

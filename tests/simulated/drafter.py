@@ -96,6 +96,9 @@ class InProcessDrafter:
         if self._num_checks > _MANY:
             raise DrafterError("the target waits for what will never come")
 
+    def is_ready(self) -> bool:
+        return True
+
     def work(self, passes: int) -> None:
         """Read all messages, then run passes while there is work."""
         while self._inbox:

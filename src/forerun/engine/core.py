@@ -93,6 +93,7 @@ class EngineCore:
         self._limits_rounds = scheduler is not None
         self._layer_ids = tuple(layer_ids)
         self._draftings: dict[int, Drafting] = {}
+        self._last_members = frozenset[int]()
 
     @property
     def has_work(self) -> bool:
@@ -343,7 +344,14 @@ class EngineCore:
         if len(draftings) == 1:  # the time of a round of several ways says nothing about any of them
             (drafting,) = draftings.values()
             proposed = [len(speculation.token_ids) for speculation in speculations]
-            drafting.controller.observe(proposed=proposed, accepted=accepted, round_s=round_s)
+            drafting.controller.observe(
+                proposed=proposed,
+                accepted=accepted,
+                round_s=round_s,
+                forward_s=forward_s,
+                is_settled=self._last_members.issuperset(request.index for request in requests),
+            )
+        self._last_members = frozenset(request.index for request in requests)
         return chunks
 
     def _decide(self, request: Request, logits: np.ndarray, speculation: Speculation) -> tuple[StreamChunk, int]:

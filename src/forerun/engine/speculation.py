@@ -24,6 +24,7 @@ from forerun.engine.speculative.device_drafter import (
     DeviceSsdSpeculator,
 )
 from forerun.engine.speculative.drafter_process import DrafterProcess
+from forerun.engine.speculative.drafter_restart import DrafterRestarts, RestartConfig
 from forerun.engine.speculative.fallback_length import AdaptiveFallbackLength, OneLess
 from forerun.engine.speculative.plain import NoSpeculator
 from forerun.engine.speculative.sequential import NgramSpeculator, SequentialSpeculator
@@ -104,9 +105,6 @@ class SpeculatorFactory:
     def way_for_call(self, num_requests: int) -> Way:
         """Return the way to decode a call of this many requests, with the process's threads and cores set for it."""
         assert self._chooser is not None, "wait_until_ready() comes first"
-        for way in self._ways:
-            if not way.speculator.is_alive:
-                self._chooser.drop(way)
         way = self._chooser.choose(min(num_requests, self._config.max_num_seqs))
         way.enter()
         return way
@@ -189,6 +187,10 @@ class SpeculatorFactory:
             if speculative.num_speculative_tokens is None
             else OneLess(),
             states=self._states(target),
+            restarts=DrafterRestarts(
+                lambda: DrafterProcess(self._worker_config(self._cores)),
+                RestartConfig(max_tries=speculative.drafter_restarts, timeout_s=_READY_TIMEOUT_S),
+            ),
         )
 
     @cached_property

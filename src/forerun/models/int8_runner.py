@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from forerun.core.errors import ConfigError
 from forerun.core.rows import Rows
@@ -158,16 +159,21 @@ class Int8Runner:
         group_rows = num_rows * config.num_heads // config.num_kv_heads
         queries = np.empty((config.num_kv_heads, group_rows, config.head_dim), np.float32)
         mixed = np.empty((num_rows, width), np.float32)
+        num_threads = torch.get_num_threads() if lengths.sum() >= attention.PARALLEL_SLOTS else 1
         for layer in self._layers:
             kernels.add_norm_quantize(x, update, layer.attention_norm, eps, narrow, scale)
             kernels.write_qkv(
                 layer.qkv(narrow, scale), layer.bias, layer.q_norm, layer.k_norm, eps, self._cos, self._sin,
                 positions, blocks, lanes, queries, layer.keys, layer.values,
             )  # fmt: skip
-            attention.attend(
+            operands = (
                 queries, layer.keys, layer.values, self._tables.blocks, sequences, lengths, ancestors, num_ancestors,
                 mixed,
             )  # fmt: skip
+            if num_threads > 1:
+                attention.attend_in_threads(*operands, num_threads)
+            else:
+                attention.attend(*operands)
             kernels.quantize_rows(mixed, heads, scale)
             kernels.add_norm_quantize(x, layer.out(heads, scale), layer.mlp_norm, eps, narrow, scale)
             kernels.silu_mul_quantize(layer.gate_up(narrow, scale), wide, scale)

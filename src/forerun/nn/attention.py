@@ -6,7 +6,8 @@ many slots beyond its own are spanned (their weights are exactly 0). A block hol
 rows padded to a multiple of 32. A table says in which block each 32 slots of a sequence lie, so sequences may share
 blocks, and nothing is copied for that.
 
-Numba's cache looks at the file of a kernel only: after a change to :func:`forerun.nn.row_kernels.exp`, touch this file.
+Numba's cache looks at the file of a kernel only: after a change to what is imported here from
+:mod:`forerun.nn.row_kernels`, touch this file.
 Shape legend as in :mod:`forerun.nn.row_kernels`; N blocks, P blocks of a sequence, W value width (D rounded up to 32),
 A ancestors.
 """
@@ -15,14 +16,16 @@ from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
-from numba import njit, types
+from numba import njit, prange, types
 from numba.extending import intrinsic
 
 from forerun.core.memory import sparse_zeros
-from forerun.nn.row_kernels import FAST_OPTIONS, exp
+from forerun.nn.row_kernels import FAST_OPTIONS, MAGNITUDE, exp, float_from_bits
 
 PANEL = 32
 """Slots of a block (or value dimensions) per panel: two vectors of 16 floats."""
+PARALLEL_SLOTS = 1024
+"""Slots seen by all rows of a pass from which on threads take less time than they cost."""
 _TILE = 48
 """Query rows (rows times heads of a group) whose scores are held at a time."""
 _MAX_BLOCK = 12 if binding.get_host_cpu_features().get("avx512f", False) else 3
@@ -188,8 +191,12 @@ def mask_exp(scores: Any, length: Any, ancestors: Any, num_ancestors: Any) -> An
     """
     prefix = scores[:length]
     peak = prefix[0] if length > 0 else scores[ancestors[0]]
-    for j in range(length):
-        peak = max(peak, prefix[j])
+    if length > 0:  # the maximum of integers that are ordered as the floats are: see row_kernels
+        bits = prefix.view(np.int32)
+        highest = bits[0] ^ ((bits[0] >> np.int32(31)) & MAGNITUDE)
+        for j in range(length):
+            highest = max(highest, bits[j] ^ ((bits[j] >> np.int32(31)) & MAGNITUDE))
+        peak = float_from_bits(highest ^ ((highest >> np.int32(31)) & MAGNITUDE))
     for a in range(num_ancestors):
         peak = max(peak, scores[ancestors[a]])
     total = np.float32(0.0)
@@ -209,6 +216,70 @@ def mask_exp(scores: Any, length: Any, ancestors: Any, num_ancestors: Any) -> An
     for j in range(place, len(scores)):
         scores[j] = np.float32(0.0)
     return total
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _attend_part(
+    queries: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    tables: np.ndarray,
+    sequences: np.ndarray,
+    lengths: np.ndarray,
+    ancestors: np.ndarray,
+    num_ancestors: np.ndarray,
+    out: np.ndarray,
+    first_row: int,
+    last_row: int,
+    first_head: int,
+    last_head: int,
+) -> None:
+    """Let the rows and key/value heads of a range attend; see :func:`attend`."""
+    num_rows, num_kv_heads, head_dim, width = len(sequences), queries.shape[0], queries.shape[2], values.shape[3]
+    group = queries.shape[1] // num_rows
+    most_rows = max(1, _TILE // group)
+    longest = 0
+    for m in range(first_row, last_row):
+        last = ancestors[m, num_ancestors[m] - 1] + 1 if num_ancestors[m] > 0 else 0
+        longest = max(longest, lengths[m], last)
+    # An odd number of cache lines per row: rows a power of two apart would fight for the same sets of the cache.
+    scores = np.empty((most_rows * group, -(-longest // PANEL) * PANEL + 16), np.float32)
+    mixed = np.empty((most_rows * group, width), np.float32)
+    totals = np.empty(most_rows * group, np.float32)
+    score_bytes, head_bytes = scores.shape[1] * 4, head_dim * 4
+    # Signed, for Numba adds an unsigned to a signed integer in floating point.
+    scores_base, mixed_base = np.int64(scores.ctypes.data), np.int64(mixed.ctypes.data)
+    keys_base, values_base = np.int64(keys.ctypes.data), np.int64(values.ctypes.data)
+    keys_bytes, values_bytes = head_dim * PANEL * 4, PANEL * width * 4
+    first = first_row
+    while first < last_row:
+        sequence, stop, span = sequences[first], first, 1
+        while stop < last_row and stop - first < most_rows and sequences[stop] == sequence:
+            last = ancestors[stop, num_ancestors[stop] - 1] + 1 if num_ancestors[stop] > 0 else 0
+            span = max(span, lengths[stop], last)
+            stop += 1
+        count = (stop - first) * group
+        for g in range(first_head, last_head):
+            asked = np.int64(queries[g, first * group :].ctypes.data)
+            for p in range(-(-span // PANEL)):
+                panel = keys_base + (tables[sequence, p] * num_kv_heads + g) * keys_bytes
+                target = scores_base + p * PANEL * 4
+                _multiply_panel(count, asked, head_bytes, panel, PANEL * 4, head_dim, target, score_bytes, 0)
+            for row in range(count):
+                m = first + row // group
+                totals[row] = mask_exp(scores[row, :span], lengths[m], ancestors[m], num_ancestors[m])
+            for p in range(-(-span // PANEL)):
+                weights, steps = scores_base + p * PANEL * 4, min(PANEL, span - p * PANEL)
+                held = values_base + (tables[sequence, p] * num_kv_heads + g) * values_bytes
+                for d in range(0, width, PANEL):
+                    panel, target = held + d * 4, mixed_base + d * 4
+                    _multiply_panel(count, weights, score_bytes, panel, width * 4, steps, target, width * 4, p)
+            for row in range(count):
+                inverse = np.float32(1.0) / totals[row]
+                base = (g * group + row % group) * head_dim
+                for d in range(head_dim):
+                    out[first + row // group, base + d] = mixed[row, d] * inverse
+        first = stop
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -236,51 +307,38 @@ def attend(
         num_ancestors: int64 ``[M]``, how many of them count.
         out: float32 ``[M, G group D]``, written.
     """
-    num_rows, num_kv_heads, head_dim, width = len(sequences), queries.shape[0], queries.shape[2], values.shape[3]
-    group = queries.shape[1] // num_rows
-    most_rows = max(1, _TILE // group)
-    longest = 0
-    for m in range(num_rows):
-        last = ancestors[m, num_ancestors[m] - 1] + 1 if num_ancestors[m] > 0 else 0
-        longest = max(longest, lengths[m], last)
-    # An odd number of cache lines per row: rows a power of two apart would fight for the same sets of the cache.
-    scores = np.empty((most_rows * group, -(-longest // PANEL) * PANEL + 16), np.float32)
-    mixed = np.empty((most_rows * group, width), np.float32)
-    totals = np.empty(most_rows * group, np.float32)
-    score_bytes, head_bytes = scores.shape[1] * 4, head_dim * 4
-    # Signed, for Numba adds an unsigned to a signed integer in floating point.
-    scores_base, mixed_base = np.int64(scores.ctypes.data), np.int64(mixed.ctypes.data)
-    keys_base, values_base = np.int64(keys.ctypes.data), np.int64(values.ctypes.data)
-    keys_bytes, values_bytes = head_dim * PANEL * 4, PANEL * width * 4
-    first = 0
-    while first < num_rows:
-        sequence, stop, span = sequences[first], first, 1
-        while stop < num_rows and stop - first < most_rows and sequences[stop] == sequence:
-            last = ancestors[stop, num_ancestors[stop] - 1] + 1 if num_ancestors[stop] > 0 else 0
-            span = max(span, lengths[stop], last)
-            stop += 1
-        count = (stop - first) * group
-        for g in range(num_kv_heads):
-            asked = np.int64(queries[g, first * group :].ctypes.data)
-            for p in range(-(-span // PANEL)):
-                panel = keys_base + (tables[sequence, p] * num_kv_heads + g) * keys_bytes
-                target = scores_base + p * PANEL * 4
-                _multiply_panel(count, asked, head_bytes, panel, PANEL * 4, head_dim, target, score_bytes, 0)
-            for row in range(count):
-                m = first + row // group
-                totals[row] = mask_exp(scores[row, :span], lengths[m], ancestors[m], num_ancestors[m])
-            for p in range(-(-span // PANEL)):
-                weights, steps = scores_base + p * PANEL * 4, min(PANEL, span - p * PANEL)
-                held = values_base + (tables[sequence, p] * num_kv_heads + g) * values_bytes
-                for d in range(0, width, PANEL):
-                    panel, target = held + d * 4, mixed_base + d * 4
-                    _multiply_panel(count, weights, score_bytes, panel, width * 4, steps, target, width * 4, p)
-            for row in range(count):
-                inverse = np.float32(1.0) / totals[row]
-                base = (g * group + row % group) * head_dim
-                for d in range(head_dim):
-                    out[first + row // group, base + d] = mixed[row, d] * inverse
-        first = stop
+    num_rows, num_heads = len(sequences), queries.shape[0]
+    _attend_part(
+        queries, keys, values, tables, sequences, lengths, ancestors, num_ancestors, out, 0, num_rows, 0, num_heads
+    )
+
+
+@njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+def attend_in_threads(
+    queries: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    tables: np.ndarray,
+    sequences: np.ndarray,
+    lengths: np.ndarray,
+    ancestors: np.ndarray,
+    num_ancestors: np.ndarray,
+    out: np.ndarray,
+    num_threads: int,
+) -> None:
+    """As :func:`attend`, shared over threads: rows, or heads where rows are few; the result is the same bit for bit."""
+    num_rows, num_heads = len(sequences), queries.shape[0]
+    for thread in prange(num_threads):
+        if num_rows >= 2 * num_threads:
+            first_row, last_row = thread * num_rows // num_threads, (thread + 1) * num_rows // num_threads
+            first_head, last_head = 0, num_heads
+        else:
+            first_row, last_row = 0, num_rows
+            first_head, last_head = thread * num_heads // num_threads, (thread + 1) * num_heads // num_threads
+        _attend_part(
+            queries, keys, values, tables, sequences, lengths, ancestors, num_ancestors, out,
+            first_row, last_row, first_head, last_head,
+        )  # fmt: skip
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

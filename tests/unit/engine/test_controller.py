@@ -16,8 +16,32 @@ def play(controller, *, acceptance_rate, pass_s, draft_s, num_rounds=400, seed=0
         accepted = 0
         while accepted < length and rng.random() < acceptance_rate:
             accepted += 1
-        controller.observe(proposed=[length], accepted=[accepted], round_s=pass_s + draft_s * length)
+        controller.observe(proposed=[length], accepted=[accepted], round_s=pass_s + draft_s * length, forward_s=pass_s)
     return chosen
+
+
+def play_many(controller, num_requests, *, num_rounds, pass_s, draft_s=0.0, acceptance_rate=0.6, seed=0):
+    """As :func:`play`, for several requests; ``pass_s`` gives a pass's time by its rows. Return choices and rate."""
+    rng, chosen, num_tokens, time_s = random.Random(seed), [], 0, 0.0
+    for _ in range(num_rounds):
+        length = controller.num_speculative_tokens(num_requests)
+        accepted = []
+        for _ in range(num_requests):
+            number = 0
+            while number < length and rng.random() < acceptance_rate:
+                number += 1
+            accepted.append(number)
+        forward_s = pass_s(num_requests * (1 + length))
+        round_s = forward_s + draft_s * length
+        controller.observe(proposed=[length] * num_requests, accepted=accepted, round_s=round_s, forward_s=forward_s)
+        chosen.append(length)
+        num_tokens, time_s = num_tokens + num_requests + sum(accepted), time_s + round_s
+    return chosen, num_tokens / time_s
+
+
+def flat_then_rising(num_rows):
+    """Milliseconds of a pass on a CPU core: the weights are read, then rows count."""
+    return max(18.0, 4.0 + 2.0 * num_rows) * 1e-3
 
 
 def adaptive(*, least_tokens=0):
@@ -54,7 +78,50 @@ def test_the_rate_is_tokens_over_time():
     length = best_length(0.7, 0.02, 0.002)
     expected = sum(0.7**k for k in range(length + 1)) / (0.02 + 0.002 * length)
     assert controller.rate(1) == pytest.approx(expected, rel=0.15)
-    assert controller.rate(3) == controller.rate(1), "of the nearest number of requests that was seen"
+
+
+def test_as_the_batch_grows_drafts_get_shorter_down_to_none():
+    """Never more than 3% below no drafts at all, from the first round of a load never seen before."""
+    controller = adaptive()
+    chosen, _ = play_many(controller, 1, num_rounds=100, pass_s=flat_then_rising, draft_s=2e-3)
+    assert sorted(chosen)[50] >= 2
+    for num_requests in (16, 4, 11, 2, 16):
+        chosen, rate = play_many(controller, num_requests, num_rounds=200, pass_s=flat_then_rising, draft_s=5e-3)
+        without = num_requests / flat_then_rising(num_requests)
+        assert rate >= 0.97 * without, (num_requests, chosen)
+        if num_requests >= 11:
+            assert chosen.count(0) >= 190
+            assert any(chosen), "tried again now and then"
+
+
+def test_where_rows_are_free_many_requests_get_drafts():
+    controller = adaptive()
+    chosen, rate = play_many(controller, 8, num_rounds=200, pass_s=lambda num_rows: 0.02 + 1e-5 * num_rows)
+    assert sorted(chosen)[100] >= 3
+    assert rate > 1.8 * 8 / 0.02
+
+
+def test_a_machine_that_slows_down_is_no_reason_for_drafts():
+    """What was timed of long drafts while it was fast must not make them look cheap now."""
+    controller = adaptive()
+    play_many(controller, 16, num_rounds=60, pass_s=flat_then_rising)
+    chosen, _ = play_many(controller, 16, num_rounds=100, pass_s=lambda num_rows: 3 * flat_then_rising(num_rows))
+    assert chosen.count(0) >= 90
+
+
+def test_a_round_in_which_a_draft_catches_up_is_no_measure():
+    controller = adaptive()
+    for number in range(200):
+        length = controller.num_speculative_tokens(4)
+        forward_s = 0.02 + 1e-5 * length
+        controller.observe(
+            proposed=[length] * 4,
+            accepted=[length] * 4,
+            round_s=forward_s + (0.5 * length if number % 3 == 0 else 1e-4 * length),
+            forward_s=forward_s,
+            is_settled=number % 3 != 0,
+        )
+    assert controller.num_speculative_tokens(4) >= 3
 
 
 def test_ways_with_one_draft_share_what_is_known_of_it():

@@ -1,6 +1,7 @@
 """The choice among ways to decode: each is tried, the fastest is kept, a near second is looked at again."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -17,8 +18,8 @@ class Rated:
     def num_speculative_tokens(self, num_requests):
         return 0
 
-    def observe(self, *, proposed, accepted, round_s):
-        raise NotImplementedError
+    def observe(self, **times):
+        raise AssertionError("a choice observes nothing")
 
     def rate(self, num_requests):
         return self.tokens_per_s if self.is_used else None
@@ -96,16 +97,32 @@ def test_a_way_that_became_faster_is_found_and_kept():
     assert calls(chooser, 100)[20:].count("ssd") > 70
 
 
-def test_a_dropped_way_is_not_chosen_again_even_if_the_other_is_far_slower():
+def test_a_dead_way_is_not_chosen_even_if_the_other_is_far_slower_until_it_is_back():
     some = ways(ssd=100.0, sequential=40.0)
     chooser = WayChooser(some)
     calls(chooser, 3)
-    chooser.drop(some[0])
+    some[0].speculator.is_alive = False
     assert set(calls(chooser, 20)) == {"sequential"}
+    some[0].speculator.is_alive = True
+    assert "ssd" in calls(chooser, 50)
 
 
 def test_the_last_way_stays():
     some = ways(ssd=100.0)
     chooser = WayChooser(some)
-    chooser.drop(some[0])
+    some[0].speculator.is_alive = False
     assert chooser.choose(num_requests=1) is some[0]
+
+
+def test_several_requests_get_the_threads_unless_another_way_is_expected_to_be_faster():
+    ssd, sequential = ways(ssd=100.0, sequential=95.0)
+    some = [ssd, replace(sequential, num_threads=2)]
+    chooser = WayChooser(some)
+    assert chooser.choose(num_requests=4).method == "sequential", "nothing is known"
+    for way in some:
+        way.controller.is_used = True
+    assert chooser.choose(num_requests=4).method == "sequential"
+    set_rate(some[0], 110.0)
+    assert chooser.choose(num_requests=4).method == "ssd"
+    some[0].speculator.is_alive = False
+    assert chooser.choose(num_requests=4).method == "sequential"

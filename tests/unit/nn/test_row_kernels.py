@@ -40,7 +40,7 @@ def random(*shape: int, seed: int = 0) -> np.ndarray:
 def test_rows_are_rounded_to_the_nearest_level(num_levels, x):
     rows, scale = buffers(3, 20, num_levels)
     kernels.quantize_rows(x, rows, scale)
-    expected = np.where(np.abs(x).max(axis=1, keepdims=True) < 1e-12, 0.0, x.astype(np.float64))
+    expected = np.where(np.abs(x).max(axis=1, keepdims=True) <= 1e-12, 0.0, x.astype(np.float64))
     assert_quantised(rows, np.where(scale > 1e-14, scale, 0), expected, num_levels=num_levels)
 
 
@@ -147,6 +147,11 @@ def test_attention_sees_the_prefix_and_the_branch(seen, shape, size, seed):
             weights = np.exp(scores - scores.max(axis=1, keepdims=True))
             expected = weights / weights.sum(axis=1, keepdims=True) @ held_values[sequences[m], g, places, :head_dim]
             np.testing.assert_allclose(heads[m, g], expected, atol=1e-4)
+    for num_threads in (2, 5):
+        shared = np.empty_like(out)
+        operands = (queries, keys, values, tables, sequences, lengths, ancestors, num_ancestors, shared)
+        attention.attend_in_threads(*operands, num_threads)
+        np.testing.assert_array_equal(shared, out)
     for m in range(num_rows):  # alone, bitwise the same
         alone = np.empty((1, out.shape[1]), np.float32)
         part = slice(m, m + 1)

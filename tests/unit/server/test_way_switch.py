@@ -49,12 +49,27 @@ def test_open_requests_move_together_and_only_after_rounds_of_their_own():
     requests = [FakeRequest(index) for index in range(3)]
     assert [some.switch.way_for(request, None) for request in requests] == [some.ssd] * 3
     assert some.asked == [1], "asked once, when work begins"
+    some.rounds(5)
+    assert (some.asked, some.core.switched) == ([1, 3], [(index, "ssd") for index in range(3)]), "now they are many"
     some.best = some.sd
+    some.core.switched.clear()
     some.rounds(64)
     assert some.core.switched == []
     some.rounds(1)
-    assert (some.asked, some.core.switched) == ([1, 3], [(0, "sequential"), (1, "sequential"), (2, "sequential")])
+    assert (some.asked, some.core.switched) == ([1, 3, 3], [(index, "sequential") for index in range(3)])
     assert some.switch.num_requests() == {"ssd": 0, "sequential": 3, "none": 0}
+
+
+def test_a_load_that_changes_for_a_moment_changes_nothing():
+    some = Setting()
+    first, second = FakeRequest(0), FakeRequest(1)
+    some.switch.way_for(first, None)
+    for _ in range(10):
+        some.switch.way_for(second, None)
+        some.rounds(4)
+        some.switch.forget(second)
+        some.rounds(2)
+    assert some.asked == [1]
 
 
 def test_rounds_that_others_took_part_in_say_nothing():

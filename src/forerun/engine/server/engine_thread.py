@@ -157,6 +157,11 @@ class EngineThread:
         """Whether it can still decode."""
         return self._thread.is_alive()
 
+    @property
+    def num_preempted(self) -> int:
+        """How often a request was put aside for another, or for want of blocks."""
+        return self._core.num_preempted
+
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()

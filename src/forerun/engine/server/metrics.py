@@ -76,6 +76,7 @@ class ServerMetrics:
             return
         state, counters, thread = engine.thread.state, engine.thread.counters, engine.thread
         capacity = engine.resources.target.num_sequences * engine.resources.max_len
+        capacity = min(capacity, engine.config.max_cached_tokens or capacity)
         gauges = {
             "forerun_requests_running": ("Completions that hold a sequence of the cache.", state.num_running),
             "forerun_requests_waiting": ("Completions that wait for one.", state.num_waiting),
@@ -90,6 +91,7 @@ class ServerMetrics:
         counts = {
             "forerun_prompt_tokens": ("Prompt tokens taken.", self.num_prompt_tokens),
             "forerun_prefilled_tokens": ("Prompt tokens that ran; the rest was cached.", counters.num_prefilled),
+            "forerun_preemptions": ("Times that a request was put aside, to come back later.", thread.num_preempted),
             "forerun_generated_tokens": ("Tokens decided.", counters.num_tokens),
             "forerun_target_rounds": ("Passes of the target that verified or decoded.", counters.num_rounds),
             "forerun_target_verifications": ("Requests verified, over all rounds.", counters.num_verifications),

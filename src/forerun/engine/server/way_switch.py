@@ -10,14 +10,16 @@ from forerun.engine.speculative.ways import Way
 
 _ROUNDS_PER_CHOICE = 64
 """Rounds after which a server that is never idle asks again which way is best: a choice is worth seconds of work."""
+_ROUNDS_PER_LOAD = 4
+"""Rounds for which several requests must have run, or one only, before it asks because of that."""
 
 
 class WaySwitch:
     """Gives every request a way, and moves those that leave it open together from one to the next.
 
-    A choice is due when work begins and nothing ran, and after a number of rounds in which every request left it open:
-    only such rounds say what a way is worth. Threads and cores follow the way that needs them: SSD's, while any request
-    is on it.
+    A choice is due when work begins and nothing ran, soon after one request has become several or several one, and
+    after a number of rounds in which every request left it open: only such rounds say what a way is worth. Threads and
+    cores follow the way that needs them: SSD's, while any request is on it.
 
     Args:
         ways: One for each method.
@@ -33,6 +35,7 @@ class WaySwitch:
         self._current: Way | None = None
         self._entered: Way | None = None
         self._num_rounds = 0
+        self._is_many, self._num_rounds_otherwise = False, 0
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -59,6 +62,7 @@ class WaySwitch:
             return way
         if not self._open:
             self._current, self._num_rounds = self._choose(1), 0
+            self._is_many, self._num_rounds_otherwise = False, 0
             self._entered = self._current
         self._open[request.index] = request
         assert self._current is not None
@@ -73,8 +77,10 @@ class WaySwitch:
         """Choose anew where that is due, and set threads and cores for the requests there are."""
         if self._open and not self._fixed:
             self._num_rounds += 1
-            if self._num_rounds > _ROUNDS_PER_CHOICE:
-                self._num_rounds = 0
+            is_many = len(self._open) > 1
+            self._num_rounds_otherwise = self._num_rounds_otherwise + 1 if is_many != self._is_many else 0
+            if self._num_rounds > _ROUNDS_PER_CHOICE or self._num_rounds_otherwise > _ROUNDS_PER_LOAD:
+                self._num_rounds, self._is_many, self._num_rounds_otherwise = 0, is_many, 0
                 self._current = self._entered = self._choose(len(self._open))
                 for request in self._open.values():
                     core.switch(request, self._current)

@@ -77,6 +77,20 @@ class DrafterProcess:
         try:
             if not self._connection.poll(timeout_s):
                 raise DrafterError(f"the drafter had not loaded its model after {timeout_s:.0f} s")
+        except OSError as error:
+            raise DrafterError(f"the drafter ended while it was loading ({error})") from error
+        self._read_answer()
+
+    def is_ready(self) -> bool:
+        """As :meth:`forerun.engine.speculative.drafter_restart.StartingDrafter.is_ready`."""
+        if not self._connection.poll(0):
+            return False
+        self._read_answer()
+        return True
+
+    def _read_answer(self) -> None:
+        """Read how loading went, and raise what went wrong."""
+        try:
             answer = json.loads(self._connection.recv_bytes())
         except (EOFError, OSError) as error:
             raise DrafterError(f"the drafter ended while it was loading (exit code {self._process.wait()})") from error

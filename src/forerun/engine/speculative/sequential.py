@@ -18,6 +18,9 @@ MakeChoice = Callable[[Request], DraftChoice]
 class SequentialSpeculator:
     """Speculative decoding as published: K draft passes, then one target pass.
 
+    A draft reads a text when it is first asked about it; only that of a request by itself is read ahead, before the
+    target does. So where no drafts are asked for, as among many requests, none costs anything.
+
     Args:
         model: The draft model, with a sequence for each of the target's.
         make_choice: Gives a request's way to choose draft tokens.
@@ -30,44 +33,36 @@ class SequentialSpeculator:
     def __init__(self, model: LanguageModel, make_choice: MakeChoice, *, states: TargetStates | None = None) -> None:
         self._model, self._make_choice, self._states = model, make_choice, states
         self.is_alive = True
-        self._sessions: dict[int, DraftSession] = {}
+        self._sessions: dict[int, DraftSession | None] = {}
 
     def start(self, request: Request) -> None:
-        """Compute the prompt's keys and values ahead of the first round, unless the target will."""
-        session = DraftSession(
-            sequence=request.sequence,
-            prompt_ids=request.prompt_ids,
-            choice=self._make_choice(request),
-            capacity=self._model.capacity,
-            fan_out=lambda budget, num_tokens: (0,) * (num_tokens + 1),
-        )
-        self._sessions[request.index] = session
-        while self._states is None and run_pass(self._model, [session]):
-            pass
+        """Compute the prompt's keys and values ahead of the first round, unless the target does or others are there."""
+        is_alone = not self._sessions
+        self._sessions[request.index] = None
+        if is_alone and self._states is None:
+            session = self._session(request)
+            while run_pass(self._model, [session]):
+                pass
 
     def speculate(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Speculation]:
         """Draft for all requests together, one token per pass."""
-        sessions = [self._sessions[request.index] for request in requests]
-        for request, session, limit in zip(requests, sessions, limits, strict=True):
-            # The first token, and of a request that was taken over all that it had.
-            for token in request.output_ids[session.num_committed - len(request.prompt_ids) :]:
-                session.commit(0, token)
-            if self._states is not None:
-                start, states = self._states.take(request)
-                self._model.write_states(request.sequence, start, states)
-                session.share(start + len(states))
-            session.draft(limit)
+        sessions = [
+            self._up_to_date(request, limit) for request, limit in zip(requests, limits, strict=True) if limit > 0
+        ]
         while drafting := [session for session in sessions if session.is_drafting]:
             run_pass(self._model, drafting)
-        return [Speculation(token_ids=tuple(session.speculation)) for session in sessions]
+        drafted = iter(sessions)
+        return [Speculation(token_ids=tuple(next(drafted).speculation) if limit > 0 else ()) for limit in limits]
 
     def laws(self, request: Request, speculation: Speculation) -> Sequence[ProcessedLaw | None]:
         """Return the laws the draft was drawn from."""
-        return self._sessions[request.index].laws[: len(speculation.token_ids)]
+        return self._session(request).laws[: len(speculation.token_ids)]
 
     def observe(self, request: Request, num_accepted: int) -> None:
-        """Roll the draft's cache back to the outcome."""
-        self._sessions[request.index].commit(num_accepted, request.output_ids[-1])
+        """Roll the draft's cache back to the outcome; where nothing was drafted, the next draft catches up."""
+        session = self._sessions[request.index]
+        if session is not None and session.speculation:
+            session.commit(num_accepted, request.output_ids[-1])
 
     def finish(self, request: Request) -> None:
         """Forget a request."""
@@ -77,6 +72,31 @@ class SequentialSpeculator:
 
     def close(self) -> None:
         """Nothing to release."""
+
+    def _session(self, request: Request) -> DraftSession:
+        session = self._sessions[request.index]
+        if session is None:
+            session = self._sessions[request.index] = DraftSession(
+                sequence=request.sequence,
+                prompt_ids=request.prompt_ids,
+                choice=self._make_choice(request),
+                capacity=self._model.capacity,
+                fan_out=lambda budget, num_tokens: (0,) * (num_tokens + 1),
+            )
+        return session
+
+    def _up_to_date(self, request: Request, limit: int) -> DraftSession:
+        """Return a request's session, brought up to its text and asked for a draft."""
+        session = self._session(request)
+        # The first token, those of rounds without a draft, and of a request that was taken over all that it had.
+        for token in request.output_ids[session.num_committed - len(request.prompt_ids) :]:
+            session.commit(0, token)
+        if self._states is not None:
+            start, states = self._states.take(request)
+            self._model.write_states(request.sequence, start, states)
+            session.share(start + len(states))
+        session.draft(limit)
+        return session
 
 
 class NgramSpeculator:

@@ -27,13 +27,12 @@ class Speculation:
 
 
 class Speculator(Protocol):
-    """Makes drafts. The core calls start, then in each round speculate, laws and observe; finish at the end.
+    """Makes drafts. The core calls start, then in each round speculate, laws and observe; finish at the end."""
 
-    Attributes:
-        is_alive: Whether it can still draft.
-    """
-
-    is_alive: bool
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can draft now."""
+        ...
 
     def start(self, request: Request) -> None:
         """Learn of a request before its prefill; one that is taken over has decided tokens already."""

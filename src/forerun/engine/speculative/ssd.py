@@ -11,6 +11,7 @@ from forerun.engine.law import ProcessedLaw
 from forerun.engine.request import Request
 from forerun.engine.speculative.controller import BranchBudget
 from forerun.engine.speculative.drafter_link import DrafterLink
+from forerun.engine.speculative.drafter_restart import DrafterRestarts
 from forerun.engine.speculative.fallback_length import FallbackLength
 from forerun.engine.speculative.messages import FinishMessage, Message, OutcomeMessage, StartMessage
 from forerun.engine.speculative.ngram import context_continuation
@@ -27,7 +28,8 @@ class SsdSpeculator:
     Round r of a request ends in an outcome; the drafter has been preparing for likely ones. A predicted outcome brings
     its continuation at once, as deep as it is ready (*anytime*); only then is the drafter told. On a miss the fallback
     drafts: the neural draft while the target waits (with a deadline), n-gram look-up, or nothing. If the drafter dies
-    or hangs, one warning is given and decoding goes on with the target alone; the output is the same.
+    or hangs, one warning is given and decoding goes on with the target alone, until another drafter is ready, if one is
+    started; it then reads the texts of all requests. The output is the same.
 
     Args:
         drafter: The drafter, in a process of its own.
@@ -36,6 +38,7 @@ class SsdSpeculator:
         branch_budget: Sets B, the outcomes to prepare.
         fallback_length: Sets how many tokens the target waits for on a miss.
         states: Of the target, where the draft reads them; ``None``: it has only its own.
+        restarts: Starts other drafters; ``None``: there are no others.
 
     Reference:
         Kumar, Dao and May 2026 (arXiv 2603.03251).
@@ -50,18 +53,30 @@ class SsdSpeculator:
         branch_budget: BranchBudget,
         fallback_length: FallbackLength,
         states: TargetStates | None = None,
+        restarts: DrafterRestarts | None = None,
     ) -> None:
-        self._drafter, self._config, self._states = drafter, config, states
+        self._drafter, self._config, self._states, self._restarts = drafter, config, states, restarts
         self.num_speculative_tokens = num_speculative_tokens
         self.branch_budget = branch_budget
         self._fallback_length = fallback_length
         self._fallbacks: dict[int, int] = {}
-        self.is_alive = True
+        self._has_drafter = True
+        self._requests: dict[int, Request] = {}
         self._last_accepted: dict[int, int] = {}
         self._recorder = OutcomeRecorder(drafter.cache)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether there is a drafter; one that has been started in the place of another is taken into use."""
+        if not self._has_drafter and self._restarts is not None:
+            drafter = self._restarts.poll()
+            if drafter is not None:
+                self._take_over(drafter)
+        return self._has_drafter
+
     def start(self, request: Request) -> None:
         """Let the drafter read the prompt, and prepare for the first token, while the target prefills."""
+        self._requests[request.index] = request
         self._last_accepted[request.index] = 0
         self._send(
             StartMessage(
@@ -78,6 +93,8 @@ class SsdSpeculator:
 
     def speculate(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Speculation]:
         """Return what is prepared; requests that missed wait for their fallback together, the others don't."""
+        if not self.is_alive:
+            return [Speculation(origin="fallback") for _ in requests]
         self._fallback_length.begin_round()
         found = [self._take(request, limit) for request, limit in zip(requests, limits, strict=True)]
         for index, request in enumerate(requests):
@@ -102,7 +119,7 @@ class SsdSpeculator:
         ):
             return [None] * count
         laws: list[ProcessedLaw] | None = None
-        while self.is_alive and laws is None:
+        while self._has_drafter and laws is None:
             laws = self._drafter.cache.laws(
                 request.sequence, request.round_number, vocab_size=self._drafter.vocab_size, count=count
             )
@@ -118,6 +135,7 @@ class SsdSpeculator:
 
     def finish(self, request: Request) -> None:
         """Let the drafter forget a request."""
+        self._requests.pop(request.index, None)
         self._last_accepted.pop(request.index, None)
         self._fallbacks.pop(request.index, None)
         self._recorder.forget(request)
@@ -126,12 +144,14 @@ class SsdSpeculator:
         self._send(FinishMessage(request=request.sequence))
 
     def close(self) -> None:
-        """End the drafter."""
+        """End the drafter, and one that is being started."""
+        if self._restarts is not None:
+            self._restarts.close()
         self._drafter.close()
 
     def _take(self, request: Request, limit: int) -> Speculation:
         """Look the last outcome up, and tell the drafter what the next round verifies."""
-        if not self.is_alive:
+        if not self._has_drafter:
             return Speculation(origin="fallback")
         self._check()
         round_number, token = request.round_number, request.output_ids[-1]
@@ -174,7 +194,7 @@ class SsdSpeculator:
         """Wait for the neural fallback of a request that missed."""
         started = time.perf_counter()
         tokens: list[int] = []
-        while self.is_alive and len(tokens) < num_tokens:
+        while self._has_drafter and len(tokens) < num_tokens:
             tokens = self._drafter.cache.draft(request.sequence, request.round_number)
             if len(tokens) < num_tokens:
                 self._check()
@@ -183,7 +203,7 @@ class SsdSpeculator:
         return replace(missed, token_ids=tuple(tokens[:num_tokens]))
 
     def _send(self, message: Message) -> None:
-        if self.is_alive:
+        if self._has_drafter:
             try:
                 self._drafter.send(message)
             except DrafterError as error:
@@ -197,6 +217,20 @@ class SsdSpeculator:
 
     def _give_up(self, error: DrafterError) -> None:
         """Go on without the drafter."""
-        self.is_alive = False
-        warnings.warn(f"{error}; decoding continues with the target alone", RuntimeWarning, stacklevel=2)
+        self._has_drafter = False
+        follows = self._restarts is not None and self._restarts.lose()
+        ending = " until another drafter is ready" if follows else ""
+        warnings.warn(f"{error}; decoding continues with the target alone{ending}", RuntimeWarning, stacklevel=2)
         self._drafter.close()
+
+    def _take_over(self, drafter: DrafterLink) -> None:
+        """Use another drafter, which has to read every request's text: as at a prefill, that is a round."""
+        self._drafter, self._has_drafter = drafter, True
+        self._recorder = OutcomeRecorder(drafter.cache)
+        for request in list(self._requests.values()):
+            self._fallbacks.pop(request.index, None)
+            if self._states is not None:
+                self._states.forget(request)
+            request.round_number += request.is_resumed
+            self.start(request)
+            request.round_number += request.is_resumed

@@ -19,6 +19,8 @@ _LEAST_INTERVAL, _MOST_INTERVAL = 3, 48
 """Calls from one trial of another way to the next."""
 _WORTH_TRYING = 0.7
 """A way that was slower than this, against the best, is not tried again."""
+_WORTH_MOVING = 1.1
+"""Among several requests, another way must be expected to be this many times faster."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +73,10 @@ def _pass_s(model: LanguageModel, *, num_rows: int) -> float:
 class WayChooser:
     """Keeps to the way with the most tokens per second, and tries another now and then.
 
+    Among several requests there is no trial, which would cost much of all of them: the way with the most threads for
+    the target is taken, which with drafts of no length is decoding without a draft, unless another is expected to be
+    faster (and then soon known to be, or not).
+
     Two ways are compared only right after a trial, when both have just been timed: what was measured while the machine
     was quieter, or on easier text, says nothing of now. A trial that changes nothing doubles the calls to the next.
 
@@ -85,30 +91,38 @@ class WayChooser:
         self._interval = self._num_calls_left = 1
 
     def choose(self, num_requests: int) -> Way:
-        """Return the way for the next call.
+        """Return the way for the next call; one that can't draft any more only if there is no other.
 
         Args:
             num_requests: Requests to be decoded side by side.
         """
+        ready = [way for way in self._ways if way.speculator.is_alive] or self._ways
+        if num_requests > 1:
+            return self._choose_for_many(ready, num_requests)
         if self._last is None:
-            self._last = self._ways[0]
+            self._last = ready[0]
             return self._last
-        if self._last is not self._ways[0]:
+        if self._last is not self._ways[0] and self._last in ready and self._ways[0] in ready:
             self._compare(self._last, num_requests)
-        rivals = [way for way in self._ways[1:] if not any(way is other for other in self._far_slower)]
+            ready = [way for way in self._ways if way in ready]
+        rivals = [way for way in ready[1:] if not any(way is other for other in self._far_slower)]
         self._num_calls_left -= 1
         if rivals and self._num_calls_left <= 0:
             rivals[0].controller.forget_times()
             self._last = rivals[0]
         else:
-            self._last = self._ways[0]
+            self._last = ready[0]
         return self._last
 
-    def drop(self, way: Way) -> None:
-        """Take out a way that can't decode any more; the last one stays."""
-        self._ways = [other for other in self._ways if other is not way] or self._ways
-        if self._last is way:
-            self._last = self._ways[0]
+    @staticmethod
+    def _choose_for_many(ways: Sequence[Way], num_requests: int) -> Way:
+        best = max(ways, key=lambda way: way.num_threads)
+        best_rate = best.controller.rate(num_requests)
+        if best_rate is None:
+            return best
+        rates = [(way.controller.rate(num_requests) or 0.0, way) for way in ways]
+        rate, rival = max(rates, key=lambda item: item[0])
+        return rival if rate > _WORTH_MOVING * best_rate else best
 
     def _compare(self, tried: Way, num_requests: int) -> None:
         """Rank the way that was just tried against the best."""
