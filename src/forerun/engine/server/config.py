@@ -19,6 +19,8 @@ class ServerConfig:
         api_keys: Keys of which a request to the API must bear one; none: anyone may ask.
         model_name: Name that clients ask for; ``None``: from the target's.
         max_num_batched_tokens: Most tokens in one pass of the target; also how long a part of a prompt is.
+        max_cached_tokens: Tokens whose keys and values are kept, of requests that run and of prefixes to reuse;
+            ``None``: as many as all sequences can hold. For want of room, requests wait or are put aside.
         max_waiting: Completions that may wait for a sequence of the cache; beyond, requests get 429.
         max_choices: Completions that one request may ask for: prompts times ``n``.
         max_body_bytes: Size of a request's body.
@@ -42,6 +44,7 @@ class ServerConfig:
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     model_name: str | None = None
     max_num_batched_tokens: int = 64
+    max_cached_tokens: int | None = None
     max_waiting: int = 64
     max_choices: int = 16
     max_body_bytes: int = 1 << 20
@@ -61,6 +64,8 @@ class ServerConfig:
         for name in ("max_num_batched_tokens", "max_choices", "max_body_bytes", "max_connections"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be >= 1")
+        if self.max_cached_tokens is not None and self.max_cached_tokens < 1:
+            raise ConfigError(f"max_cached_tokens={self.max_cached_tokens}: must be >= 1; leave it out for no limit")
         if self.max_waiting < 0:
             raise ConfigError(f"max_waiting={self.max_waiting}: must be >= 0; with 0 nothing waits")
         for name in ("header_timeout_s", "body_timeout_s", "write_timeout_s", "request_timeout_s", "drain_timeout_s"):
