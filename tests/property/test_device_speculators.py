@@ -43,12 +43,12 @@ WORLD = World(
 )
 PROMPTS = ([3, 1, 4, 1, 5, 9], [2, 7], [1, 8, 2, 8, 1, 8, 2, 8, 4, 5], [9, 9, 9])
 PARAMS = [
-    SamplingParams(temperature=0, max_tokens=30, ignore_eos=True),
-    SamplingParams(temperature=0.9, max_tokens=22, seed=5),
-    SamplingParams(temperature=0.7, max_tokens=40, seed=6, ignore_eos=True),
+    SamplingParams(temperature=0, max_tokens=16, ignore_eos=True),
+    SamplingParams(temperature=0.9, max_tokens=11, seed=5),
+    SamplingParams(temperature=0.7, max_tokens=18, seed=6, ignore_eos=True),
     SamplingParams(temperature=1.2, max_tokens=9, seed=7),
 ]
-SHAPED = [*PARAMS[:3], SamplingParams(temperature=1.0, top_p=0.9, logprobs=1, max_tokens=15, seed=3)]
+SHAPED = [*PARAMS[:3], SamplingParams(temperature=1.0, top_p=0.9, logprobs=1, max_tokens=8, seed=3)]
 
 
 def decoder(*, noise: float = 0.0) -> Decoder:
@@ -93,11 +93,10 @@ def expected():
     }
 
 
-METHODS = ["sequential", "neural", "ngram", "none"]
-
-
-@pytest.mark.parametrize("params", ["plain", "shaped"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [("sequential", "plain"), ("neural", "plain"), ("ngram", "plain"), ("none", "plain"), ("neural", "shaped")],
+)
 def test_output_is_that_of_decoding_without_a_draft(method, params, expected):
     """By tokens chosen where the logits are, and where a request needs more, by logits on the host."""
     target = DeviceRunner(decoder(), num_sequences=2, capacity=CAPACITY)
@@ -112,7 +111,7 @@ def test_output_is_that_of_decoding_without_a_draft(method, params, expected):
         assert 0 < counters.num_hits < counters.num_look_ups
 
 
-@pytest.mark.parametrize("method", ["sequential", "neural", "none"])
+@pytest.mark.parametrize("method", ["sequential", "neural"])
 def test_a_perfect_draft_is_always_accepted(method):
     """Draft and target are one model, so any error in the draft's cache, keys or positions costs a rejection."""
     target = DeviceRunner(decoder(), num_sequences=2, capacity=CAPACITY)

@@ -1,10 +1,10 @@
-"""``forerun bench decode``: the decoding methods, and other engines, on the same prompts; ``project`` beside it."""
+"""``forerun bench``: its themes, and ``forerun bench decode``: decoding methods and engines on the same prompts."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from forerun.cli import bench_project
+from forerun.cli import bench_gpu, bench_project
 from forerun.cli.console import write_json, write_line
 from forerun.cli.options import Commands, add_json_option, input_file, output_file
 from forerun.core.errors import ConfigError
@@ -38,6 +38,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     decode.add_argument("--plot", type=output_file, metavar="FILE", help="draw the results (needs forerun[plot])")
     add_json_option(decode)
     decode.set_defaults(run_theme=_run_decode)
+    bench_gpu.add_parser(themes).set_defaults(run_theme=bench_gpu.run)
     bench_project.add_parser(themes).set_defaults(run_theme=bench_project.run)
     return parser
 

@@ -51,7 +51,7 @@ class Inflation:
         """Return the shape of the inflated model.
 
         Raises:
-            ConfigError: A size is below the model's.
+            ConfigError: A size is below the model's, or the stream of a model with QK-norm is to be wider.
         """
         sizes: dict[str, int] = {}
         for name in ("hidden_size", "intermediate_size", "num_layers", "num_kv_heads"):
@@ -59,6 +59,11 @@ class Inflation:
             if wanted is not None and wanted < own:
                 raise ConfigError(f"{name}={wanted}: must be at least the model's {own}; a model can only be inflated")
             sizes[name] = own if wanted is None else wanted
+        if config.qk_norm and sizes["hidden_size"] != config.hidden_size:
+            raise ConfigError(
+                f"hidden_size={self.hidden_size}: the norms of this model's heads share an epsilon with those of the "
+                "stream, which a wider stream changes; leave hidden_size out"
+            )
         return replace(
             config,
             **sizes,
@@ -166,41 +171,34 @@ def num_weights(config: DecoderConfig) -> int:
 
 
 def inflation_to(config: DecoderConfig, *, num_params: float) -> Inflation:
-    """Return sizes that come near a number of weights, with the proportions of a large model.
+    """Return sizes that come near a number of weights.
 
-    The stream grows by a factor of four at a time, for whose root the norms' weights are rescaled without rounding; the
-    MLP is 3.5 times as wide, heads fill the stream; layers make up the rest.
+    The stream grows by factors of four, for whose root the norms' weights are rescaled without rounding, as long as an
+    MLP of 3.5 times its width leaves room; heads fill the stream; a wider MLP makes up the rest. The number of layers
+    stays.
 
     Args:
         config: Of the small model.
-        num_params: Weights to come near, at most 5% off where the model is much smaller.
+        num_params: Weights to come near.
 
     Raises:
         ConfigError: The model is larger.
     """
     if num_params < num_weights(config):
         raise ConfigError(f"num_params={num_params:g}: the model has {num_weights(config):g} already; ask for more")
+    best = Inflation()
     hidden = config.hidden_size
-    while True:
-        wider = _sizes(config, hidden=4 * hidden, num_layers=config.num_layers)
-        if num_weights(wider.apply(config)) > num_params:
-            break
-        hidden *= 4
-    one, two = (
-        num_weights(_sizes(config, hidden=hidden, num_layers=config.num_layers + more).apply(config)) for more in (0, 1)
-    )
-    more = max(0, round((num_params - one) / (two - one)))
-    return _sizes(config, hidden=hidden, num_layers=config.num_layers + more)
+    while not config.qk_norm and num_weights((wider := _wider(config, hidden=4 * hidden)).apply(config)) <= num_params:
+        best, hidden = wider, 4 * hidden
+    sized = best.apply(config)
+    missing = num_params - num_weights(sized)
+    return replace(best, intermediate_size=sized.intermediate_size + round(missing / (3 * hidden * config.num_layers)))
 
 
-def _sizes(config: DecoderConfig, *, hidden: int, num_layers: int) -> Inflation:
-    growth = hidden // config.hidden_size
-    if growth == 1:
-        return Inflation(num_layers=num_layers)
+def _wider(config: DecoderConfig, *, hidden: int) -> Inflation:
     group_width = config.num_heads // config.num_kv_heads * config.head_dim
     return Inflation(
         hidden_size=hidden,
         intermediate_size=max(config.intermediate_size, 7 * hidden // 2),
-        num_layers=num_layers,
         num_kv_heads=max(config.num_kv_heads, hidden // group_width),
     )

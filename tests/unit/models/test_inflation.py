@@ -9,7 +9,7 @@ import torch
 from forerun.core.errors import ConfigError
 from forerun.models.config import DecoderConfig
 from forerun.models.decoder_weights import fill_decoder
-from forerun.models.inflation import InflatedTensors, Inflation, inflate, inflation_to, num_weights
+from forerun.models.inflation import InflatedTensors, Inflation, inflate, inflated_name, inflation_to, num_weights
 from forerun.models.layout import parameter_shapes
 from forerun.models.load import load_checkpoint
 
@@ -31,6 +31,12 @@ SIZES = {
     "more layers": Inflation(num_layers=5),
     "all": Inflation(hidden_size=48, intermediate_size=70, num_layers=4, num_kv_heads=6),
 }
+CASES = [
+    (family, sizes)
+    for family, config in FAMILIES.items()
+    for sizes, inflation in SIZES.items()
+    if not (config.qk_norm and inflation.hidden_size)
+]
 
 
 def weights_of(config: DecoderConfig):
@@ -49,8 +55,7 @@ def logits(config, tensor) -> torch.Tensor:
         return decoder(tokens)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize(("family", "sizes"), CASES)
 def test_the_law_stays_the_same(family, sizes):
     config, weights = FAMILIES[family], weights_of(FAMILIES[family])
     inflated = SIZES[sizes].apply(config)
@@ -85,6 +90,27 @@ def test_a_model_can_not_be_deflated(name):
         Inflation(**{name: 1}).apply(TINY)
 
 
+def test_a_wider_stream_is_refused_where_head_norms_share_its_epsilon():
+    with pytest.raises(ConfigError, match=r"hidden_size=48: .* leave hidden_size out"):
+        Inflation(hidden_size=48).apply(FAMILIES["qwen3"])
+    inflated = inflation_to(FAMILIES["qwen3"], num_params=1e5).apply(FAMILIES["qwen3"])
+    assert inflated.hidden_size == FAMILIES["qwen3"].hidden_size
+    assert num_weights(inflated) == pytest.approx(1e5, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [("default", None), ("inflated:8e9:a:b", (8e9, "a:b")), ("inflated:250000:x", (250000.0, "x"))]
+)
+def test_names_of_inflated_models(name, found):
+    assert inflated_name(name) == found
+
+
+@pytest.mark.parametrize("name", ["inflated:8e9", "inflated:many:default", "inflated:-1:default", "inflated:8e9:"])
+def test_half_a_name_is_refused(name):
+    with pytest.raises(ConfigError, match="such as inflated:8e9:default"):
+        inflated_name(name)
+
+
 @pytest.mark.parametrize("num_params", [1e6, 1e9, 8e9, 7e10])
 def test_a_number_of_weights_is_met(num_params):
     small = DecoderConfig(
@@ -96,8 +122,9 @@ def test_a_number_of_weights_is_met(num_params):
             inflation_to(small, num_params=num_params)
         return
     inflated = inflation_to(small, num_params=num_params).apply(small)
-    assert num_weights(inflated) == pytest.approx(num_params, rel=0.05)
-    assert inflated.num_layers <= 200
+    assert num_weights(inflated) == pytest.approx(num_params, rel=0.001)
+    assert (inflated.num_layers, inflated.hidden_size) == (30, {1e9: 576, 8e9: 2304, 7e10: 9216}[num_params])
+    assert inflated.num_heads * inflated.head_dim == inflated.hidden_size
 
 
 @pytest.mark.model

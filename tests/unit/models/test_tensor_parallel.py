@@ -50,7 +50,7 @@ def test_two_processes_compute_what_one_does(pair):
     states = [runner.read_states(0, 2, 7, layer_ids=[1, 0]) for runner in pair]
     np.testing.assert_allclose(*states, atol=2e-5, rtol=0)
     for runner in pair:
-        runner.write_states(1, 2, states[0][:, ::-1])
+        runner.write_states(1, 2, states[0][:, ::-1].copy())
     agree(Rows.chains([(1, 7, [8, 9])]))
 
 

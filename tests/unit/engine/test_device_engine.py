@@ -1,0 +1,92 @@
+"""The engine as users start it, with passes of fixed shape on a CPU; and the benchmark of devices, tiny."""
+
+import json
+
+import pytest
+from simulated.byte_model import save_byte_model
+
+from forerun import LLM, SamplingParams
+from forerun.cli.main import main
+from forerun.core.errors import ConfigError
+
+PROMPTS = ["The sea is calm, the sea is calm, the sea", "One", "abcabcabcabc"]
+PARAMS = [
+    SamplingParams(temperature=0, max_tokens=20),
+    SamplingParams(temperature=0.8, max_tokens=20, seed=3),
+    SamplingParams(temperature=1.0, top_k=20, max_tokens=12, seed=4, logprobs=1),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("model")
+    save_byte_model(directory)
+    return str(directory)
+
+
+def outputs(model, **options):
+    with LLM(model, draft="self", dtype="float32", max_model_len=128, max_num_seqs=2, **options) as llm:
+        completions = llm.generate(PROMPTS, PARAMS)
+        return [completion.token_ids for completion in completions], llm.last_metrics
+
+
+def test_every_method_on_a_device_gives_the_text_of_the_plain_path(model):
+    expected, _ = outputs(model, method="none")
+    for method in ("none", "sequential", "ssd", "auto"):
+        found, metrics = outputs(model, method=method, graphs="eager")
+        assert found == expected
+        if method in {"sequential", "ssd"}:
+            assert metrics.num_proposed > 0
+        if method == "ssd":
+            assert 0 < metrics.cache_hit_rate <= 1
+
+
+def test_memory_for_fewer_sequences_than_asked_for_decodes_in_turns(model):
+    expected, _ = outputs(model, method="none")
+    bytes_each = 2 * 4 * 2 * 8 * (128 + 1) * 4
+    found, _ = outputs(model, method="ssd", graphs="eager", kv_cache_bytes=bytes_each)
+    assert found == expected
+    with pytest.raises(ConfigError, match="set a smaller max_model_len"):
+        outputs(model, method="none", graphs="eager", kv_cache_bytes=bytes_each - 1)
+
+
+def test_int8_has_no_passes_of_fixed_shape(model):
+    with pytest.raises(ConfigError, match='dtype="int8"'):
+        LLM(model, dtype="int8", graphs="eager", draft=None)
+
+
+def test_a_device_that_is_not_there_is_one_line(model, capsys):
+    assert main(["generate", "--target", model, "--device", "cuda:99", "Hello"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert 'device="cuda:99"' in error
+
+
+def test_the_benchmark_of_devices_runs_on_a_cpu(model, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    file, plot = tmp_path / "gpu.json", tmp_path / "gpu.png"
+    sizes = ["--batch-sizes", "1,2", "--contexts", "8", "--tokens", "6", "--micro-mib", "1", "--matmul-size", "64"]
+    models = ["--target", f"inflated:2e5:{model}", "--draft", "self", "--dtype", "float32", "--graphs", "eager"]
+    assert main(["bench", "gpu", *models, *sizes, "--json", str(file), "--plot", str(plot)]) == 0
+    result = json.loads(file.read_text())
+    assert {(case["method"], case["batch"]) for case in result["cases"]} == {
+        (method, batch) for method in ("none", "sequential", "ssd", "auto") for batch in (1, 2)
+    }
+    for case in result["cases"]:
+        assert case["tokens_per_s"] > 0
+        assert 0 < case["verify_ms"] <= case["step_ms"]
+        if case["method"] == "none":
+            assert case["over_ar"] == pytest.approx(1)
+    assert result["left_out"] == []
+    assert result["floor"]["bytes"] > 4 * 1.5e5
+    assert "has the cost of a model of 0.0002 billion weights" in capsys.readouterr().out
+    assert plot.stat().st_size > 1000
+
+
+def test_the_benchmark_says_what_it_left_out(model, tmp_path, capsys):
+    sizes = ["--batch-sizes", "1", "--contexts", "8", "--tokens", "6", "--micro-mib", "1", "--matmul-size", "64"]
+    options = ["--target", model, "--draft", "self", "--dtype", "float32", "--graphs", "eager", "--methods", "none,ssd"]
+    assert main(["bench", "gpu", *options, *sizes, "--time-limit", "0"]) == 0
+    assert "left out for want of time: AR, batch 1, context 8; SSD, batch 1, context 8" in capsys.readouterr().out
+    assert main(["bench", "gpu", *options, "--batch-sizes", "1;2"]) == 2
+    assert "--batch-sizes 1;2: must be whole numbers" in capsys.readouterr().err
