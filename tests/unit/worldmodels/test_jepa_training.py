@@ -1,5 +1,6 @@
 """Training: a collapsing run is stopped with the reason, a cut run goes on to the same model; what health means."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -76,6 +77,14 @@ def test_a_folder_of_another_run_and_frames_of_another_size_are_refused(dataset,
     train_world(dataset, tmp_path, config, stops_on_collapse=False)
     with pytest.raises(CheckpointError, match="other settings or data"):
         train_world(dataset, tmp_path, replace(config, seed=1))
+    record = json.loads((tmp_path / "run.json").read_text())
+    del record["config"]["objective"]["sigreg"]["num_subspaces"]  # as a run that is older than the option
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    train_world(dataset, tmp_path, config, stops_on_collapse=False)
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    sigreg = replace(config.objective.sigreg, num_subspaces=2)
+    with pytest.raises(CheckpointError, match="other settings or data"):
+        train_world(dataset, tmp_path, replace(config, objective=replace(config.objective, sigreg=sigreg)))
     large = record_episodes(replace(TINY_COLLECT, resolution=24), range(4))
     with pytest.raises(TrajectoryError, match="24 x 24 pixels: this model takes 16 x 16"):
         fresh_model(large, config)

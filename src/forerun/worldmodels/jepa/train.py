@@ -253,11 +253,22 @@ def _floats(terms: LossTerms) -> dict[str, float]:
 
 
 def _claim(folder: Path, identity: dict[str, Any]) -> None:
-    """Mark a folder as this run's, or find that it is another's."""
+    """Mark a folder as this run's, or find that it is another's; an option newer than a run had its default there."""
     path = folder / _RUN_FILE
     wanted = json.loads(json.dumps(identity))
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != wanted:
-        raise CheckpointError(
-            f"{folder}: holds a run with other settings or data (see {path.name}); name another folder"
-        )
+    if path.is_file():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if _filled(kept, wanted, {"config": asdict(JepaTrainConfig())}) != wanted:
+            raise CheckpointError(
+                f"{folder}: holds a run with other settings or data (see {path.name}); name another folder"
+            )
     write_json_file(path, wanted)
+
+
+def _filled(kept: dict[str, Any], wanted: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with those of the wanted keys that it lacks, and that have a default."""
+    found = {key: defaults[key] for key in wanted if key in defaults} | kept
+    for key, value in kept.items():
+        if isinstance(value, dict) and isinstance(wanted.get(key), dict) and isinstance(defaults.get(key), dict):
+            found[key] = _filled(value, wanted[key], defaults[key])
+    return found
