@@ -31,13 +31,12 @@ _SETTERS: Final = [
 """How its published evaluation puts an environment into a state of a dataset, and tells it the goal."""
 
 
-def score_by_stable_worldmodel(model: Jepa, tasks: GoalTasks, config: PlanConfig) -> list[Success]:
-    """Let ``World.evaluate`` play tasks: with chance, with our model under its cross-entropy method, with its expert.
+def check_scorable(tasks: GoalTasks, config: PlanConfig) -> None:
+    """Find out before any work whether stable-worldmodel can score these tasks.
 
     Args:
-        model: The world model.
-        tasks: Protocol ``near`` of a task that is one of its worlds.
-        config: How it plans; ``goal`` must be ``latent``, what its planner has no word for is refused.
+        tasks: Must be of one of its worlds, with goals that an episode reached.
+        config: How it is to plan; ``goal`` must be ``latent``, what its planner has no word for is refused.
 
     Raises:
         ConfigError: The tasks are not of one of its worlds, or an option is not one of its planner's.
@@ -51,6 +50,21 @@ def score_by_stable_worldmodel(model: Jepa, tasks: GoalTasks, config: PlanConfig
     if config.goal != "latent" or config.is_bounded or config.has_warm_start or config.deadline_s is not None:
         raise ConfigError("its planner is plain: no landmarks, no bounds, no warm start, no deadline; leave these out")
     import_stable_worldmodel()
+
+
+def score_by_stable_worldmodel(model: Jepa, tasks: GoalTasks, config: PlanConfig) -> list[Success]:
+    """Let ``World.evaluate`` play tasks: with chance, with our model under its cross-entropy method, with its expert.
+
+    Args:
+        model: The world model.
+        tasks: As :func:`check_scorable` wants them.
+        config: How it plans, likewise.
+
+    Raises:
+        ConfigError: See :func:`check_scorable`.
+        MissingDependencyError: See :func:`check_scorable`.
+    """
+    check_scorable(tasks, config)
     from stable_worldmodel.policy import PlanConfig as StablePlanConfig  # pyright: ignore[reportMissingImports]
     from stable_worldmodel.policy import RandomPolicy, WorldModelPolicy  # pyright: ignore[reportMissingImports]
     from stable_worldmodel.solver import CEMSolver  # pyright: ignore[reportMissingImports]
