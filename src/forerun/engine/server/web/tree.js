@@ -10,7 +10,9 @@ function visible(text) {
   return [...text].map((letter) => SHOWN.get(letter) ?? letter).join("") || "∅";
 }
 
-const quoted = (token) => `“${visible(token.text)}”`;
+/** Return it without the space that most words begin with, which a line through it would strike. */
+const bare = (token) => ({ ...token, text: token.text.trim() ? token.text.trimStart() : token.text });
+const quoted = (token) => `“${visible(bare(token).text)}”`;
 const counted = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 
 function chip(token, className = "") {
@@ -73,11 +75,12 @@ export function showTree(rounds, index) {
   $("tree-round").textContent = `Round ${place + 1} of ${rounds.length}`;
   if (!lookUp) return hideTree("Nothing was looked up after this round.");
   const before = rounds.slice(0, place).flatMap((round) => round.tokens).map((token) => token.text).join("");
-  const context = before ? `…${visible(before.slice(-CONTEXT_LETTERS))}` : "the prompt";
+  const end = before.slice(-CONTEXT_LETTERS);
+  const context = before ? `…${visible(end.slice(end.indexOf(" ") + 1) || end)}` : "the prompt";
   $("tree-caption").textContent = caption(lookUp);
   $("tree-nodes").replaceChildren(
     node(lookUp, 0, element("span", "context", context)),
-    ...lookUp.draft.map((token, offset) => node(lookUp, offset + 1, chip(token, "draft"))),
+    ...lookUp.draft.map((token, offset) => node(lookUp, offset + 1, chip(bare(token), "draft"))),
   );
   $("tree-nodes").hidden = false;
   return place;
