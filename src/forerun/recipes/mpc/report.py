@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from forerun.recipes.mpc.table import extra_lines, shown
+from forerun.recipes.mpc.table import bar_value, extra_lines, row_cells
 
 
 def report_page(results: Mapping[str, Any]) -> str:
@@ -31,8 +31,8 @@ def report_page(results: Mapping[str, Any]) -> str:
     lines += [f"- {line}" for line in extra_lines(results["extras"])]
     lines += ["", "| bar | required | value | |", "|---|---|---|---|"]
     for bar in results["bars"]:
-        value = "not measured" if bar["value"] is None else f"{bar['value']:.3f}"
-        lines.append(f"| {bar['name']} | {bar['required']} | {value} | {'met' if bar['is_met'] else '**missed**'} |")
+        verdict = "met" if bar["is_met"] else "**missed**"
+        lines.append(f"| {bar['name']} | {bar['required']} | {bar_value(bar)} | {verdict} |")
     machine = results["machine"]
     lines += ["", f"Machine: {machine['cpu_model']}; revision {machine['git_revision']}."]
     return "\n".join(lines) + "\n"
@@ -40,11 +40,4 @@ def report_page(results: Mapping[str, Any]) -> str:
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = ["| way | return | interval | SSR is ahead by | regret | CPU ms |", "|---|---|---|---|---|---|"]
-    for row in rows:
-        regret = "" if row["regret"] is None else f"{row['regret']:.3f}"
-        ahead = "" if row["name"] == "ssr" else shown(row["ours_ahead"])
-        lines.append(
-            f"| {row['summary']} | {row['return']:.3f} | [{row['low']:.3f}, {row['high']:.3f}] | {ahead} | {regret} | "
-            f"{row['plan_cpu_ms']:.2f} |"
-        )
-    return lines
+    return lines + [f"| {' | '.join(row_cells(row))} |" for row in rows]

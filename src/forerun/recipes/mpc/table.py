@@ -16,18 +16,30 @@ def result_lines(results: Mapping[str, Any]) -> list[str]:
         f"{'':55}{'return':>10}  {'interval':<22}{'SSR is ahead by':<28}{'regret':>8}{'CPU ms':>9}",
     ]
     for row in results["rows"]:
-        regret = "" if row["regret"] is None else f"{row['regret']:.3f}"
-        interval = f"[{row['low']:.3f}, {row['high']:.3f}]"
-        ahead = "" if row["name"] == "ssr" else shown(row["ours_ahead"])
-        lines.append(
-            f"{row['summary']:<55}{row['return']:>10.3f}  {interval:<22}{ahead:<28}{regret:>8}"
-            f"{row['plan_cpu_ms']:>9.2f}"
-        )
+        summary, value, interval, ahead, regret, cost = row_cells(row)
+        lines.append(f"{summary:<55}{value:>10}  {interval:<22}{ahead:<28}{regret:>8}{cost:>9}")
     lines += ["", *extra_lines(results["extras"]), ""]
     for bar in results["bars"]:
-        value = "not measured" if bar["value"] is None else f"{bar['value']:.3f}"
-        lines.append(f"{'met   ' if bar['is_met'] else 'MISSED'}  {bar['name']}: {value} (required {bar['required']})")
+        verdict = "met   " if bar["is_met"] else "MISSED"
+        lines.append(f"{verdict}  {bar['name']}: {bar_value(bar)} (required {bar['required']})")
     return lines
+
+
+def row_cells(row: Mapping[str, Any]) -> tuple[str, str, str, str, str, str]:
+    """Return the cells of a way to control: summary, return, interval, how far SSR is ahead, regret, CPU ms."""
+    return (
+        row["summary"],
+        f"{row['return']:.3f}",
+        f"[{row['low']:.3f}, {row['high']:.3f}]",
+        "" if row["name"] == "ssr" else shown(row["ours_ahead"]),
+        "" if row["regret"] is None else f"{row['regret']:.3f}",
+        f"{row['plan_cpu_ms']:.2f}",
+    )
+
+
+def bar_value(bar: Mapping[str, Any]) -> str:
+    """Return what was measured against a bar, as text."""
+    return "not measured" if bar["value"] is None else f"{bar['value']:.3f}"
 
 
 def extra_lines(extras: Mapping[str, Any]) -> list[str]:
