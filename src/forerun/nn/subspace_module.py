@@ -18,6 +18,11 @@ def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
+def count_trained(module: nn.Module) -> int:
+    """Return how many values of a module are trained."""
+    return sum(parameter.numel() for parameter in trained_parameters(module).values())
+
+
 def natural_size(start: Tensor) -> float:
     r"""Return by how much a parameter may move: its root mean square, or of a zero tensor that of PyTorch's start.
 

@@ -12,7 +12,7 @@ from torch import nn
 from forerun.bounds.module.factory import FOREIGN_ERRORS, build_module, load_factory, source_digests, start_sha256
 from forerun.bounds.verifier import lost_rows, random_words, require
 from forerun.nn.projections.build import build_projection
-from forerun.nn.subspace_module import ModuleSubspace, trained_parameters
+from forerun.nn.subspace_module import ModuleSubspace, count_trained
 
 _STREAMS: Final = 10_000
 _ORDER_STREAM: Final = 99
@@ -33,12 +33,11 @@ def build_subspace(module: nn.Module, *, projection: str, dim: int, seed: int) -
     Raises:
         ConfigError: The choice is unusable.
     """
-    num_values = sum(parameter.numel() for parameter in trained_parameters(module).values())
 
     def words(stream: int, count: int) -> np.ndarray:
         return random_words(seed, _STREAMS + stream, count)
 
-    return ModuleSubspace(module, build_projection(projection, num_values=num_values, dim=dim, words=words))
+    return ModuleSubspace(module, build_projection(projection, num_values=count_trained(module), dim=dim, words=words))
 
 
 def module_errors(

@@ -17,7 +17,7 @@ from forerun.bounds.module.factory import (
 from forerun.bounds.verifier import MAGNITUDE_BITS, MIN_SYMBOLS
 from forerun.core.errors import ConfigError
 from forerun.nn.projections.build import PROJECTION_NAMES
-from forerun.nn.subspace_module import trained_parameters
+from forerun.nn.subspace_module import count_trained
 
 STANDARD_DIMS: Final = (8, 16, 24, 40, 60, 80, 100, 120, 160, 200, 240, 300, 400, 600, 800, 1000)
 STANDARD_LEVELS: Final = (3, 5, 7, 9)
@@ -127,15 +127,16 @@ def open_grid(
         )
     starts: list[str] = []
     for seed in STANDARD_SEEDS:
-        module = build_module(make, seed, base=base)
-        starts.append(start_sha256(module))
-        if start_sha256(build_module(make, seed, base=base)) != starts[-1]:
+        first, second = (start_sha256(build_module(make, seed, base=base)) for _ in range(2))
+        if first != second:
             raise ConfigError(
                 f"factory={name!r}: two calls with seed {seed} start with other values; draw them from PyTorch's own "
                 "generator, which is seeded before each call"
             )
+        starts.append(first)
+    module = build_module(make, STANDARD_SEEDS[0], base=base)
     sources = source_digests(make, module)
-    num_values = sum(parameter.numel() for parameter in trained_parameters(module).values())
+    num_values = count_trained(module)
     return ModuleGrid(
         factory=name,
         sources=tuple(sources.items()),
