@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from forerun.worldmodels.jepa.model import Jepa
 
 _SURPRISED: Final = "world model, replans on surprise"
+_PROPOSED: Final = "world model, with proposals"
 
 
 def add_probe(actions: Commands) -> None:
@@ -64,7 +65,8 @@ def add_plan(actions: Commands) -> None:
         "already are left out.",
         epilog="examples:\n  forerun world plan --model run/model --data rooms --control control/model\n"
         "  forerun world plan --model run/model --data rooms --protocol opposite --goal landmarks --gif plan.gif\n"
-        "  forerun world plan --model run/model --data rooms --teleport-after 2 --replan-on-surprise 0.01",
+        "  forerun world plan --model run/model --data rooms --teleport-after 2 --replan-on-surprise 0.01\n"
+        "  forerun world plan --model run/model --data rooms --proposals 32 --proposal-iterations 2",
     )
     _add_model_options(plan)
     plan.add_argument("--control", type=Path, metavar="DIR", help="a model trained with --lambda 0 --keep-going")
@@ -93,6 +95,13 @@ def add_plan(actions: Commands) -> None:
         help="show too what the model does if it plans anew at frames more surprising than this share of undisturbed "
         "ones",
     )  # fmt: skip
+    add_number(
+        plan,
+        "--proposals",
+        0,
+        "show too what the model does with so many guesses of an inverse model among the candidates",
+    )
+    add_number(plan, "--proposal-iterations", 2, "iterations of that search")
     plan.add_argument(
         "--stable-worldmodel", action="store_true", help="let the evaluation of stable-worldmodel score the model too"
     )
@@ -110,10 +119,11 @@ def _plan(args: argparse.Namespace) -> int:
     from forerun.recipes.world.pictures import check_picture_packages, write_plan_gif
     from forerun.recipes.world.play import undisturbed
     from forerun.recipes.world.replanning import alarm_threshold, teleport
-    from forerun.recipes.world.stable_scoring import score_by_stable_worldmodel
+    from forerun.recipes.world.stable_scoring import check_scorable, score_by_stable_worldmodel
     from forerun.worldmodels.cloning import load_policy
     from forerun.worldmodels.collection import task_of
     from forerun.worldmodels.jepa.checkpoint import load_model
+    from forerun.worldmodels.jepa.inverse import InverseConfig, InverseModel
 
     if args.gif is not None:
         check_picture_packages()
@@ -136,11 +146,19 @@ def _plan(args: argparse.Namespace) -> int:
     if args.replan_on_surprise is not None:
         threshold = alarm_threshold(model, held_out, false_alarm_rate=args.replan_on_surprise)
         contenders[_SURPRISED] = replace(contenders["world model"], alarm_above=threshold)
+    if args.proposals:
+        contenders[_PROPOSED] = replace(
+            contenders["world model"],
+            config=replace(config, num_proposals=args.proposals, num_iterations=args.proposal_iterations),
+            inverse=InverseModel.of_episodes(model, seen, InverseConfig(horizon=args.horizon, seed=args.seed)),
+        )
     if args.control is not None:
         contenders["lambda = 0"] = replace(contenders["world model"], model=load_model(args.control)[0])
     tasks = held_out_tasks(
         held_out, args.protocol, num_tasks=args.tasks, frame_skip=dataset.frame_skip, seed=args.seed, task=task
     )
+    if args.stable_worldmodel:
+        check_scorable(tasks, config)
     others = {} if args.clone is None else {"cloned policy": CloningAgent(load_policy(args.clone), tasks)}
     before_look = undisturbed
     if args.teleport_after is not None:

@@ -20,6 +20,7 @@ from forerun.planning.cem import Cem, CemConfig
 from forerun.planning.objective import GoalDistance
 from forerun.recipes.world.goal_tasks import GoalTasks
 from forerun.worldmodels.cloning import ClonedPolicy
+from forerun.worldmodels.jepa.inverse import InverseModel
 from forerun.worldmodels.jepa.landmarks import LandmarkMap
 from forerun.worldmodels.jepa.surprise import one_step_surprise
 from forerun.worldmodels.latent_model import LatentModel
@@ -39,6 +40,7 @@ class PlanConfig:
             map of embeddings seen in training.
         is_bounded: Whether candidates stay inside the box of actions; not so in the published evaluation.
         has_warm_start: Whether a search begins at what is left of the last plan; of no use where all of it is executed.
+        num_proposals: Guesses of an inverse model among the candidates; they need one, and ``goal`` as ``latent``.
         deadline_s: Seconds after which a search ends with the best so far; ``None``: after all its iterations.
         seed: Root of chance.
     """
@@ -51,6 +53,7 @@ class PlanConfig:
     goal: Literal["latent", "landmarks"] = "latent"
     is_bounded: bool = False
     has_warm_start: bool = False
+    num_proposals: int = 0
     deadline_s: float | None = None
     seed: int = 0
 
@@ -62,6 +65,11 @@ class PlanConfig:
         """
         if not 1 <= self.execute_horizon <= self.horizon:
             raise ConfigError(f"execute_horizon={self.execute_horizon}: must lie in [1, horizon={self.horizon}]")
+        if self.num_proposals and self.goal != "latent":
+            raise ConfigError(
+                f"num_proposals={self.num_proposals}: an inverse model guesses ways to near goals; leave it out with "
+                f"goal={self.goal!r}"
+            )
         if self.deadline_s is not None and not self.deadline_s > 0:
             raise ConfigError(f"deadline_s={self.deadline_s}: must be above 0 seconds, or None for no deadline")
 
@@ -199,6 +207,7 @@ class PlanningAgent:
         tasks: Where it acts.
         config: How it plans.
         landmarks: The map, for goals by ``landmarks``.
+        inverse: Guesses actions, for ``num_proposals``.
         alarm_above: Surprise of a frame above which its task is planned for anew at once; ``None``: plans are executed
             as far as ``execute_horizon`` whatever is seen.
     """
@@ -210,10 +219,11 @@ class PlanningAgent:
         config: PlanConfig,
         *,
         landmarks: LandmarkMap | None = None,
+        inverse: InverseModel | None = None,
         alarm_above: float | None = None,
     ) -> None:
         self.config = config
-        self._model, self._landmarks, self._alarm_above = model, landmarks, alarm_above
+        self._model, self._landmarks, self._inverse, self._alarm_above = model, landmarks, inverse, alarm_above
         self._goals = model.encode_all(torch.from_numpy(tasks.goal_pixels))
         self._box = model.action_bounds(1.0)
         num_tasks = tasks.num_tasks
@@ -277,11 +287,13 @@ class PlanningAgent:
                 num_samples=config.num_samples,
                 num_elites=config.num_elites,
                 num_iterations=config.num_iterations,
+                num_proposals=config.num_proposals,
                 returns="mean",
             ),
             dynamics=self._model,
             objective=self._objective(rows),
             bounds=self._box if config.is_bounded else None,
+            proposal=None if self._inverse is None else self._inverse.towards(self._goals[rows]),
         )
         deadline_s, began = config.deadline_s, time.perf_counter()
         plan = planner.plan(

@@ -14,6 +14,7 @@ from forerun.data.pixel_shards import PixelDataset
 from forerun.recipes.world.agents import Agent, PlanConfig, PlanningAgent, RandomAgent, ceiling_of
 from forerun.recipes.world.goal_tasks import GoalTasks, Protocol
 from forerun.recipes.world.play import BeforeLook, Played, play, undisturbed, wilson_interval
+from forerun.worldmodels.jepa.inverse import InverseModel
 from forerun.worldmodels.jepa.landmarks import LandmarkMap
 from forerun.worldmodels.jepa.model import Jepa
 from forerun.worldmodels.jepa.probes import MlpProbe, r_squared
@@ -31,12 +32,14 @@ class Contender:
         model: The world model.
         seen: Episodes that it learned from, for maps.
         config: How it is planned with.
+        inverse: Guesses actions, for ``config.num_proposals``.
         alarm_above: As in :class:`forerun.recipes.world.agents.PlanningAgent`.
     """
 
     model: LatentModel
     seen: PixelEpisodes
     config: PlanConfig
+    inverse: InverseModel | None = None
     alarm_above: float | None = None
 
 
@@ -200,7 +203,12 @@ def evaluate(
         if contender.config.goal == "landmarks":
             landmarks = LandmarkMap.of_episodes(contender.model, contender.seen)
         agent = PlanningAgent(
-            contender.model, tasks, contender.config, landmarks=landmarks, alarm_above=contender.alarm_above
+            contender.model,
+            tasks,
+            contender.config,
+            landmarks=landmarks,
+            inverse=contender.inverse,
+            alarm_above=contender.alarm_above,
         )
         shown[name] = play_as(name, agent), agent
     play_as(*ceiling_of(tasks))
