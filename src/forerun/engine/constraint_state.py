@@ -64,7 +64,6 @@ class GrammarState:
         self._matcher = compiled.deep_copy()
         self._output_ids: list[int] = []
         self._num_consumed = 0
-        self._has_ended = False
         self._allowed: Bool[np.ndarray, " vocab"] | None = None
         self.problem = ""
 
@@ -77,11 +76,8 @@ class GrammarState:
 
     def add(self, token_id: int) -> None:
         """As :meth:`TokenConstraint.add`."""
-        if len(self._output_ids) == self._num_consumed:
-            if token_id in self._ending_ids:
-                self._has_ended = True
-            else:
-                self._num_consumed += self._matcher.try_consume_tokens([token_id])
+        if len(self._output_ids) == self._num_consumed and token_id not in self._ending_ids:
+            self._num_consumed += self._matcher.try_consume_tokens([token_id])
         self._output_ids.append(token_id)
         self._allowed = None
 
@@ -98,7 +94,7 @@ class GrammarState:
     def _compute(self) -> Bool[np.ndarray, " vocab"]:
         if len(self._output_ids) > self._num_consumed:
             allowed = np.zeros(self._vocab_size, np.bool_)
-            allowed[self._ending_columns] = self._has_ended
+            allowed[self._ending_columns] = self._output_ids[self._num_consumed] in self._ending_ids
             self.problem = "a token before it is not allowed"
             return allowed
         packed = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
@@ -117,7 +113,7 @@ class GrammarState:
         if num_tokens == len(self._output_ids):
             return
         del self._output_ids[num_tokens:]
-        self._has_ended, self._allowed = False, None
+        self._allowed = None
         num_dropped = self._num_consumed - num_tokens
         if num_dropped > 0:
             self._num_consumed = num_tokens
