@@ -28,6 +28,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -81,7 +82,7 @@ class Bench:
             for method in methods
             for _ in range(repeats if method in _OPEN_METHODS else 1)
         ]
-        everyone = [*ours, *self._peers]
+        everyone = [replace(subject, max_tokens=self._args.max_tokens) for subject in (*ours, *self._peers)]
         return self._order.sample(everyone, len(everyone))
 
     def _prompts(self, number: int, *, seed: int) -> list[str]:
@@ -120,6 +121,7 @@ class Bench:
     async def _prefix(self) -> None:
         """Ask long prompts that were never seen, each followed by one with the same beginning."""
         for subject in self._subjects(("none",)):
+            brief = replace(subject, max_tokens=2)
             times: dict[str, list[float]] = {"cold": [], "hit": [], "short": []}
             for number in range(self._args.prefix_pairs):
                 beginning = f"Desk {number}-{time.time_ns()}. " + _LIBRARY * 8
@@ -128,7 +130,7 @@ class Bench:
                     ("hit", beginning + "May I borrow a saw?"),
                     ("short", f"{time.time_ns()}?"),
                 ):
-                    timing = await ask(subject, prompt, time.perf_counter(), max_tokens=2)
+                    timing = await ask(brief, prompt, time.perf_counter())
                     times[kind].append(timing.ttft_s if timing.tokens else float("nan"))
             medians = {f"{kind}_ttft_s": median(values) for kind, values in times.items()}
             saved = 1 - medians["hit_ttft_s"] / medians["cold_ttft_s"]
@@ -264,6 +266,7 @@ def main() -> None:
     parser.add_argument("--open-levels", type=int, nargs="*", default=[2, 4], help="rates, times that of AR alone")
     parser.add_argument("--open-requests", type=int, default=20, help="requests of an open load")
     parser.add_argument("--prefix-pairs", type=int, default=5, help="long prompts, each asked about twice")
+    parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="most tokens of an answer")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--url", help="a server of ours that runs already, with every method ready")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=URL", help="another server, running")
@@ -272,7 +275,7 @@ def main() -> None:
     args = parser.parse_args()
     config = EngineConfig(max_num_seqs=max(args.levels), max_model_len=2048)
     manifest = run_manifest(
-        engine=config, sampling=SamplingParams(temperature=0, max_tokens=MAX_TOKENS, seed=args.seed)
+        engine=config, sampling=SamplingParams(temperature=0, max_tokens=args.max_tokens, seed=args.seed)
     )
     peers = dict(peer.split("=", 1) for peer in args.peer)
     load_before = os.getloadavg()

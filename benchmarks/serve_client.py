@@ -20,11 +20,13 @@ class Subject:
         name: What results call it.
         client: Of its server.
         extra: Fields of a request beyond the usual ones.
+        max_tokens: Most tokens of an answer.
     """
 
     name: str
     client: httpx.AsyncClient
     extra: dict[str, object] = field(default_factory=dict)
+    max_tokens: int = MAX_TOKENS
 
 
 @dataclass
@@ -65,12 +67,12 @@ def percentiles(values: list[float]) -> dict[str, float | None]:
     return {name: ranked[place] if ranked else None for name, place in places.items()}
 
 
-async def ask(subject: Subject, prompt: str, due_s: float, *, max_tokens: int = MAX_TOKENS) -> Timing:
+async def ask(subject: Subject, prompt: str, due_s: float) -> Timing:
     """Stream one greedy chat. A server that does not say how many tokens a chunk has sends one in each."""
     timing = Timing(due_s=due_s)
     body = {
         "messages": [{"role": "user", "content": prompt}],
-        "max_tokens": max_tokens,
+        "max_tokens": subject.max_tokens,
         "temperature": 0,
         "stream": True,
     }

@@ -38,6 +38,8 @@ _FOLDER = Path(__file__).resolve().parent
 _METHODS = (None, "none", "sequential", "ssd", "auto")
 _HUNG_S = 300
 _MOST_GROWTH = 0.03
+_LEAST_SECONDS = 60
+"""Before that, memory is still being touched for the first time: its growth says nothing."""
 _MALFORMED: tuple[bytes, ...] = (
     b"{",
     b"\xff\xfe",
@@ -225,7 +227,8 @@ def main() -> int:
     soak, app = Soak(args, prompts, expected), ServerApp(EngineResources(engine), config)
     asyncio.run(_run(args, soak, app, config))
     app.engine.thread.check_integrity()
-    tally, growth = soak.tally, memory_growth(soak.tally.memory_mib)
+    tally = soak.tally
+    growth = memory_growth(tally.memory_mib) if args.seconds >= _LEAST_SECONDS else None
     tally.counts["put aside"] = app.engine.thread.num_preempted
     problems = len(tally.wrong) + tally.counts["hung"] + tally.counts["lost"] + len(_drafters())
     is_flat = growth is None or growth <= _MOST_GROWTH
