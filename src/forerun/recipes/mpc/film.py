@@ -49,13 +49,14 @@ class _Moment:
     wish: Wish
 
 
-def film(setting: Setting, wishes: Sequence[Wish], path: Path, *, seed: int = 0) -> list[float]:
+def film(setting: Setting, wishes: Sequence[Wish], path: Path, *, way: str = "ssr", seed: int = 0) -> list[float]:
     """Run an episode whose reward changes, and draw it with its imagined futures.
 
     Args:
         setting: HalfCheetah and its models.
         wishes: What is asked for, one after the other; the episode's length is the longest they may take together.
         path: File to write, ``.gif``.
+        way: Name of the planner.
         seed: Of the start and of planning.
 
     Returns:
@@ -67,7 +68,7 @@ def film(setting: Setting, wishes: Sequence[Wish], path: Path, *, seed: int = 0)
     """
     if setting.task.name != "halfcheetah":
         raise ConfigError(f"a film of {setting.task.name}: only halfcheetah has a body to draw")
-    moments = _acted(setting, wishes, seed)
+    moments = _acted(setting, wishes, way, seed)
     _draw(moments, path)
     reached, begin = [], 0
     for wish in wishes:
@@ -78,13 +79,13 @@ def film(setting: Setting, wishes: Sequence[Wish], path: Path, *, seed: int = 0)
     return reached
 
 
-def _acted(setting: Setting, wishes: Sequence[Wish], seed: int) -> list[_Moment]:
+def _acted(setting: Setting, wishes: Sequence[Wish], way: str, seed: int) -> list[_Moment]:
     env, words = make_env(1), language(setting)
     states, x, moments = env.reset(episode_seeds(seed, "film", 1)), 0.0, []
     for wish in wishes:
         objective = words.objective(wish.objective)
         wanted = objective if wish.constraint is None else objective.subject_to(words.constraint(wish.constraint))
-        controller = contender("ssr").controller(replace(setting, objective=wanted))
+        controller = contender(way).controller(replace(setting, objective=wanted))
         for _ in range(wish.num_steps):
             actions = controller.act(states)
             assert controller.last_plan is not None

@@ -62,12 +62,9 @@ def render_study(models: Path, path: Path) -> None:
     """
     setting = opened(models)
     if setting.task.name == "halfcheetah":
-        steady = "near(x_velocity=1.5) + 0.05 * energy()"
-        upright = "keep_in(pitch=(-0.7, 0.7))"
-        wishes = (
-            Wish(objective="task()", num_steps=120, constraint=upright),
-            Wish(objective=steady, num_steps=120, constraint=upright, speed=1.5),
-        )
-        film(setting, wishes, path)
+        steady = "near(x_velocity=3.0) + 0.05 * energy()"
+        wishes = (Wish(objective="task()", num_steps=120), Wish(objective=steady, num_steps=120, speed=3.0))
+        # Eight denoising steps cost four times as much as the default and hardly ever fall.
+        film(setting, wishes, path, way="ssr-8-8")
     else:
         render_episode(setting.bundle, path)
