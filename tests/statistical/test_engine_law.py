@@ -18,6 +18,7 @@ from simulated.models import markov_law
 
 from forerun.core.rng import uniform
 from forerun.engine.config import SpeculativeConfig
+from forerun.engine.constraint import Constraint
 from forerun.engine.law import ProcessedLaw
 from forerun.engine.logits import LogitsProcessor
 from forerun.engine.sampling import SamplingParams
@@ -34,6 +35,7 @@ WORLD = World(
     num_sequences=16,
     capacity=16,
 )
+NO_TWO_A = Constraint.regex("a?(ba?)*")
 PARAMS = SamplingParams(temperature=0.9, max_tokens=LENGTH + 1)
 
 
@@ -52,7 +54,8 @@ def output_law(params, world=WORLD):
             if ended:
                 probability *= token == before[-1]
                 continue
-            processor = LogitsProcessor(params, PROMPT, world.eos_ids, VOCAB_SIZE)
+            constraint = world.constraint(params)
+            processor = LogitsProcessor(params, PROMPT, world.eos_ids, VOCAB_SIZE, constraint=constraint)
             row = world.target((*PROMPT, *before))
             probability *= processor.process(row, before).dense_probs()[token]
         law[output] = probability
@@ -120,11 +123,15 @@ def test_law_of_the_first_tokens(name, assert_law):
         replace(PARAMS, repetition_penalty=1.6, presence_penalty=0.5, frequency_penalty=0.3),
         replace(PARAMS, logit_bias={0: 0.7, 2: -0.5}),
         replace(PARAMS, min_tokens=2),
+        replace(PARAMS, constraint=NO_TWO_A, top_k=2),
     ],
-    ids=["top_k", "top_p", "min_p", "penalties", "logit_bias", "min_tokens and two ends"],
+    ids=["top_k", "top_p", "min_p", "penalties", "logit_bias", "min_tokens and two ends", "constraint"],
 )
 def test_law_under_sampling_parameters(params, assert_law):
     world = replace(WORLD, eos_ids=(1, 2)) if params.min_tokens else WORLD
+    if params.constraint is not None:
+        pytest.importorskip("llguidance")
+        world = replace(WORLD, eos_ids=(2,), token_bytes=(b"a", b"b", b""))
     counts, _ = counts_of(WAYS["ssd, late, neural fallback"], params, world)
     assert_law(counts, output_law(params, world), seed=11)
 

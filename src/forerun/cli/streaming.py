@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from forerun.core.errors import RequestError
 from forerun.engine.outputs import DecodeMetrics, FinishReason, StreamChunk, TokenLogprob, TokenOrigin
 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -39,6 +40,9 @@ def write_stream(chunks: Iterable[StreamChunk], *, is_stopped: Callable[[], bool
 
     Returns:
         What was written, and the tokens.
+
+    Raises:
+        RequestError: The request could not go on as its parameters ask; what came before is written.
     """
     taken: list[StreamChunk] = []
     for chunk in chunks:
@@ -49,6 +53,8 @@ def write_stream(chunks: Iterable[StreamChunk], *, is_stopped: Callable[[], bool
                 chunks.close()
             break
     write_text("\n")
+    if taken and taken[-1].error is not None:
+        raise RequestError(taken[-1].error)
     return Reply(
         text="".join(chunk.text for chunk in taken),
         token_ids=tuple(token_id for chunk in taken for token_id in chunk.token_ids),

@@ -16,9 +16,11 @@ import pytest
 
 from forerun.cli import main as cli
 from forerun.cli.chat_session import HELP, ChatSession
-from forerun.cli.streaming import visible, write_text
+from forerun.cli.streaming import visible, write_stream, write_text
 from forerun.core.errors import ConfigError, RequestError
 from forerun.engine.config import EngineConfig
+from forerun.engine.constraint import Constraint
+from forerun.engine.outputs import StreamChunk
 from forerun.engine.sampling import SamplingParams
 
 
@@ -69,6 +71,43 @@ def test_generate_gives_every_sampling_parameter_to_the_engine(engines):
         frequency_penalty=0.3, logit_bias={42: -1.5, 7: float("-inf")}, seed=5, stop=("END", "."),
         stop_token_ids=(1, 2), min_tokens=2, max_tokens=9, logprobs=3, ignore_eos=True,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "constraint"),
+    [
+        ("--regex", "(yes|no)", Constraint.regex("(yes|no)")),
+        ("--json-schema", '{"type": "object"}', Constraint.json_schema('{"type": "object"}')),
+    ],
+)
+def test_generate_constrains_the_output(engines, tmp_path, option, value, constraint):
+    if option == "--json-schema":
+        path = tmp_path / "schema.json"
+        path.write_text(value)
+        value = str(path)
+    report = tmp_path / "report.json"
+    assert cli.main(["generate", "hello", option, value, "--json", str(report)]) == 0
+    assert engines.opened[0].calls[0][1] == SamplingParams(constraint=constraint)
+    assert json.loads(report.read_text())["manifest"]["sampling"]["constraint"]["text"] == constraint.text
+
+
+@pytest.mark.parametrize(("schema", "words"), [(b"{", "not valid JSON"), (b"[]", "JSON object"), (b"\xff", "UTF-8")])
+def test_a_bad_schema_is_one_line(engines, tmp_path, capsys, schema, words):
+    path = tmp_path / "schema.json"
+    path.write_bytes(schema)
+    assert cli.main(["generate", "hello", "--json-schema", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_an_output_that_cant_go_on_is_an_error(capsys):
+    chunk = StreamChunk(
+        index=0, text="ye", token_ids=(1,), origins=("target",), finish_reason="error", error="no token"
+    )
+    with pytest.raises(RequestError, match="no token"):
+        write_stream([chunk])
+    assert capsys.readouterr().out == "ye\n"
 
 
 def test_generate_uses_the_defaults_of_the_python_interface(engines):
