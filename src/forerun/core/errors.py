@@ -48,7 +48,7 @@ class DeadEndError(RequestError):
         num_output_tokens: Tokens of the output before the place.
     """
 
-    def __init__(self, message: str, *, num_output_tokens: int) -> None:
+    def __init__(self, message: str, *, num_output_tokens: int = 0) -> None:
         super().__init__(message)
         self.num_output_tokens = num_output_tokens
 

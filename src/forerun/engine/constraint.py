@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Final, Literal, Self, get_args
+from typing import Any, Final, Literal, Self, cast, get_args
 
 from forerun.core.errors import RequestError
 
@@ -138,8 +138,9 @@ def _check_multiples(schema: Any) -> None:
     multiple = 1
     while pending:
         part = pending.pop()
-        pending += part.values() if isinstance(part, dict) else part if isinstance(part, list) else []
-        divisor = part.get("multipleOf") if isinstance(part, dict) else None
+        fields = cast("dict[str, Any]", part) if isinstance(part, dict) else {}
+        pending += cast("list[Any]", part) if isinstance(part, list) else fields.values()
+        divisor = fields.get("multipleOf")
         if isinstance(divisor, int | float) and divisor > 0:
             multiple = math.lcm(multiple, int("".join(map(str, Decimal(str(divisor)).as_tuple().digits))))
         if multiple > _MOST_REMAINDERS:
@@ -151,6 +152,6 @@ def _check_multiples(schema: Any) -> None:
 
 def _check_choices(text: str) -> None:
     choices = _parsed(text, "choice")
-    is_list = isinstance(choices, list) and 0 < len(choices) <= MAX_CHOICES  # pyright: ignore[reportUnknownArgumentType]
-    if not is_list or any(not isinstance(some, str) or not some for some in choices):
+    texts = cast("list[Any]", choices) if isinstance(choices, list) else []
+    if not 0 < len(texts) <= MAX_CHOICES or any(not isinstance(some, str) or not some for some in texts):
         raise RequestError(f"choice={text[:_SHOWN]}: must be a list of 1 to {MAX_CHOICES} texts, none empty")

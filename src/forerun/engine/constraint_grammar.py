@@ -7,7 +7,7 @@ costly preparation, masks in tens of microseconds, and goes back over tokens, wh
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from forerun.core.dependencies import import_optional
@@ -107,8 +107,10 @@ class GrammarCompiler:
         probes = [matcher.deep_copy() for _ in range(2)]  # what the first has used up counts for the second
         for probe in probes:
             probe.compute_bitmask()
-        if any(probe.is_error() for probe in probes):
-            raise RequestError(f"{constraint.kind}: no text of this model's tokens matches it; widen it")
+        failed = next((probe for probe in probes if probe.is_error()), None)
+        if failed is not None:
+            reason = error_text(failed)[:_MESSAGE_CHARACTERS]
+            raise RequestError(f"{constraint.kind}: allows no first token ({reason}); widen or simplify it")
         with self._lock:
             self._compiled[constraint] = matcher
             if len(self._compiled) > _NUM_KEPT:
@@ -116,15 +118,13 @@ class GrammarCompiler:
         return matcher
 
 
-def json_rule(schema: Any) -> str:
+def json_rule(schema: Mapping[str, Any]) -> str:
     """Return what stands for a JSON schema in a Lark grammar.
 
     Args:
         schema: The schema as JSON types.
     """
-    if isinstance(schema, dict):
-        schema = schema | {"x-guidance": _JSON_OPTIONS}
-    return f"%json {json.dumps(schema)}"
+    return f"%json {json.dumps({**schema, 'x-guidance': _JSON_OPTIONS})}"
 
 
 def _lark(library: Any, constraint: Constraint) -> str:

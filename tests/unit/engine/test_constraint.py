@@ -50,7 +50,7 @@ def test_bad_values_are_refused(make, message):
     ("constraint", "message"),
     [
         (Constraint.regex("(a"), r"^regex: does not compile \(.*unclosed group\)"),
-        (Constraint.regex("z"), "no text of this model's tokens"),
+        (Constraint.regex("z"), r"allows no first token \(no token of the vocabulary"),
         (Constraint.json_schema({"type": "objct"}), r"Invalid type: objct\); mend or simplify it$"),
         (Constraint.grammar("start: other"), "unknown name"),
     ],

@@ -67,12 +67,13 @@ def is_right(call):
 def test_required_calls_stream_as_they_are_whole(api, model):
     options: dict[str, Any] = {
         "model": model, "messages": MESSAGES, "tools": [WEATHER, NOW], "tool_choice": "required", "seed": 5,
-        "max_tokens": 900,
+        "max_tokens": 300, "parallel_tool_calls": False,
     }  # fmt: skip
     (whole,) = api.chat.completions.create(**options).choices
     assert whole.finish_reason == "tool_calls"
     assert whole.message.content is None
-    assert all(is_right(call) for call in whole.message.tool_calls)
+    (call,) = whole.message.tool_calls
+    assert is_right(call)
     with api.chat.completions.stream(**options) as stream:
         for _ in stream:
             pass
@@ -200,6 +201,18 @@ def test_a_template_that_takes_tools_gets_them_and_another_gets_text():
     assert "Look out of the window." in messages[0]["content"]
     assert messages[2]["content"] == '<tool_call>\n{"name": "now", "arguments": {"zone": "é"}}\n</tool_call>'
     assert messages[3]["content"] == "<tool_response>\nnoon\n</tool_response>"
+
+
+@pytest.mark.parametrize("is_parallel", [True, False])
+def test_several_calls_only_where_they_may_be(is_parallel):
+    fields = {"messages": MESSAGES, "tools": [NOW], "tool_choice": "required", "parallel_tool_calls": is_parallel}
+    body = ChatRequest.model_validate(fields)
+    tokenizer = LetterTokenizer()
+    constraint = calls_constraint(body, offered_functions(body))
+    state = GrammarCompiler(tokenizer, vocab_size=VOCAB_SIZE).state(constraint, ending_ids={0})
+    assert state.allowed().nonzero()[0].tolist() == [ord("<")]
+    state.follow(tokenizer.encode('<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'))
+    assert state.allowed().nonzero()[0].tolist() == ([0, ord("\n")] if is_parallel else [0])
 
 
 def test_a_strict_function_is_enforced_where_the_model_is_free():

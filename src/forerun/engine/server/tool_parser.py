@@ -77,8 +77,8 @@ class ToolCallParser:
         if found >= 0:
             head = _HEAD.match(self._held, found + len(BLOCK_BEGIN))
             rest = self._held[found + len(BLOCK_BEGIN) :]
-            name = None if head is None else _string(head[1])
-            if name in self._names and head is not None and name is not None:
+            name = "" if head is None else _string(head[1])
+            if head is not None and name in self._names:
                 yield from self._content(self._held[:found].rstrip())
                 yield CallBegin(name)
                 self._held = self._held[head.end() :]
@@ -138,8 +138,9 @@ def _open_from(text: str) -> int:
     return len(text[: len(text) - size].rstrip())
 
 
-def _string(text: str) -> str | None:
+def _string(text: str) -> str:
+    """Return what a JSON string says; nothing where it is none."""
     try:
         return json.loads(text)
     except ValueError:
-        return None
+        return ""

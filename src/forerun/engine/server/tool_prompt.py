@@ -22,7 +22,7 @@ from forerun.engine.server.tool_fields import FunctionDefinition, NamedToolChoic
 BLOCK_BEGIN: Final = "<tool_call>"
 BLOCK_END: Final = "</tool_call>"
 _MOST_CALLS: Final = 16
-_NO_ARGUMENTS: Final = {"type": "object", "properties": {}, "additionalProperties": False}
+_NO_ARGUMENTS: Final[dict[str, Any]] = {"type": "object", "properties": {}, "additionalProperties": False}
 _SYSTEM_TEXT: Final = """\
 You can call functions. To call one, answer with a block such as
 <tool_call>
