@@ -59,7 +59,7 @@ sampling = st.builds(
     max_tokens=st.integers(6, 24),
     logprobs=st.sampled_from([None, 2]),
     ignore_eos=st.booleans(),
-    constraint=st.sampled_from([None, None, *CONSTRAINTS]),
+    constraint=st.sampled_from([*[None] * len(CONSTRAINTS), *CONSTRAINTS]),
 ).map(without_contradiction)
 speculative = st.builds(
     SpeculativeConfig,
