@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from forerun.bounds.result import Certified
 
 MODULE_OPTION: Final = "--module"
+_DIM: Final = 160
 _OPTIONS: Final = ("input_shape", "projection", "dim", "levels", "seed", "base")
 
 
@@ -34,7 +35,13 @@ def add_module_options(parser: argparse.ArgumentParser) -> None:
         choices=("dense", "sparse", "fastfood", "kronecker"),
         help="from coefficients to parameters; of several, and of those below, the best bound is kept (default: dense)",
     )
-    group.add_argument("--dim", type=int, nargs="+", metavar="N", help="coefficients (default: 160)")
+    group.add_argument(
+        "--dim",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="coefficients (default: 160, or as many as the module has values for)",
+    )
     group.add_argument("--levels", type=int, nargs="+", metavar="N", help="3, 5, 7 or 9 (default: 5)")
     group.add_argument(
         "--seed",
@@ -94,7 +101,8 @@ def certify_named_module(args: argparse.Namespace) -> "Certified":
         base=args.base,
         base_is_independent=args.base_is_independent,
     )
-    choices = product(args.projection or ["dense"], args.dim or [160], args.levels or [5], args.seed or [0])
+    dims = args.dim or [max(dim for dim in task.grid.subspace_dims if dim <= _DIM)]
+    choices = product(args.projection or ["dense"], dims, args.levels or [5], args.seed or [0])
     candidates = tuple(
         ModuleCandidate(projection=projection, dim=dim, levels=levels, seed=seed)
         for projection, dim, levels, seed in choices
