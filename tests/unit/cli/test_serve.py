@@ -25,8 +25,9 @@ def test_every_option_has_an_argument_but_the_keys(monkeypatch):
     assert config(monkeypatch) == ServerConfig()
     given = config(
         monkeypatch, "--host", "::1", "--port", "0", "--model-name", "m", "--max-num-batched-tokens", "32",
-        "--max-waiting",
-        "0", "--max-choices", "2", "--max-body-bytes", "100", "--body-timeout-s", "1", "--request-timeout-s", "2",
+        "--max-cached-tokens", "9000",
+        "--max-waiting", "0", "--max-choices", "2", "--max-body-bytes", "100", "--body-timeout-s", "1",
+        "--request-timeout-s", "2",
         "--drain-timeout-s", "3", "--max-connections", "4", "--cors-origins", "https://a", "https://b",
         "--no-reuses-prefixes", "--logs-prompts", "--unix-socket", "s", "--root-path", "/llm", "--tls-certificate", "c",
         "--tls-key", "k", "--header-timeout-s", "5", "--write-timeout-s", "6", keys="one, two,",
