@@ -4,7 +4,7 @@ import itertools
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated.decoding import LongestMatches
 
@@ -90,6 +90,7 @@ def test_allowed_is_what_the_language_allows(pattern):
             ]
 
 
+@settings(max_examples=60)
 @given(data=st.data(), pattern=st.sampled_from(PATTERNS))
 def test_a_state_that_went_back_and_forth_is_as_a_new_one(data, pattern):
     tracker = state(pattern, (END, STOP))

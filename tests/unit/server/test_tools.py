@@ -168,7 +168,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("text", TEXTS)
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(data=st.data())
 def test_calls_are_found_however_the_text_comes(text, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
