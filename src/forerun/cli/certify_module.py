@@ -86,6 +86,7 @@ def certify_named_module(args: argparse.Namespace) -> "Certified":
     from forerun.bounds.module.verifier import module_kind
     from forerun.bounds.result import Certified
     from forerun.core.errors import ConfigError
+    from forerun.nn.projections.build import PROJECTION_NAMES
 
     if args.data is None or args.task is not None or args.model is not None or args.input_scale != 1.0:
         raise ConfigError(
@@ -102,7 +103,7 @@ def certify_named_module(args: argparse.Namespace) -> "Certified":
         base_is_independent=args.base_is_independent,
     )
     dims = args.dim or [max(dim for dim in task.grid.subspace_dims if dim <= _DIM)]
-    choices = product(args.projection or ["dense"], dims, args.levels or [5], args.seed or [0])
+    choices = product(args.projection or PROJECTION_NAMES[:1], dims, args.levels or [5], args.seed or [0])
     candidates = tuple(
         ModuleCandidate(projection=projection, dim=dim, levels=levels, seed=seed)
         for projection, dim, levels, seed in choices

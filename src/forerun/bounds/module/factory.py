@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from safetensors import SafetensorError
@@ -67,7 +67,7 @@ def load_factory(name: str) -> Factory:
         ) from error
     if not callable(found):
         raise ConfigError(f"factory={name!r}: is a {type(found).__name__}; give a function or class without arguments")
-    return found
+    return cast("Factory", found)
 
 
 def build_module(factory: Factory, seed: int, *, base: Path | None = None) -> nn.Module:
