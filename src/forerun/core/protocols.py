@@ -82,26 +82,6 @@ class LanguageModel(Protocol):
 class TokenModel(LanguageModel, Protocol):
     """A language model that can choose tokens where its logits are, so that only ids come back."""
 
-    def forward_ids(
-        self, rows: Rows, selection: "Selection", *, logit_rows: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Run rows as :meth:`LanguageModel.forward` does, and return the token that follows each row asked for.
-
-        Args:
-            rows: As for :meth:`LanguageModel.forward`.
-            selection: How the token of each row of ``logit_rows`` is chosen.
-            logit_rows: int64 indices; ``None`` for all rows.
-
-        Returns:
-            int64 target ids ``[len(logit_rows)]``; -1 where the largest logit is not finite.
-        """
-        ...
-
-
-@runtime_checkable
-class TokenModel(LanguageModel, Protocol):
-    """A language model that can choose tokens where its logits are, so that only ids come back."""
-
     def forward_ids(self, rows: Rows, selection: "Selection", *, logit_rows: np.ndarray | None = None) -> np.ndarray:
         """Run rows as :meth:`LanguageModel.forward` does, and return the token that follows each row asked for.
 
