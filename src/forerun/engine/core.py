@@ -77,7 +77,8 @@ class EngineCore:
         scheduler: SchedulerConfig | None = None,
         layer_ids: Sequence[int] = (),
     ) -> None:
-        self._target, self._verification, self._counters = target, verification, counters
+        self._target, self._counters = target, counters
+        self._verification: Verification = verification
         self._tables = target if isinstance(target, PagedModel) else None
         self._block_tokens = _ROW_BLOCK_TOKENS if self._tables is None else self._tables.block_tokens
         config = scheduler or SchedulerConfig(
@@ -366,7 +367,8 @@ class EngineCore:
         except DeadEndError as error:
             num_accepted, problem = error.num_output_tokens - before, error
         tokens = [*draft[:num_accepted], *own]
-        origins: list[TokenOrigin] = [*([speculation.origin] * num_accepted), *(["target"] * len(own))]
+        origins: list[TokenOrigin] = [speculation.origin] * num_accepted
+        origins.extend("target" for _ in own)
         logprobs = self._logprobs(request, logits, tokens)
         text = request.append(tokens, origins, logprobs)
         if problem is not None:

@@ -3,7 +3,6 @@
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 
 import torch
 
@@ -74,6 +73,7 @@ class EngineResources:
         self._checkpoint = checkpoint
         self._num_requests = 0
         self.max_len = capacity
+        self.grammars = GrammarCompiler(checkpoint.tokenizer, vocab_size=checkpoint.config.vocab_size)
         try:
             if self._factory.target_cores:
                 pin_process(*self._factory.target_cores)
@@ -110,11 +110,6 @@ class EngineResources:
         configs = [member.config for member in ((self._checkpoint,) if ensemble is None else ensemble.members)]
         shapes = {(config.num_kv_heads, config.head_dim) for config in configs}
         return range(sum(config.num_layers for config in configs) if len(shapes) == 1 else 0)
-
-    @cached_property
-    def grammars(self) -> GrammarCompiler:
-        """Compiles what requests ask their output to be."""
-        return GrammarCompiler(self.tokenizer, vocab_size=self.vocab_size)
 
     def way_for_call(self, num_requests: int) -> Way:
         """As :meth:`forerun.engine.speculation.SpeculatorFactory.way_for_call`."""

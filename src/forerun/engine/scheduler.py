@@ -219,7 +219,7 @@ class Scheduler(Generic[RequestT]):
             self._changed[request.index] = request
         return min(num_tokens, len(blocks) * self._block_tokens)
 
-    def take_tables(self) -> list[tuple[int, Sequence[int]]]:
+    def take_tables(self) -> Sequence[tuple[int, Sequence[int]]]:
         """Return the block tables that have changed since the last call: each a row and its blocks, in order."""
         tables = [(request.sequence, self._blocks[index]) for index, request in self._changed.items()]
         self._changed.clear()

@@ -196,7 +196,9 @@ def mask_exp(scores: Any, length: Any, ancestors: Any, num_ancestors: Any) -> An
         highest = bits[0] ^ ((bits[0] >> np.int32(31)) & MAGNITUDE)
         for j in range(length):
             highest = max(highest, bits[j] ^ ((bits[j] >> np.int32(31)) & MAGNITUDE))
-        peak = float_from_bits(highest ^ ((highest >> np.int32(31)) & MAGNITUDE))
+        peak = float_from_bits(  # pyright: ignore[reportCallIssue] (Numba passes the typing context)
+            highest ^ ((highest >> np.int32(31)) & MAGNITUDE)
+        )
     for a in range(num_ancestors):
         peak = max(peak, scores[ancestors[a]])
     total = np.float32(0.0)

@@ -71,7 +71,7 @@ def _quantize_row(row: np.ndarray, out_u8: np.ndarray, m: int, num_rows: int) ->
     peak_bits = _LEAST_PEAK_BITS
     for j in range(row.shape[0]):
         peak_bits = max(peak_bits, bits[j] & MAGNITUDE)
-    peak = float_from_bits(peak_bits)
+    peak = float_from_bits(peak_bits)  # pyright: ignore[reportCallIssue] (Numba passes the typing context)
     inverse = np.float32(MAX_LEVEL) / peak
     high = out_u8[m]
     for j in range(row.shape[0]):

@@ -28,6 +28,7 @@ class Resources(Protocol):
     config: EngineConfig
     max_len: int
     target: LanguageModel
+    grammars: GrammarCompiler
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -42,11 +43,6 @@ class Resources(Protocol):
     @property
     def layer_ids(self) -> Sequence[int]:
         """Every layer of the target; none where cached states can't be copied in one piece."""
-        ...
-
-    @property
-    def grammars(self) -> GrammarCompiler:
-        """Compiles what requests ask their output to be."""
         ...
 
     def way_for_call(self, num_requests: int) -> Way:

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 import h11
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
@@ -47,7 +47,7 @@ class GuardedProtocol(H11Protocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._limits = limits
-        self._served = self.app
+        self._served: ASGIApp = self.app  # pyright: ignore[reportUnknownMemberType] (uvicorn leaves it open)
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._close_timer: asyncio.TimerHandle | None = None
@@ -71,7 +71,7 @@ class GuardedProtocol(H11Protocol):
 
     def handle_events(self) -> None:
         """Answer what has come; 503 where there are more connections than may be."""
-        self.app = _busy if len(self.connections) > self._limits.max_connections else self._served
+        self.app: ASGIApp = _busy if len(self.connections) > self._limits.max_connections else self._served
         super().handle_events()
 
     def on_response_complete(self) -> None:

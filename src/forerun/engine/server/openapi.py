@@ -83,6 +83,5 @@ def openapi_document() -> dict[str, Any]:
 def _answers(*kinds: str, errors: Mapping[str, str]) -> dict[str, Any]:
     """Return what a route may answer: with these content types if all is well."""
     refused = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    return {"200": {"description": "OK", "content": {kind: {} for kind in kinds}}} | {
-        status: {"description": meaning, "content": refused} for status, meaning in errors.items()
-    }
+    answers: dict[str, Any] = {"200": {"description": "OK", "content": {kind: {} for kind in kinds}}}
+    return answers | {status: {"description": meaning, "content": refused} for status, meaning in errors.items()}

@@ -35,7 +35,8 @@ class WaySwitch:
         self._current: Way | None = None
         self._entered: Way | None = None
         self._num_rounds = 0
-        self._is_many, self._num_rounds_otherwise = False, 0
+        self._num_rounds_otherwise = 0
+        self._is_many = False
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -62,7 +63,8 @@ class WaySwitch:
             return way
         if not self._open:
             self._current, self._num_rounds = self._choose(1), 0
-            self._is_many, self._num_rounds_otherwise = False, 0
+            self._is_many = False
+            self._num_rounds_otherwise = 0
             self._entered = self._current
         self._open[request.index] = request
         assert self._current is not None
@@ -80,7 +82,8 @@ class WaySwitch:
             is_many = len(self._open) > 1
             self._num_rounds_otherwise = self._num_rounds_otherwise + 1 if is_many != self._is_many else 0
             if self._num_rounds > _ROUNDS_PER_CHOICE or self._num_rounds_otherwise > _ROUNDS_PER_LOAD:
-                self._num_rounds, self._is_many, self._num_rounds_otherwise = 0, is_many, 0
+                self._num_rounds, self._num_rounds_otherwise = 0, 0
+                self._is_many = is_many
                 self._current = self._entered = self._choose(len(self._open))
                 for request in self._open.values():
                     core.switch(request, self._current)

@@ -259,7 +259,7 @@ class PlanningAgent:
 
     def _is_surprised(self, latents: Tensor, active: np.ndarray) -> Bool[np.ndarray, " active"]:
         recent, rows = self._recent, torch.from_numpy(active)
-        if recent is None:
+        if recent is None or self._alarm_above is None:
             return np.zeros(len(active), bool)
         seen = History(states=recent.states[rows], actions=recent.actions[rows, :-1])
         surprises = one_step_surprise(self._model, seen, recent.actions[rows, -1], latents)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from forerun.core.atomic_files import write_json_file
 from forerun.core.errors import ConfigError
@@ -14,7 +14,7 @@ from forerun.data.pixel_shards import PixelDataset, read_dataset
 from forerun.recipes.world.agents import PlanConfig
 from forerun.recipes.world.bars import health_bars, success_bars, surprise_bars
 from forerun.recipes.world.evaluation import Contender, Success, evaluate, held_out_of, pooled
-from forerun.recipes.world.goal_tasks import held_out_tasks
+from forerun.recipes.world.goal_tasks import Protocol, held_out_tasks
 from forerun.recipes.world.pictures import check_picture_packages, draw_health, draw_surprise, write_plan_gif
 from forerun.recipes.world.surprise_benchmark import (
     SurpriseConfig,
@@ -29,7 +29,12 @@ from forerun.worldmodels.jepa.train import MODEL_FOLDER, RESULT_FILE, train_worl
 
 _MODEL, _CONTROL = "world model", "lambda = 0"
 _BY_MAP = "by map"
-_WAYS: Final = (("near", "latent"), ("near", "landmarks"), ("opposite", "latent"), ("opposite", "landmarks"))
+_WAYS: Final[tuple[tuple[Protocol, Literal["latent", "landmarks"]], ...]] = (
+    ("near", "latent"),
+    ("near", "landmarks"),
+    ("opposite", "latent"),
+    ("opposite", "landmarks"),
+)
 """What is measured: protocols, each with the cost of a state."""
 _MAP_EXECUTE_HORIZON: Final = 3
 
@@ -140,7 +145,7 @@ def reproduce(folder: Path, scale: Scale, *, report: Report = lambda stage, done
         findings = _findings(replace(scale, seeds=scale.seeds[: len(measured)]), measured)
         write_json_file(folder / "report.json", findings.numbers)
         (folder / "report.md").write_text(_page(findings), encoding="utf-8")
-    return findings
+    return _findings(scale, measured)
 
 
 class _Study:
