@@ -188,11 +188,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(times=st.integers(1, 4))
     def step(self, times):
         for _ in range(times):
+            first = min(self.jobs.values(), key=lambda job: (job.priority, job.index), default=None)
             plan = self._step()
             running = self.scheduler.running
             assert len(running) <= min(self.config.max_num_seqs, self.config.max_num_batched_tokens)
-            first = min(self.jobs.values(), key=lambda job: (job.priority, job.index), default=None)
-            if first is not None and self.config.preempts:
+            if first is not None and first.index in self.jobs and self.config.preempts:
                 assert first in running or not plan.decode, "the first of all waits while others decode"
 
     @invariant()

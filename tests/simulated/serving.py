@@ -12,6 +12,7 @@ import numpy as np
 from forerun.core.errors import RequestError
 from forerun.core.rows import Rows
 from forerun.engine.config import EngineConfig
+from forerun.engine.constraint_grammar import GrammarCompiler
 from forerun.engine.resources import EngineResources
 from forerun.engine.server.app import ServerApp
 from forerun.engine.server.config import ServerConfig
@@ -99,6 +100,7 @@ class SimulatedResources(EngineResources):
             capacity=capacity,
             token_bytes=tuple(map(LetterTokenizer().token_bytes, range(VOCAB_SIZE))),
         )
+        self.grammars = GrammarCompiler(LetterTokenizer(), vocab_size=VOCAB_SIZE)
         self.is_closed = False
         self._ways = tuple(
             Way(

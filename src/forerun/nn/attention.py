@@ -26,6 +26,7 @@ PANEL = 32
 """Slots of a block (or value dimensions) per panel: two vectors of 16 floats."""
 PARALLEL_SLOTS = 1024
 """Slots seen by all rows of a pass from which on threads take less time than they cost."""
+_LANES = 16
 _TILE = 48
 """Query rows (rows times heads of a group) whose scores are held at a time."""
 _MAX_BLOCK = 12 if binding.get_host_cpu_features().get("avx512f", False) else 3
@@ -176,8 +177,24 @@ def _multiply_panel(
             done += 1
 
 
+@njit(cache=True, nogil=True, error_model="numpy")
+def _sum_by_lanes(values: Any, lanes: Any) -> Any:
+    """Return the sum in an order that is written down: the compiler's own would differ with what this is inlined in."""
+    lanes[:] = np.float32(0.0)
+    whole = len(values) - len(values) % _LANES
+    for j in range(0, whole, _LANES):
+        for lane in range(_LANES):
+            lanes[lane] += values[j + lane]
+    total = np.float32(0.0)
+    for j in range(whole, len(values)):
+        total += values[j]
+    for lane in range(_LANES):
+        total += lanes[lane]
+    return total
+
+
 @njit(**FAST_OPTIONS)
-def mask_exp(scores: Any, length: Any, ancestors: Any, num_ancestors: Any) -> Any:
+def mask_exp(scores: Any, length: Any, ancestors: Any, num_ancestors: Any, lanes: Any) -> Any:
     """Turn a row of scores into unnormalised attention weights in place; slots the row may not see get exactly 0.
 
     Args:
@@ -185,6 +202,7 @@ def mask_exp(scores: Any, length: Any, ancestors: Any, num_ancestors: Any) -> An
         length: Slots of the prefix that the row sees.
         ancestors: int64, further slots, ascending and beyond the prefix.
         num_ancestors: How many of them count; at least 1 where ``length`` is 0.
+        lanes: float32 ``[16]``, written.
 
     Returns:
         The sum of the weights.
@@ -201,11 +219,9 @@ def mask_exp(scores: Any, length: Any, ancestors: Any, num_ancestors: Any) -> An
         )
     for a in range(num_ancestors):
         peak = max(peak, scores[ancestors[a]])
-    total = np.float32(0.0)
     for j in range(length):
-        weight = exp(prefix[j] - peak)
-        prefix[j] = weight
-        total += weight
+        prefix[j] = exp(prefix[j] - peak)
+    total = _sum_by_lanes(prefix, lanes)
     place = length
     for a in range(num_ancestors):
         slot = ancestors[a]
@@ -247,7 +263,7 @@ def _attend_part(
     # An odd number of cache lines per row: rows a power of two apart would fight for the same sets of the cache.
     scores = np.empty((most_rows * group, -(-longest // PANEL) * PANEL + 16), np.float32)
     mixed = np.empty((most_rows * group, width), np.float32)
-    totals = np.empty(most_rows * group, np.float32)
+    totals, lanes = np.empty(most_rows * group, np.float32), np.empty(_LANES, np.float32)
     score_bytes, head_bytes = scores.shape[1] * 4, head_dim * 4
     # Signed, for Numba adds an unsigned to a signed integer in floating point.
     scores_base, mixed_base = np.int64(scores.ctypes.data), np.int64(mixed.ctypes.data)
@@ -269,7 +285,7 @@ def _attend_part(
                 _multiply_panel(count, asked, head_bytes, panel, PANEL * 4, head_dim, target, score_bytes, 0)
             for row in range(count):
                 m = first + row // group
-                totals[row] = mask_exp(scores[row, :span], lengths[m], ancestors[m], num_ancestors[m])
+                totals[row] = mask_exp(scores[row, :span], lengths[m], ancestors[m], num_ancestors[m], lanes)
             for p in range(-(-span // PANEL)):
                 weights, steps = scores_base + p * PANEL * 4, min(PANEL, span - p * PANEL)
                 held = values_base + (tables[sequence, p] * num_kv_heads + g) * values_bytes
