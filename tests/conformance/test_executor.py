@@ -9,6 +9,7 @@ import pytest
 from forerun.core.errors import ConfigError, TrainingError
 from forerun.pretraining.config import PretrainConfig, ShapeConfig
 from forerun.pretraining.executor import Executor, LocalExecutor
+from forerun.pretraining.grid import outcome_of
 from forerun.pretraining.jobs import Job
 from forerun.pretraining.prepare import PrepareConfig, prepare_corpus
 from forerun.pretraining.ray_executor import RayExecutor
@@ -65,9 +66,9 @@ class Jobs:
 
 @pytest.fixture(scope="module")
 def expected(data, tmp_path_factory) -> dict[int, bytes]:
-    """Weights of two runs that this process made itself."""
+    """Weights of two runs that this process made itself, on one thread."""
     jobs = Jobs(data, tmp_path_factory.mktemp("expected"))
-    return {seed: weights(jobs.seed(seed).make()) for seed in (0, 1)}
+    return {seed: weights(outcome_of(jobs.seed(seed), lambda done, total, detail: None)) for seed in (0, 1)}
 
 
 def weights(run) -> bytes:
