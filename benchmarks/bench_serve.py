@@ -1,6 +1,6 @@
 """The server under load: waiting times and throughput of AR, SD, SSD and auto; writes benchmarks/results/serve.json.
 
-    python benchmarks/bench_serve.py [--llama-python PATH] [--out FILE]      # about eight minutes
+    python benchmarks/bench_serve.py [--llama-python PATH] [--out FILE]      # about a quarter of an hour
     python benchmarks/bench_serve.py --levels 1 4 --requests-per-client 2 --open-levels --out runs/serve.json
 
 One server has every method ready, so each request names its own and the methods take turns on the same process: their
@@ -8,13 +8,14 @@ ratios are within one run. Every method gets the same prompts.
 
 - closed: `level` clients, each asking again as soon as it is answered; throughput is of the time in which all had
   something to ask.
+- shared: the same, where all prompts begin with the same long text, as under one system prompt.
 - open: requests come at random times (Poisson), at `level` times the rate that AR serves one at a time. A slow method
   does not slow the load. Waiting times count from when a request was due, not from when it was sent.
 - prefix: a long prompt, and others with the same beginning, one at a time: what a hit takes off the time to a token.
 
 A peer is another server with the same model, asked in turn with ours: one that runs (`--peer NAME=URL`), or
-llama-cpp-python's, started by the interpreter that has it (`--llama-python`). Needs httpx, and a machine that does
-nothing else.
+llama-cpp-python's or vLLM's, started by the interpreter that has it (`--llama-python`, `--vllm-python`). Needs httpx,
+and a machine that does nothing else.
 """
 
 import argparse
@@ -25,8 +26,9 @@ import random
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +40,8 @@ from serve_client import MAX_TOKENS, Subject, ask, closed_load, open_load, summa
 from forerun.cli.console import write_json, write_line
 from forerun.engine.config import EngineConfig
 from forerun.engine.sampling import SamplingParams
-from forerun.models.load import default_model_path
+from forerun.models.export import save_huggingface
+from forerun.models.load import build_decoder, default_model_path, load_checkpoint
 from forerun.recipes.manifest import run_manifest
 
 _FOLDER = Path(__file__).resolve().parent
@@ -48,7 +51,8 @@ _COUNTERS = (
     "prefill_seconds", "target_seconds", "decode_seconds", "target_rounds", "target_verifications",
     "draft_tokens_proposed", "draft_tokens_accepted", "prefilled_tokens",
 )  # fmt: skip
-_START_TIMEOUT_S = 180
+_START_TIMEOUT_S = 400
+_MALLOC = "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4"
 _LIBRARY = (
     "You work at the help desk of a public library in a small harbour town. The library has three floors, a reading "
     "room with newspapers, a workshop with tools that can be borrowed, and a garden that is open in summer. It opens "
@@ -96,6 +100,8 @@ class Bench:
             await closed_load(subject, self._prompts(3, seed=0), num_clients=2)
         for level in self._args.levels:
             await self._closed(level)
+        for level in self._args.shared_levels:
+            await self._shared(level)
         solo_s = [float(str(record["spent_s"])) / int(str(record["num_requests"])) for record in self._of("none", 1)]
         for level in self._args.open_levels if solo_s else ():
             await self._open(level, level / median(solo_s))
@@ -103,13 +109,19 @@ class Bench:
 
     async def _closed(self, level: int) -> None:
         prompts = self._prompts(8 + round(self._args.requests_per_client * level), seed=level)
-        for subject in self._subjects(_METHODS, repeats=self._args.repeats):
+        await self._measure_closed("closed", level, self._subjects(_METHODS, repeats=self._args.repeats), prompts)
+
+    async def _shared(self, level: int) -> None:
+        number = 8 + round(self._args.requests_per_client * level)
+        prompts = [f"{_LIBRARY * 4}{prompt}" for prompt in self._prompts(number, seed=500 + level)]
+        await self._measure_closed("shared", level, self._subjects(_METHODS), prompts)
+
+    async def _measure_closed(self, mode: str, level: int, subjects: Sequence[Subject], prompts: Sequence[str]) -> None:
+        for subject in subjects:
             before, started_s = await self._counters(subject), time.perf_counter()
             timings, full_until_s = await closed_load(subject, prompts, num_clients=level)
             record = summary(timings, started_s=started_s, full_until_s=full_until_s)
-            self._keep(
-                "closed", level, subject, record | self._engine_share(before, await self._counters(subject), record)
-            )
+            self._keep(mode, level, subject, record | self._engine_share(before, await self._counters(subject), record))
 
     async def _open(self, level: int, rate: float) -> None:
         prompts = self._prompts(self._args.open_requests, seed=1000 + level)
@@ -222,21 +234,23 @@ def own_server(num_seqs: int) -> Iterator[str]:
 
 
 @contextmanager
-def llama_server(python: str, num_threads: int) -> Iterator[str]:
-    """Start llama-cpp-python's server on the same weights, with as many threads as the machine has cores.
+def _peer_server(name: str, command: Sequence[str], settings: Mapping[str, str] | None = None) -> Iterator[str]:
+    """Start a peer's server on a free port, wait for it, and end it.
 
-    It answers one request after the other; by default it cuts one off when another comes, which is turned off.
+    Args:
+        name: Of the peer, for what goes wrong.
+        command: Starts it; its port is added.
+        settings: Further environment variables.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [python, "-m", "llama_cpp.server", "--model", str(default_model_path()), "--port", str(port)]
-    options = ["--n_ctx", "2048", "--n_threads", str(num_threads), "--n_threads_batch", str(num_threads)]
-    with _process([*command, *options, "--interrupt_requests", "False"], stdout=subprocess.DEVNULL) as server:
+    environment = {**os.environ, **(settings or {})}
+    with _process([*command, "--port", str(port)], stdout=subprocess.DEVNULL, env=environment) as server:
         url, deadline_s = f"http://127.0.0.1:{port}", time.monotonic() + _START_TIMEOUT_S
         while True:
-            assert server.poll() is None, "llama_cpp.server ended; needs pip install 'llama-cpp-python[server]'"
-            assert time.monotonic() < deadline_s, "llama_cpp.server did not start"
+            assert server.poll() is None, f"{name}'s server ended at once; see what `{' '.join(command)}` says"
+            assert time.monotonic() < deadline_s, f"{name}'s server did not start"
             try:
                 httpx.get(f"{url}/v1/models", timeout=5)
             except httpx.HTTPError:
@@ -244,6 +258,35 @@ def llama_server(python: str, num_threads: int) -> Iterator[str]:
             else:
                 break
         yield url
+
+
+def _llama_command(python: str) -> list[str]:
+    """Return how to start llama-cpp-python's server, with as many threads as the machine has cores.
+
+    It answers one request after the other; by default it cuts one off when another comes, which is turned off.
+    """
+    threads = str(os.cpu_count() or 1)
+    command = [python, "-m", "llama_cpp.server", "--model", str(default_model_path()), "--n_ctx", "2048"]
+    return [*command, "--n_threads", threads, "--n_threads_batch", threads, "--interrupt_requests", "False"]
+
+
+def _vllm_command(python: str, folder: Path, max_num_seqs: int) -> list[str]:
+    """Return how to start vLLM's server on the same weights in bfloat16, which is what it computes in on a CPU."""
+    checkpoint = load_checkpoint(default_model_path())
+    save_huggingface(build_decoder(checkpoint), folder, tokenizer=checkpoint.tokenizer)
+    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--dtype", "bfloat16"]
+    options = ["--max-model-len", "2048", "--max-num-seqs", str(max_num_seqs), "--gpu-memory-utilization", "0.3"]
+    return [*command, *options]
+
+
+def _vllm_settings(python: str) -> dict[str, str]:
+    """Return what vLLM's documentation advises for a CPU: all cores, and the OpenMP and malloc that it likes."""
+    preferred = [Path(python).parent.parent / "lib" / "libiomp5.so", Path(_MALLOC)]
+    return {
+        "VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}",
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+        "LD_PRELOAD": ":".join(str(file) for file in preferred if file.exists()),
+    }
 
 
 async def _run(args: argparse.Namespace, url: str, peers: dict[str, str]) -> Bench:
@@ -260,7 +303,8 @@ async def _run(args: argparse.Namespace, url: str, peers: dict[str, str]) -> Ben
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--levels", type=int, nargs="+", default=[1, 4, 16], help="clients of a closed load")
+    parser.add_argument("--levels", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="clients of a closed load")
+    parser.add_argument("--shared-levels", type=int, nargs="*", default=[4, 16], help="where prompts begin alike")
     parser.add_argument("--requests-per-client", type=float, default=2.5, help="of a closed load; 8 more for all")
     parser.add_argument("--repeats", type=int, default=2, help="times that AR and auto get each closed load")
     parser.add_argument("--open-levels", type=int, nargs="*", default=[2, 4], help="rates, times that of AR alone")
@@ -271,9 +315,10 @@ def main() -> None:
     parser.add_argument("--url", help="a server of ours that runs already, with every method ready")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=URL", help="another server, running")
     parser.add_argument("--llama-python", metavar="PATH", help="interpreter that has llama-cpp-python[server]")
+    parser.add_argument("--vllm-python", metavar="PATH", help="interpreter that has vllm-cpu")
     parser.add_argument("--out", type=Path, default=_FOLDER / "results" / "serve.json")
     args = parser.parse_args()
-    config = EngineConfig(max_num_seqs=max(args.levels), max_model_len=2048)
+    config = EngineConfig(max_num_seqs=max([*args.levels, *args.shared_levels]), max_model_len=2048)
     manifest = run_manifest(
         engine=config, sampling=SamplingParams(temperature=0, max_tokens=args.max_tokens, seed=args.seed)
     )
@@ -281,7 +326,12 @@ def main() -> None:
     load_before = os.getloadavg()
     with ExitStack() as servers:
         if args.llama_python:
-            peers["llama.cpp"] = servers.enter_context(llama_server(args.llama_python, os.cpu_count() or 1))
+            peers["llama.cpp"] = servers.enter_context(_peer_server("llama.cpp", _llama_command(args.llama_python)))
+        if args.vllm_python:
+            folder = Path(servers.enter_context(tempfile.TemporaryDirectory()))
+            command = _vllm_command(args.vllm_python, folder, config.max_num_seqs)
+            settings = _vllm_settings(args.vllm_python)
+            peers["vllm"] = servers.enter_context(_peer_server("vllm", command, settings))
         url = args.url or servers.enter_context(own_server(config.max_num_seqs))
         bench = asyncio.run(_run(args, url, peers))
     payload = {
