@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from forerun.cli.console import write_json, write_line
 from forerun.cli.mpc_bench import add_bench
 from forerun.cli.mpc_distill import add_distill
-from forerun.cli.mpc_plan import add_plan
+from forerun.cli.mpc_plan import add_defect_option, add_plan
 from forerun.cli.mpc_study import add_reproduce
 from forerun.cli.options import (
     Commands,
@@ -15,8 +15,10 @@ from forerun.cli.options import (
     add_json_option,
     add_number,
     add_threads_option,
+    add_tracker_options,
     input_file,
     output_file,
+    use_tracker_options,
 )
 from forerun.cli.progress import progress_bars
 
@@ -30,8 +32,9 @@ plans, imagine their futures, and execute the one that scores best, for a reward
 _EPILOG = """\
 examples:
   forerun mpc reproduce --task smoke --out smoke      all of it in two minutes, against a known optimum
+  forerun mpc reproduce --task pointmaze --out maze   another goal each time; it moves, and a zone is forbidden
   forerun mpc collect --task pendulum --out data.npz
-  forerun mpc train --task pendulum --data data.npz --out models
+  forerun mpc train --task pendulum --data data.npz --out models --tensorboard
   forerun mpc plan --models models --render episode.gif
   forerun mpc plan --models models --objective "near(cos=-1.0) + 0.1 * energy()"
   forerun mpc collect --task pendulum --defect --episodes 60 --out play.npz
@@ -39,7 +42,7 @@ examples:
   forerun mpc distill --models models --out policy
   forerun mpc bench --models models --plot pareto.png
 """
-_TASKS = "double-integrator, pendulum, halfcheetah"
+_TASKS = "double-integrator, pendulum, pointmaze, halfcheetah, walker2d, push"
 
 
 def add_parser(commands: Commands) -> argparse.ArgumentParser:
@@ -77,9 +80,7 @@ def _add_collect(actions: Commands) -> None:
     collect.add_argument("--task", required=True, metavar="NAME", help=_TASKS)
     collect.add_argument("--out", type=output_file, required=True, metavar="FILE", help="recording to write, .npz")
     collect.add_argument("--episodes", type=int, metavar="N", help="how many (default: the task's number)")
-    collect.add_argument(
-        "--defect", action="store_true", help="in the task with its faulty actuator: play data to adapt on"
-    )
+    add_defect_option(collect, "in the task with a faulty actuator: play data to adapt on")
     add_number(collect, "--seed", 0, "of behaviours and episodes")
     add_json_option(collect)
     collect.set_defaults(action=_collect)
@@ -102,6 +103,7 @@ def _add_train(actions: Commands) -> None:
     add_number(train, "--batch-size", 256, "windows of a step")
     add_number(train, "--learning-rate", 1e-3, "peak")
     add_number(train, "--seed", 0, "of weights, batches and noise")
+    add_tracker_options(train)
     add_threads_option(train)
     add_json_option(train)
     train.set_defaults(action=_train)
@@ -138,9 +140,9 @@ def _collect(args: argparse.Namespace) -> int:
             task,
             num_episodes=count,
             seed=args.seed,
-            env=damaged(task)(count) if args.defect else None,
-            purpose="play with the defect" if args.defect else "data",
-            on_step=lambda step: show("collect", step, task.num_steps, ""),
+            make_env=None if args.defect is None else damaged(task, args.defect),
+            purpose="data" if args.defect is None else "play with the defect",
+            on_step=lambda done, num_steps: show("collect", done, num_steps, ""),
         )
     data.save(args.out)
     facts = _facts(data)
@@ -163,6 +165,7 @@ def _train(args: argparse.Namespace) -> int:
     from forerun.worldmodels.diffusion.train import DmpcTrainingConfig
 
     torch.set_num_threads(args.threads)
+    use_tracker_options(args)
     task = control_task(args.task)
     data = load_trajectories(args.data, state_names=task.state_names, action_names=task.action_names)
     training = DmpcTrainingConfig(

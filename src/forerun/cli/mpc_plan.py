@@ -62,7 +62,7 @@ def add_plan(actions: Commands) -> None:
     add_number(parser, "--samples", 64, "candidates of a plan")
     add_number(parser, "--execute-horizon", 1, "actions executed of each plan")
     parser.add_argument("--deadline-ms", type=float, metavar="X", help="time a plan may take (default: any)")
-    parser.add_argument("--defect", action="store_true", help="in the task with its faulty actuator")
+    add_defect_option(parser, "in the task with a faulty actuator")
     add_number(parser, "--seed", 0, "of starts and planning")
     parser.add_argument(
         "--step-ms", type=float, metavar="X", help="a step lasts so long, and the planner works in a thread meanwhile"
@@ -80,6 +80,18 @@ def add_plan(actions: Commands) -> None:
     add_threads_option(parser)
     add_json_option(parser)
     parser.set_defaults(action=_plan)
+
+
+def add_defect_option(parser: argparse.ArgumentParser, meaning: str) -> None:
+    """Add ``--defect [NAME]``: ``None`` is the healthy task, empty its first defect.
+
+    Args:
+        parser: Gets the option.
+        meaning: What it does there.
+    """
+    parser.add_argument(
+        "--defect", nargs="?", const="", metavar="NAME", help=f"{meaning} (without NAME: the task's first defect)"
+    )
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -117,7 +129,7 @@ def _plan(args: argparse.Namespace) -> int:
         healthy=None if args.watch_drift is None else Trajectories.load(args.watch_drift),
         step_s=None if args.step_ms is None else 1e-3 * args.step_ms,
     )
-    env = damaged(setting.task)(args.episodes) if args.defect else None
+    env = None if args.defect is None else damaged(setting.task, args.defect)(args.episodes)
     acted = act_episodes(setting, config, num_episodes=args.episodes, seed=args.seed, env=env)
     episodes, facts = acted.episodes, acted.facts
     found = facts | {

@@ -7,7 +7,7 @@ from forerun.cli.console import write_json, write_line
 from forerun.cli.options import Commands, add_json_option, add_threads_option
 from forerun.cli.progress import progress_bars
 
-_STUDIES = ("smoke", "pendulum", "halfcheetah-quick", "halfcheetah")
+_STUDIES = ("smoke", "pendulum", "pointmaze", "halfcheetah-quick", "halfcheetah", "walker2d", "push")
 
 
 def add_reproduce(actions: Commands) -> None:

@@ -55,6 +55,23 @@ def add_threads_option(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--threads", 1, "CPU threads")
 
 
+def add_tracker_options(parser: argparse.ArgumentParser) -> None:
+    """Add who is told of curves: ``--tensorboard`` and ``--tracker``; :func:`use_tracker_options` heeds it."""
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="write curves for TensorBoard into the folder of each run"
+    )
+    parser.add_argument("--tracker", choices=("wandb", "trackio"), help="send curves to W&B or trackio")
+
+
+def use_tracker_options(args: argparse.Namespace) -> None:
+    """Set what :func:`add_tracker_options` read, for this process and those it starts."""
+    from forerun.training.trackers import TRACKERS_VARIABLE
+
+    names = [*(["tensorboard"] if args.tensorboard else []), *([args.tracker] if args.tracker else [])]
+    if names:
+        os.environ[TRACKERS_VARIABLE] = ",".join(names)
+
+
 def add_json_option(parser: argparse.ArgumentParser) -> None:
     """Add ``--json FILE``; a command that prints numbers writes all of them there (``args.json``, or ``None``)."""
     parser.add_argument("--json", type=output_file, metavar="FILE", help="also write every number to FILE as JSON")

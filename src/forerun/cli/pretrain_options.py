@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forerun.cli.console import write_json, write_line
-from forerun.cli.options import add_number
+from forerun.cli.options import add_number, add_tracker_options, use_tracker_options
 from forerun.core.errors import ConfigError
 from forerun.pretraining.config import SHAPES, WEIGHT_DECAY, PretrainConfig
 
@@ -68,22 +68,16 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "cpu", "cuda"),
         help="where to train (default: a GPU where there is one, else the CPU)",
     )
-    parser.add_argument(
-        "--tensorboard", action="store_true", help="write curves for TensorBoard into the folder of each run"
-    )
-    parser.add_argument("--tracker", choices=("wandb", "trackio"), help="send curves to W&B or trackio")
+    add_tracker_options(parser)
 
 
 def use_place_options(args: argparse.Namespace) -> None:
     """Set what :func:`add_place_options` read, for this process and those it starts."""
     from forerun.training.devices import DEVICE_VARIABLE
-    from forerun.training.trackers import TRACKERS_VARIABLE
 
     if args.device is not None:
         os.environ[DEVICE_VARIABLE] = args.device
-    names = [*(["tensorboard"] if args.tensorboard else []), *([args.tracker] if args.tracker else [])]
-    if names:
-        os.environ[TRACKERS_VARIABLE] = ",".join(names)
+    use_tracker_options(args)
 
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:

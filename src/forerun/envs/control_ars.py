@@ -1,11 +1,19 @@
 """Augmented random search: linear policies of growing skill, to collect data with, in minutes of one core."""
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
+from torch import Tensor
+
+from forerun.core.control import ActionBounds
+from forerun.envs.control_task import Policy, SmoothNoise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,6 +27,8 @@ class ArsConfig:
         step_size: Of the policy's weights.
         noise_std: Of the directions.
         num_env_steps: Length of a trial.
+        survival_reward: Share of every step's reward that is paid for not having fallen; the search does not count it,
+            or standing still would be the first thing that it finds.
         seed: Of directions and episodes.
     """
 
@@ -28,6 +38,7 @@ class ArsConfig:
     step_size: float = 0.02
     noise_std: float = 0.03
     num_env_steps: int = 500
+    survival_reward: float = 0.0
     seed: int = 0
 
 
@@ -39,7 +50,7 @@ class LinearPolicy:
         weights: Of the normalised state.
         mean: Of the states seen in the search.
         std: Likewise.
-        trial_return: Mean return of the step's trials around this policy.
+        trial_return: Mean return of the step's trials around this policy, as the search counts.
         num_seen: States that mean and std are of.
     """
 
@@ -81,9 +92,8 @@ def search_linear_policies(
         for row, direction in enumerate(directions):
             for column, sign in enumerate((1.0, -1.0)):
                 tried = (weights + sign * config.noise_std * direction) / std
-                returns[row, column], states = _trial(
-                    env, tried, mean, config.num_env_steps, seed=int(source.integers(2**31))
-                )
+                found, states = _trial(env, tried, mean, config.num_env_steps, seed=int(source.integers(2**31)))
+                returns[row, column] = found - config.survival_reward * len(states)
                 seen.append(states)
         yield LinearPolicy(weights=weights, mean=mean, std=std, trial_return=float(returns.mean()), num_seen=count)
         top = np.argsort(-returns.max(axis=1))[: config.num_top]
@@ -112,3 +122,52 @@ def _trial(
         if terminated or truncated:
             break
     return total, np.array(seen)
+
+
+@cache
+def load_policies(file: str) -> tuple[LinearPolicy, ...]:
+    """Return the policies of a search that are kept in the package, in the order of the search.
+
+    Args:
+        file: Name in ``forerun.envs``.
+    """
+    text = files("forerun.envs").joinpath(file).read_text(encoding="utf-8")
+    return tuple(
+        LinearPolicy(
+            weights=np.array(record["weights"]),
+            mean=np.array(record["mean"]),
+            std=np.array(record["std"]),
+            trial_return=record["trial_return"],
+            num_seen=record["num_seen"],
+        )
+        for record in json.loads(text)["policies"]
+    )
+
+
+def noisy_mixture(
+    known: Sequence[LinearPolicy],
+    bounds: ActionBounds,
+    num_envs: int,
+    *,
+    generator: torch.Generator,
+    largest_std: float = 0.3,
+) -> Policy:
+    """Return policies drawn evenly from a search, each with noise of its own.
+
+    Args:
+        known: The search.
+        bounds: Actions are clamped to this box.
+        num_envs: Policies, one for each environment.
+        generator: Of the choice and the noise.
+        largest_std: Of the noise; each policy's is uniform below it.
+    """
+    chosen = [known[int(index)] for index in torch.randint(len(known), (num_envs,), generator=generator)]
+    weights = torch.from_numpy(np.stack([policy.weights / policy.std for policy in chosen])).float()
+    means = torch.from_numpy(np.stack([policy.mean for policy in chosen])).float()
+    std = largest_std * torch.rand((num_envs, 1), generator=generator)
+    noise = SmoothNoise((num_envs, len(bounds.low)), std=std, memory=0.5, generator=generator)
+
+    def act(states: Float[Tensor, "envs state"], env_step: int, /) -> Float[Tensor, "envs action"]:
+        return bounds.clamp(torch.einsum("eas,es->ea", weights, states - means) + noise.next())
+
+    return act

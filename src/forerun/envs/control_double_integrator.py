@@ -109,5 +109,8 @@ def task() -> ControlTask:
         reward=reward,
         transition=transition,
         best_policy=best_action,
-        defect=ActuatorFault(indices=(0,), bias=0.3),
+        defects={
+            "weak": ActuatorFault(indices=(0,), gain=0.3),
+            "biased": ActuatorFault(indices=(0,), bias=0.3),
+        },
     )

@@ -5,7 +5,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from forerun.core.control import ActionBounds, History
-from forerun.envs.control_env import TransitionFunction
+from forerun.core.protocols import Dynamics
+from forerun.envs.control_env import ActuatorFault, TransitionFunction
 
 
 class TrueDynamics:
@@ -35,3 +36,28 @@ class TrueDynamics:
             state = self._transition(state, actions[:, :, step])
             states.append(state)
         return torch.stack(states, dim=2)
+
+
+class FaultyDynamics:
+    """A world model told of a damage: it predicts what follows when the actuator makes of an action what it does.
+
+    Args:
+        dynamics: Of the healthy world.
+        fault: What is wrong.
+        bounds: Actions are clamped to this box before the fault has them, as the task does.
+    """
+
+    def __init__(self, dynamics: Dynamics, fault: ActuatorFault, *, bounds: ActionBounds) -> None:
+        self.action_dim = dynamics.action_dim
+        self._dynamics, self._fault, self._bounds = dynamics, fault, bounds
+
+    def rollout(
+        self,
+        history: History,
+        actions: Float[Tensor, "envs samples horizon action"],
+        *,
+        generator: torch.Generator,
+    ) -> Float[Tensor, "envs samples horizon state"]:
+        """As :meth:`forerun.core.protocols.Dynamics.rollout`."""
+        acting = self._fault.acting(self._bounds.clamp(actions))
+        return self._dynamics.rollout(history, acting, generator=generator)

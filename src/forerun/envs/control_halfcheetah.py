@@ -1,28 +1,21 @@
 """HalfCheetah-v5: a planar runner with six joints, simulated by MuJoCo through Gymnasium.
 
 The data's behaviours are linear policies of growing skill, found by augmented random search and kept in the package
-(``halfcheetah_policies.json``, made by ``scripts/search_halfcheetah_policies.py``), with noise.
+(``halfcheetah_policies.json``, made by ``scripts/search_linear_policies.py halfcheetah``), with noise.
 """
 
-import json
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
-from importlib.resources import files
 from typing import Any, Final
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from forerun.core.control import ActionBounds
-from forerun.core.dependencies import import_optional
-from forerun.envs.control_ars import LinearPolicy
+from forerun.envs.control_ars import LinearPolicy, load_policies, noisy_mixture
 from forerun.envs.control_env import ActuatorFault
 from forerun.envs.control_gymnasium import GymnasiumBatch
-from forerun.envs.control_task import ControlTask, Policy, SmoothNoise
+from forerun.envs.control_mujoco import MujocoDynamics, make_mujoco
+from forerun.envs.control_task import ControlTask, Policy
 
 STATE_NAMES: Final = (
     "height", "pitch", "back_thigh", "back_shin", "back_foot", "front_thigh", "front_shin", "front_foot",
@@ -42,26 +35,7 @@ def make_one() -> Any:
     Raises:
         MissingDependencyError: Gymnasium or MuJoCo is not installed.
     """
-    gymnasium = import_optional("gymnasium", extra="worlds", purpose="HalfCheetah")
-    mujoco = import_optional("mujoco", extra="worlds", purpose="HalfCheetah")
-    with _without_deprecations(mujoco):
-        return gymnasium.make("HalfCheetah-v5", max_episode_steps=NUM_STEPS)
-
-
-@contextmanager
-def _without_deprecations(mujoco: Any) -> Iterator[None]:
-    """Drop MuJoCo's messages on old words in Gymnasium's model file, one for each environment that is made."""
-
-    def tell(text: str) -> None:
-        if "deprecated" not in text:
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
-
-    before = mujoco.get_mju_user_warning()
-    mujoco.set_mju_user_warning(tell)
-    try:
-        yield
-    finally:
-        mujoco.set_mju_user_warning(before)
+    return make_mujoco("HalfCheetah-v5", purpose="HalfCheetah", num_steps=NUM_STEPS)
 
 
 def make_env(num_envs: int) -> GymnasiumBatch:
@@ -88,33 +62,17 @@ def behaviour(num_envs: int, generator: torch.Generator) -> Policy:
         num_envs: Policies, drawn evenly over the search.
         generator: Of the choice and the noise.
     """
-    known = linear_policies()
-    chosen = [known[int(index)] for index in torch.randint(len(known), (num_envs,), generator=generator)]
-    weights = torch.from_numpy(np.stack([policy.weights / policy.std for policy in chosen])).float()
-    means = torch.from_numpy(np.stack([policy.mean for policy in chosen])).float()
-    std = 0.3 * torch.rand((num_envs, 1), generator=generator)
-    noise = SmoothNoise((num_envs, 6), std=std, memory=0.5, generator=generator)
-
-    def act(states: Float[Tensor, "envs 17"], env_step: int, /) -> Float[Tensor, "envs 6"]:
-        return BOUNDS.clamp(torch.einsum("eas,es->ea", weights, states - means) + noise.next())
-
-    return act
+    return noisy_mixture(linear_policies(), BOUNDS, num_envs, generator=generator)
 
 
-@cache
 def linear_policies() -> tuple[LinearPolicy, ...]:
     """Return the policies of the search, from idle to the best that it found."""
-    text = files("forerun.envs").joinpath("halfcheetah_policies.json").read_text(encoding="utf-8")
-    return tuple(
-        LinearPolicy(
-            weights=np.array(record["weights"]),
-            mean=np.array(record["mean"]),
-            std=np.array(record["std"]),
-            trial_return=record["trial_return"],
-            num_seen=record["num_seen"],
-        )
-        for record in json.loads(text)["policies"]
-    )
+    return load_policies("halfcheetah_policies.json")
+
+
+def simulator() -> MujocoDynamics:
+    """Return MuJoCo itself as a world model."""
+    return MujocoDynamics(make_one, bounds=BOUNDS)
 
 
 def task() -> ControlTask:
@@ -132,5 +90,6 @@ def task() -> ControlTask:
         make_env=make_env,
         behaviour=behaviour,
         reward=reward,
-        defect=ActuatorFault(indices=(2,), limit=0.5),
+        simulator=simulator,
+        defects={"clipped-foot": ActuatorFault(indices=(2,), limit=0.5)},
     )

@@ -138,5 +138,5 @@ def task() -> ControlTask:
         reward=reward,
         transition=transition,
         best_policy=best_action,
-        defect=ActuatorFault(indices=(0,), limit=1.0),
+        defects={"clipped": ActuatorFault(indices=(0,), limit=1.0)},
     )

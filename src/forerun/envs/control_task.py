@@ -1,15 +1,26 @@
 """What a control task is: names, sizes, how it is made, how data comes about, what is known of its optimum."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from forerun.core.config import unknown_name
 from forerun.core.control import ActionBounds
+from forerun.core.errors import ConfigError
+from forerun.core.protocols import Dynamics
 from forerun.envs.control_env import ActuatorFault, BatchEnv, RewardFunction, TransitionFunction
+
+
+class StateTest(Protocol):
+    """Says of states whether something holds."""
+
+    def __call__(self, states: Float[Tensor, "*batch state"], /) -> Bool[Tensor, "*batch"]:
+        """Return the answer for each state."""
+        ...
 
 
 class Policy(Protocol):
@@ -44,8 +55,13 @@ class ControlTask:
             policy differs, so that the data is a mixture.
         reward: What a step pays, for predicted states too.
         transition: The task's own equations, where they are known.
+        simulator: Gives the task's simulator as a world model, where there is one and its equations are not known.
         best_policy: The known optimum, where there is one.
-        defect: The damage that ``adapt`` is shown on.
+        has_succeeded: Whether a state is one that the task is about; an episode with one such state is a success.
+            ``None``: there is no success, only return.
+        goal: For tasks with a goal in their state: the indices of its numbers.
+        most_envs: Environments that are made at once to record data; ``None``: one for each episode.
+        defects: Damages that ``adapt`` is shown on, by name.
     """
 
     name: str
@@ -61,13 +77,32 @@ class ControlTask:
     behaviour: Callable[[int, torch.Generator], Policy]
     reward: RewardFunction
     transition: TransitionFunction | None = None
+    simulator: Callable[[], Dynamics] | None = None
     best_policy: Policy | None = None
-    defect: ActuatorFault | None = None
+    has_succeeded: StateTest | None = None
+    goal: tuple[int, ...] = ()
+    most_envs: int | None = None
+    defects: Mapping[str, ActuatorFault] = field(default_factory=dict)
 
     @property
     def action_dim(self) -> int:
         """Numbers of an action."""
         return len(self.action_names)
+
+    def defect(self, name: str = "") -> ActuatorFault:
+        """Return a damage.
+
+        Args:
+            name: A key of :attr:`defects`; empty: the first one.
+
+        Raises:
+            ConfigError: There is none, or none of this name.
+        """
+        if not self.defects:
+            raise ConfigError(f"{self.name}: no defect is known for it")
+        if name and name not in self.defects:
+            raise unknown_name(f"defect of {self.name}", name, self.defects)
+        return self.defects[name or next(iter(self.defects))]
 
 
 class SmoothNoise:

@@ -71,6 +71,15 @@ def test_adapting_changes_the_dynamics_and_nothing_else(folder):
     assert changed == {"dynamics"}
 
 
+def test_curves_of_every_model_are_written_for_tensorboard(folder, monkeypatch):
+    pytest.importorskip("tensorboard")
+    monkeypatch.setenv("FORERUN_TRACKERS", "")
+    arguments = ["--task", "double-integrator", "--data", str(folder / "data.npz"), "--out", str(folder / "curves")]
+    assert main(["mpc", "train", *arguments, "--steps", "2", "--batch-size", "4", "--tensorboard"]) == 0
+    written = {path.parent.parent.name for path in (folder / "curves.checkpoints").glob("*/tensorboard/events*")}
+    assert written == {"proposal", "dynamics", "plan-value", "state-value", "one-step", "cloning"}
+
+
 def test_a_recording_of_the_healthy_world_watches_for_drift(folder):
     plan(folder, "--record", str(folder / "healthy.npz"), "--planner", "cloning")
     watched = ["--watch-drift", str(folder / "healthy.npz"), "--planner", "cloning"]
@@ -124,6 +133,7 @@ def test_the_bench_finds_what_nothing_beats(folder):
         (["--objective", "task().score"], "can't read"),
         (["--constraint", "energy()"], "must be keep_out"),
         (["--planner", "ssrr"], "did you mean ssr?"),
+        (["--defect", "biassed"], "unknown defect of double-integrator; did you mean biased?"),
         (["--episodes", "0"], "--episodes 0: must be at least 1"),
         (["--deadline-ms", "0"], "deadline_s=0.0: must be above 0"),
     ],

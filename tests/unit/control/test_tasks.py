@@ -1,6 +1,7 @@
 """Tasks whose optimum is known: the optimum is one, and what is built on them behaves."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from forerun.core.errors import ConfigError
 from forerun.core.generator import keyed_generator
 from forerun.envs import control_double_integrator as integrator
 from forerun.envs import control_pendulum as pendulum
-from forerun.envs.control_dynamics import TrueDynamics
+from forerun.envs.control_dynamics import FaultyDynamics, TrueDynamics
 from forerun.envs.control_env import ActuatorFault, FaultyActuator
 from forerun.envs.control_optimum import LinearQuadratic, finite_horizon_gains, solve_on_grid
 from forerun.envs.control_task import SmoothNoise
@@ -18,6 +19,13 @@ from forerun.envs.control_tasks import TASK_NAMES, control_task
 from forerun.planning.episodes import run_episodes
 
 TASKS = ["double-integrator", "pendulum"]
+MUJOCO = ("gymnasium", "mujoco", "imageio")  # Gymnasium's MuJoCo environments import imageio
+NEEDED = {
+    "halfcheetah": MUJOCO,
+    "walker2d": MUJOCO,
+    "pointmaze": (*MUJOCO, "gymnasium_robotics"),
+    "push": (*MUJOCO, "metaworld"),
+}
 
 
 def returns(task, policy, num_episodes=12):
@@ -132,9 +140,8 @@ def test_true_dynamics_predict_the_environment(name):
 
 @pytest.mark.parametrize("name", TASK_NAMES)
 def test_every_task_is_consistent(name):
-    if name == "halfcheetah":
-        pytest.importorskip("mujoco")
-        pytest.importorskip("imageio")  # Gymnasium's MuJoCo environments import it
+    for package in NEEDED.get(name, ()):
+        pytest.importorskip(package)
     task = control_task(name)
     env = task.make_env(2)
     states = env.reset([0, 1])
@@ -145,7 +152,33 @@ def test_every_task_is_consistent(name):
     assert actions.shape == (2, task.action_dim)
     paid = task.reward(states, actions, made.states)
     assert paid.shape == (2,)
-    assert paid.tolist() == pytest.approx(made.rewards.tolist(), abs=0.3 if name == "halfcheetah" else 1e-5)
+    assert paid.tolist() == pytest.approx(made.rewards.tolist(), abs=0.3 if name in NEEDED else 1e-5)
+    assert set(task.goal) <= set(range(len(task.state_names)))
+    for defect in task.defects:
+        FaultyActuator(env, task.defect(defect))
+
+
+@pytest.mark.parametrize("defect", ["weak", "biased"])
+def test_dynamics_that_are_told_of_a_damage_predict_the_damaged_task(defect):
+    task = control_task("double-integrator")
+    fault = task.defect(defect)
+    env = FaultyActuator(task.make_env(2), fault)
+    present = env.reset(range(2))
+    model = FaultyDynamics(TrueDynamics(task.transition, bounds=task.bounds), fault, bounds=task.bounds)
+    actions = torch.tensor([[[0.5], [-3.0]], [[-0.2], [0.9]]])
+    history = History.of_present(present, action_dim=1)
+    predicted = model.rollout(history, actions[:, None], generator=keyed_generator(0))[:, 0]
+    seen = torch.stack([env.step(task.bounds.clamp(actions[:, step])).states for step in range(2)], dim=1)
+    assert torch.allclose(predicted, seen, atol=1e-6)
+
+
+def test_defects_are_known_by_name_and_the_first_is_the_default():
+    task = control_task("double-integrator")
+    assert task.defect() == task.defect("weak") != task.defect("biased")
+    with pytest.raises(ConfigError, match="wek: unknown defect of double-integrator; did you mean weak"):
+        task.defect("wek")
+    with pytest.raises(ConfigError, match="no defect is known"):
+        replace(task, defects={}).defect()
 
 
 def test_an_unknown_task_names_the_nearest():

@@ -30,6 +30,8 @@ def bars(plan: Study, scores: Mapping[str, Score], extras: Mapping[str, Any]) ->
         add("regret against the known optimum", ours.regret(scores["optimum"]), most=plan.largest_regret)
     if plan.least_return is not None:
         add("return of SSR", ours.interval.value, least=plan.least_return)
+    if plan.least_success is not None:
+        add("share of SSR's episodes that succeed", ours.success, least=plan.least_success)
     for name in _COMPARED:
         if name in scores:
             other = scores[name]
@@ -37,15 +39,22 @@ def bars(plan: Study, scores: Mapping[str, Score], extras: Mapping[str, Any]) ->
             paired = paired_difference(ours.returns, other.returns)
             add(f"SSR above {other.summary}, start by start: at least", paired.low, least=0)
     for goal in extras.get("new_goals", ()):
-        add(f"{goal['name']} {goal['value']:g} asked at run time: error over the proposal's", goal["ratio"], most=0.4)
+        asked = f"{goal['name']} {goal['value']:g} asked at run time"
+        if "tolerance" in goal:
+            add(f"{asked}: share of an episode within {goal['tolerance']:g}", goal["met_share"], least=0.7)
+        else:
+            add(f"{asked}: error over the proposal's", goal["ratio"], most=0.4)
+    if "moved_goal" in extras and plan.least_success is not None:
+        moved = extras["moved_goal"]
+        add("goal moved in mid-episode: share that reach the new one", moved["success"], least=plan.least_success)
     if "constraint" in extras:
         add("hard constraint: share of steps that break it", extras["constraint"]["broken"], most=0.02)
-    if "adaptation" in extras:
-        tuned = extras["adaptation"]
-        add("adapted dynamics: share of the lost return recovered", tuned["ssr"]["recovered"], least=0.5)
-        if "joint" in tuned:
-            more = tuned["ssr"]["adapted"] - tuned["joint"]["adapted"]
-            add("adapted dynamics: return above the tuned joint model's", more, least=0)
+    for found_of in extras.get("adaptation", ()):
+        defect, rows = found_of["defect"], found_of["rows"]
+        add(f"{defect}: share of the lost return that adapted dynamics recover", rows["ssr"]["recovered"], least=0.5)
+        if "joint" in rows:
+            more = rows["ssr"]["adapted"] - rows["joint"]["adapted"]
+            add(f"{defect}: return with adapted dynamics above the tuned joint model's", more, least=0)
     if plan.plain_way is not None:
         plain, rate = scores[plan.plain_way], extras["rate"]
         gained = paired_difference(ours.returns, plain.returns)

@@ -20,9 +20,9 @@ def collect(
     *,
     num_episodes: int,
     seed: int,
-    env: BatchEnv | None = None,
+    make_env: Callable[[int], BatchEnv] | None = None,
     purpose: str = "data",
-    on_step: Callable[[int], None] = lambda env_step: None,
+    on_step: Callable[[int, int], None] = lambda num_done, num_steps: None,
 ) -> Trajectories:
     """Record the task's behaviours.
 
@@ -30,20 +30,33 @@ def collect(
         task: What to do.
         num_episodes: One behaviour each.
         seed: Of behaviours and episodes.
-        env: Another version of the task, such as a damaged one, with that many environments; ``None``: the task's own.
+        make_env: Makes another version of the task, such as a damaged one; ``None``: the task's own.
         purpose: Names the chance; another purpose gives independent episodes.
-        on_step: Told the number of steps done.
+        on_step: Told the number of steps done, side by side as they are, and of all.
 
     Raises:
         ConfigError: There is no episode to record.
     """
     if num_episodes < 1:
         raise ConfigError(f"--episodes {num_episodes}: must be at least 1")
-    return run_episodes(
-        env or task.make_env(num_episodes),
-        task.behaviour(num_episodes, keyed_generator(seed, "behaviour", purpose)),
-        task=task,
-        seeds=episode_seeds(seed, purpose, num_episodes),
-        source=f"{task.name}, {purpose}, seed {seed}",
-        on_step=on_step,
-    )
+    seeds = episode_seeds(seed, purpose, num_episodes)
+    generator = keyed_generator(seed, "behaviour", purpose)
+    at_once = min(num_episodes, task.most_envs or num_episodes)
+    env = (make_env or task.make_env)(at_once)
+    num_parts = -(-num_episodes // at_once)
+    recorded: Trajectories | None = None
+    for part in range(num_parts):
+        chosen = seeds[part * at_once : (part + 1) * at_once]
+        if len(chosen) < at_once:
+            env = (make_env or task.make_env)(len(chosen))
+        found = run_episodes(
+            env,
+            task.behaviour(len(chosen), generator),
+            task=task,
+            seeds=chosen,
+            source=f"{task.name}, {purpose}, seed {seed}",
+            on_step=lambda step, part=part: on_step(part * task.num_steps + step, num_parts * task.num_steps),
+        )
+        recorded = found if recorded is None else recorded.joined(found)
+    assert recorded is not None
+    return recorded

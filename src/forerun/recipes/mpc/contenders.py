@@ -36,6 +36,7 @@ class Setting:
         num_samples: Candidates of a plan, for every planner.
         control: Options of the controller.
         joint: The baseline that draws actions and states together, where it was trained.
+        true_dynamics: The world's own, for planners that are given it; ``None``: the healthy task's.
     """
 
     task: ControlTask
@@ -44,6 +45,7 @@ class Setting:
     num_samples: int = 64
     control: ControllerConfig = field(default_factory=ControllerConfig)
     joint: JointDiffusion | None = None
+    true_dynamics: Dynamics | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,7 +179,7 @@ def ssr_way(
         return Ssr(
             config,
             proposal=getattr(bundle, proposal),
-            dynamics=_true_dynamics(setting) if dynamics == "true" else getattr(bundle, dynamics),
+            dynamics=true_dynamics(setting) if dynamics == "true" else getattr(bundle, dynamics),
             objective=objective,
             bounds=bundle.bounds,
             preview=bundle.one_step if config.num_previewed else None,
@@ -259,10 +261,22 @@ def _cem(setting: Setting) -> Planner:
     return Cem(config, dynamics=bundle.one_step, objective=setting.objective, bounds=bundle.bounds)
 
 
-def _true_dynamics(setting: Setting) -> Dynamics:
-    if setting.task.transition is None:
-        raise ConfigError(f"{setting.task.name}: its equations are not known here; choose another planner")
-    return TrueDynamics(setting.task.transition, bounds=setting.bundle.bounds)
+def true_dynamics(setting: Setting) -> Dynamics:
+    """Return the world's own dynamics: what the setting gives, the task's equations, or its simulator.
+
+    Raises:
+        ConfigError: None of them is there.
+        MissingDependencyError: The simulator is not installed.
+    """
+    if setting.true_dynamics is not None:
+        return setting.true_dynamics
+    if setting.task.transition is not None:
+        return TrueDynamics(setting.task.transition, bounds=setting.bundle.bounds)
+    if setting.task.simulator is not None:
+        return setting.task.simulator()
+    raise ConfigError(
+        f"{setting.task.name}: neither its equations nor its simulator are known here; choose another planner"
+    )
 
 
 def _best(setting: Setting, num_envs: int, seed: int) -> Policy:

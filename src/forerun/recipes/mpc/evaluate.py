@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from forerun.data.trajectories import Trajectories
@@ -26,6 +27,7 @@ class Score:
         summary: In words.
         returns: For each training seed, the return of every episode.
         interval: Their interquartile mean with a 95% interval.
+        successes: For each training seed, the share of episodes that succeeded; ``None`` for tasks without success.
         plan_cpu_ms: CPU milliseconds of a plan for one environment, episode and all.
         num_failed: Plans that an error prevented.
     """
@@ -36,6 +38,12 @@ class Score:
     interval: Estimate
     plan_cpu_ms: float
     num_failed: int
+    successes: tuple[float, ...] | None = None
+
+    @property
+    def success(self) -> float | None:
+        """Share of all episodes that succeeded; ``None`` for tasks without success."""
+        return None if self.successes is None else float(np.mean(self.successes))
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as JSON types."""
@@ -47,6 +55,8 @@ class Score:
             "high": self.interval.high,
             "plan_cpu_ms": self.plan_cpu_ms,
             "num_failed": self.num_failed,
+            "success": self.success,
+            "successes": self.successes,
             "returns": [group.tolist() for group in self.returns],
         }
 
@@ -54,6 +64,7 @@ class Score:
     def from_json(cls, record: Mapping[str, Any]) -> "Score":
         """Return the score that :meth:`as_json` wrote."""
         returns = tuple(np.array(group) for group in record["returns"])
+        successes = record.get("successes")
         return cls(
             name=record["name"],
             summary=record["summary"],
@@ -61,6 +72,7 @@ class Score:
             interval=estimate(returns),
             plan_cpu_ms=record["plan_cpu_ms"],
             num_failed=record["num_failed"],
+            successes=None if successes is None else tuple(successes),
         )
 
     def beside(self, ours: "Score", optimum: "Score | None") -> dict[str, Any]:
@@ -79,6 +91,14 @@ class Score:
         """Return what is lost against the optimum, as a share of the optimum's size; means, as regret adds up."""
         best = float(np.concatenate(optimum.returns).mean())
         return (best - float(np.concatenate(self.returns).mean())) / abs(best)
+
+
+def success_share(task: ControlTask, episodes: Trajectories) -> float | None:
+    """Return the share of episodes with a state that the task is about; ``None`` for tasks without success."""
+    has_succeeded = task.has_succeeded
+    if has_succeeded is None:
+        return None
+    return float(np.mean([bool(has_succeeded(torch.from_numpy(made.states)).any()) for made in episodes.episodes]))
 
 
 def timed_episodes(
@@ -135,6 +155,7 @@ def score(
     *,
     num_episodes: int,
     make_env: Callable[[int], BatchEnv] | None = None,
+    on_episodes: Callable[[Trajectories], None] = lambda episodes: None,
 ) -> Score:
     """Score one way to control.
 
@@ -143,12 +164,15 @@ def score(
         settings: One for each training seed; its place is the seed of the episodes too.
         num_episodes: For each of them.
         make_env: Makes another version of the task; ``None``: the task's own.
+        on_episodes: Given the episodes of each seed.
     """
-    groups, cpu_seconds, num_steps, num_failed = [], 0.0, 0, 0
+    groups, successes, cpu_seconds, num_steps, num_failed = [], [], 0.0, 0, 0
     for seed, setting in enumerate(settings):
         env = None if make_env is None else make_env(num_episodes)
         episodes, seconds, failed = episodes_of(name, setting, num_episodes=num_episodes, seed=seed, env=env)
+        on_episodes(episodes)
         groups.append(episodes.returns)
+        successes.append(success_share(setting.task, episodes))
         cpu_seconds, num_failed = cpu_seconds + seconds, num_failed + failed
         num_steps += episodes.num_steps
     return Score(
@@ -158,4 +182,5 @@ def score(
         interval=estimate(groups),
         plan_cpu_ms=1e3 * cpu_seconds / num_steps,
         num_failed=num_failed,
+        successes=None if None in successes else tuple(successes),
     )

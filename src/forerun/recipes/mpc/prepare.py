@@ -40,16 +40,10 @@ def trainer_of(
     return ModelTrainer(data, task.bounds, config=config, training=training, directory=directory, report=report)
 
 
-def damaged(task: ControlTask) -> Callable[[int], BatchEnv]:
-    """Return what makes the task with its defect.
-
-    Raises:
-        ConfigError: The task has none.
-    """
-    defect = task.defect
-    if defect is None:
-        raise ConfigError(f"{task.name}: no defect is known for it")
-    return lambda num_envs: FaultyActuator(task.make_env(num_envs), defect)
+def damaged(task: ControlTask, defect: str = "") -> Callable[[int], BatchEnv]:
+    """Return what makes the task with a defect; :meth:`ControlTask.defect` says which, and what it raises."""
+    fault = task.defect(defect)
+    return lambda num_envs: FaultyActuator(task.make_env(num_envs), fault)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +82,7 @@ def prepared(plan: Study, task: ControlTask, folder: Path, seed: int, report: Re
             task,
             num_episodes=task.num_episodes,
             seed=seed,
-            on_step=lambda step: report(f"collect, seed {seed}", step, task.num_steps, ""),
+            on_step=lambda done, count: report(f"collect, seed {seed}", done, count, ""),
         )
         data.save(data_file)
     identity = {

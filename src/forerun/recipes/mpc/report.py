@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from forerun.recipes.mpc.table import bar_value, extra_lines, row_cells
+from forerun.recipes.mpc.table import bar_value, extra_lines, table_cells
 
 
 def report_page(results: Mapping[str, Any]) -> str:
@@ -39,5 +39,5 @@ def report_page(results: Mapping[str, Any]) -> str:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = ["| way | return | interval | SSR is ahead by | regret | CPU ms |", "|---|---|---|---|---|---|"]
-    return lines + [f"| {' | '.join(row_cells(row))} |" for row in rows]
+    header, cells = table_cells(rows)
+    return [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *cells)]

@@ -12,6 +12,7 @@ from forerun.recipes.mpc.collect import episode_seeds
 from forerun.recipes.mpc.contenders import Setting, contender, opened, task_objective
 from forerun.recipes.mpc.figure import EpisodeRecorder, animate
 from forerun.recipes.mpc.film import Wish, film
+from forerun.recipes.mpc.maze_film import animate_maze
 from forerun.worldmodels.diffusion.bundle import ModelBundle
 
 
@@ -49,7 +50,10 @@ def render_episode(
 
     seeds = episode_seeds(seed, "evaluation", 1)
     episodes = run_episodes(task.make_env(1), act, task=task, seeds=seeds, source="rendered")
-    animate(recorder.frames, bundle.state_names, path, title=title or task.name)
+    if task.name == "pointmaze":
+        animate_maze(recorder.frames, path, title=title or "seen (blue), imagined (grey), chosen (orange)")
+    else:
+        animate(recorder.frames, bundle.state_names, path, title=title or task.name)
     return float(episodes.returns[0])
 
 

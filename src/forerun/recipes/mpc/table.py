@@ -1,6 +1,6 @@
 """A study as text."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -11,13 +11,12 @@ def result_lines(results: Mapping[str, Any]) -> list[str]:
         results: As :func:`~forerun.recipes.mpc.reproduce.reproduce` returns them.
     """
     plan = results["study"]
-    lines = [
-        f"{plan['task']}: {plan['num_seeds']} seed(s) x {plan['num_episodes']} episodes, interquartile mean [95%]",
-        f"{'':55}{'return':>10}  {'interval':<22}{'SSR is ahead by':<28}{'regret':>8}{'CPU ms':>9}",
-    ]
-    for row in results["rows"]:
-        summary, value, interval, ahead, regret, cost = row_cells(row)
-        lines.append(f"{summary:<55}{value:>10}  {interval:<22}{ahead:<28}{regret:>8}{cost:>9}")
+    lines = [f"{plan['task']}: {plan['num_seeds']} seed(s) x {plan['num_episodes']} episodes, interquartile mean [95%]"]
+    header, rows = table_cells(results["rows"])
+    widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+    for first, *others in (header, *rows):
+        rest = "".join(f"  {cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True))
+        lines.append(f"{first:<{widths[0]}}{rest}")
     lines += ["", *extra_lines(results["extras"]), ""]
     for bar in results["bars"]:
         verdict = "met   " if bar["is_met"] else "MISSED"
@@ -25,16 +24,23 @@ def result_lines(results: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def row_cells(row: Mapping[str, Any]) -> tuple[str, str, str, str, str, str]:
-    """Return the cells of a way to control: summary, return, interval, how far SSR is ahead, regret, CPU ms."""
-    return (
-        row["summary"],
-        f"{row['return']:.3f}",
-        f"[{row['low']:.3f}, {row['high']:.3f}]",
-        "" if row["name"] == "ssr" else shown(row["ours_ahead"]),
-        "" if row["regret"] is None else f"{row['regret']:.3f}",
-        f"{row['plan_cpu_ms']:.2f}",
-    )
+def table_cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the cells of the ways to control; a column in which nothing was measured is left out.
+
+    Args:
+        rows: As the results have them.
+    """
+    columns = {
+        "way": [row["summary"] for row in rows],
+        "return": [f"{row['return']:.3f}" for row in rows],
+        "interval": [f"[{row['low']:.3f}, {row['high']:.3f}]" for row in rows],
+        "SSR is ahead by": ["" if row["name"] == "ssr" else shown(row["ours_ahead"]) for row in rows],
+        "success": ["" if row["success"] is None else f"{row['success']:.0%}" for row in rows],
+        "regret": ["" if row["regret"] is None else f"{row['regret']:.3f}" for row in rows],
+        "CPU ms": [f"{row['plan_cpu_ms']:.2f}" for row in rows],
+    }
+    kept = {name: cells for name, cells in columns.items() if any(cells)}
+    return list(kept), [list(cells) for cells in zip(*kept.values(), strict=True)]
 
 
 def bar_value(bar: Mapping[str, Any]) -> str:
@@ -49,24 +55,36 @@ def extra_lines(extras: Mapping[str, Any]) -> list[str]:
         extras: As the results have them.
     """
     lines = []
-    lines += [
-        f"new reward at run time, {goal['objective']}: error {goal['error']:.3f}, proposal alone "
-        f"{goal['proposal_error']:.3f}"
-        for goal in extras.get("new_goals", ())
-    ]
+    for goal in extras.get("new_goals", ()):
+        text = (
+            f"new reward at run time, {goal['objective']}: error {goal['error']:.3f}, proposal alone "
+            f"{goal['proposal_error']:.3f}"
+        )
+        if "tolerance" in goal:
+            text += (
+                f"; within {goal['tolerance']:g} in {goal['met_share']:.0%} of an episode, proposal alone "
+                f"{goal['proposal_met_share']:.0%}"
+            )
+        lines.append(text)
+    if moved := extras.get("moved_goal"):
+        lines.append(f"goal moved in mid-episode: {moved['success']:.0%} reach the new one in what is left")
     if limit := extras.get("constraint"):
         lines.append(
             f"hard constraint {limit['constraint']}: broken in {limit['broken']:.1%} of the steps, without it "
             f"{limit['broken_without']:.1%}; return {limit['return']:.3f}, without it {limit['return_without']:.3f}"
+            + ("" if limit["success"] is None else f"; {limit['success']:.0%} succeed, {limit['success_without']:.0%}")
         )
-    if adaptation := extras.get("adaptation"):
-        count = adaptation["num_play_episodes"]
-        for key, what in (("ssr", "dynamics alone"), ("joint", "joint model")):
-            if found := adaptation.get(key):
+    for damage in extras.get("adaptation", ()):
+        tuned = f"tuned on {damage['num_play_episodes']} episodes"
+        for way, what in (
+            ("ssr", f"dynamics alone {tuned}"),
+            ("joint", f"joint model {tuned}"),
+            ("ssr-true", "true dynamics, told of it"),
+        ):
+            if found := damage["rows"].get(way):
                 lines.append(
-                    f"damaged actuator, {what} tuned on {count} episodes: {found['healthy']:.3f} -> "
-                    f"{found['damaged']:.3f} -> {found['adapted']:.3f}; lost {shown(found['lost'])}, came back "
-                    f"{shown(found['gained'])}"
+                    f"damage {damage['defect']}, {what}: {found['healthy']:.3f} -> {found['damaged']:.3f} -> "
+                    f"{found['adapted']:.3f}; lost {shown(found['lost'])}, came back {shown(found['gained'])}"
                 )
     if rate := extras.get("rate"):
         rates = ", ".join(f"{way} {found['per_cpu_s']:.1f}" for way, found in rate.items())

@@ -1,7 +1,8 @@
 """Learning the models of D-MPC from recorded control: each a network, an optimiser and a run of its own."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ from forerun.data.trajectories import Trajectories
 from forerun.data.windows import WindowSource, discounted_returns
 from forerun.nn.first_weights import seeded_weights
 from forerun.training.loop import LoopConfig, TrainingLoop
+from forerun.training.trackers import Tracker, open_trackers
 from forerun.worldmodels.diffusion.action_proposal import DiffusionProposal
 from forerun.worldmodels.diffusion.config import DmpcConfig
 from forerun.worldmodels.diffusion.dynamics import DiffusionDynamics, offset_normalizer
@@ -64,7 +66,7 @@ class ModelTrainer:
         bounds: The box of actions.
         config: Shapes.
         training: How to train.
-        directory: For checkpoints, one folder a model; ``None`` keeps none.
+        directory: For checkpoints and curves, one folder a model; ``None`` keeps none.
         report: Told of progress.
 
     Raises:
@@ -187,12 +189,18 @@ class ModelTrainer:
             checkpoint_every=200,
             average_decay=training.average_decay,
         )
-        TrainingLoop(
-            model,
-            config,
-            batch_at=lambda step: step,
-            loss=loss,
-            directory=None if self._directory is None else self._directory / name,
-            on_step=lambda step, value, rate: self._report(name, step + 1, training.num_steps, f"loss {value:.4f}"),
-        ).run()
+        folder = None if self._directory is None else self._directory / name
+        trackers: list[Tracker] = []
+
+        def on_step(step: int, value: float, rate: float) -> None:
+            for tracker in trackers:
+                tracker.add({"train/loss": value, "train/learning_rate": rate}, step + 1)
+            self._report(name, step + 1, training.num_steps, f"loss {value:.4f}")
+
+        loop = TrainingLoop(model, config, batch_at=lambda step: step, loss=loss, directory=folder, on_step=on_step)
+        with ExitStack() as stack:
+            if folder is not None:
+                opened = open_trackers(folder, asdict(training), first_step=loop.num_done() + 1)
+                trackers += [stack.enter_context(closing(tracker)) for tracker in opened]
+            loop.run()
         model.eval()
