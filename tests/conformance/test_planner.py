@@ -7,6 +7,7 @@ from forerun.core.control import INFEASIBLE, UNUSABLE, ActionBounds, History, Pl
 from forerun.core.errors import ConfigError, ObjectiveError
 from forerun.core.generator import keyed_generator
 from forerun.planning.cem import Cem, CemConfig
+from forerun.planning.gradient import GradientConfig, GradientPlanner
 from forerun.planning.icem import Icem, IcemConfig
 from forerun.planning.mppi import Mppi, MppiConfig
 from forerun.planning.objective import Constraint, GoalDistance, RunningReward
@@ -52,6 +53,11 @@ def mppi(**parts):
     return Mppi(config, bounds=BOUNDS, **parts)
 
 
+def gradient(**parts):
+    config = GradientConfig(horizon=HORIZON, num_samples=8, num_iterations=120, learning_rate=0.05)
+    return GradientPlanner(config, bounds=BOUNDS, **parts)
+
+
 def random_shooting(**parts):
     return RandomShooting(SsrConfig(num_samples=40_000), horizon=HORIZON, bounds=BOUNDS, **parts)
 
@@ -61,7 +67,8 @@ def ssr(**parts):
     return Ssr(SsrConfig(num_samples=40_000), proposal=proposal, bounds=BOUNDS, **parts)
 
 
-ITERATIVE = [cem, icem, mppi]
+SEARCHES = [cem, icem, mppi]
+ITERATIVE = [*SEARCHES, gradient]
 ALL = [*ITERATIVE, random_shooting, ssr]
 GOAL = torch.tensor([[0.6, -0.3], [1.5, 0.9]])
 """Reached exactly, at no more than a third of the goal per step, by every environment from the origin."""
@@ -204,7 +211,7 @@ def test_an_objective_of_another_shape_is_named(make):
         solve(make, objective=RunningReward(flat))
 
 
-@pytest.mark.parametrize("make", ITERATIVE)
+@pytest.mark.parametrize("make", SEARCHES)
 def test_proposals_are_scored_beside_the_candidates(make):
     class Oracle(UniformProposal):
         def propose(self, history, num_samples, *, generator, warm_start=None):
@@ -217,3 +224,20 @@ def test_proposals_are_scored_beside_the_candidates(make):
     plan = planner.plan(HISTORY, generator=keyed_generator(0))
     assert plan.futures.shape[1] == 62
     assert plan.scores.tolist() == pytest.approx(best_score().tolist(), abs=1e-5)
+
+
+def test_ascent_needs_a_slope():
+    class Steps(Integrator):
+        def rollout(self, history, actions, *, generator):
+            return super().rollout(history, actions.detach(), generator=generator)
+
+    with pytest.raises(ConfigError, match="plan by 'cem'"):
+        solve(gradient, objective=-GoalDistance(GOAL), dynamics=Steps())
+
+
+def test_ascent_counts_what_it_scored():
+    plan = solve(gradient)
+    assert plan.num_candidates == 120 * 8
+    assert plan.futures.shape[1] == 8
+    with pytest.raises(ConfigError, match="learning_rate=0"):
+        GradientConfig(horizon=1, learning_rate=0)

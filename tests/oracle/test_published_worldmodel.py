@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from forerun.cli.main import main
 from forerun.core.errors import CheckpointError
 from forerun.worldmodels.jepa import published
+from forerun.worldmodels.jepa.checkpoint import load_model
 from forerun.worldmodels.jepa.encoder import normalised
 from forerun.worldmodels.jepa.published import load_published
 
@@ -139,6 +141,16 @@ def test_a_published_model_is_the_same_function(reference, tmp_path, wrapped):
         torch.testing.assert_close(
             model.predict(latents, actions), predicted_by_hand(reference, latents, actions), rtol=1e-4, atol=1e-5
         )
+
+
+def test_the_command_writes_a_model_of_ours(reference, tmp_path, capsys):
+    write(tmp_path, reference.state_dict())
+    assert main(["world", "convert", str(tmp_path), "--out", str(tmp_path / "model")]) == 0
+    assert "name --data" in capsys.readouterr().out
+    model, _ = load_model(tmp_path / "model")
+    assert torch.equal(model.encode(pixels()), load_published(tmp_path).encode(pixels()))
+    assert main(["world", "convert", str(tmp_path / "model"), "--out", str(tmp_path / "again")]) == 2
+    assert "holds no readable LeWorldModel checkpoint" in capsys.readouterr().err
 
 
 def test_names_of_older_transformers_mean_the_same(reference, tmp_path):

@@ -8,9 +8,11 @@ from forerun.cli.options import Commands, add_command, add_json_option, add_numb
 from forerun.cli.progress import progress_bars
 from forerun.cli.world_bench import add_bench
 from forerun.cli.world_clone import add_clone
+from forerun.cli.world_convert import add_convert, add_export
 from forerun.cli.world_import import add_import
+from forerun.cli.world_plan import add_plan
 from forerun.cli.world_train import add_train, add_tune
-from forerun.cli.world_use import add_plan, add_probe, add_reproduce, add_surprise
+from forerun.cli.world_use import add_probe, add_reproduce, add_surprise
 
 _DESCRIPTION = """\
 A world model learned from frames and actions, without rewards and without a pretrained encoder (LeWorldModel): it
@@ -26,6 +28,8 @@ plan       success at held-out tasks, between chance, a collapsed control and th
 surprise   how well a prediction error shows that the world broke its rules, at a false-alarm rate you set
 bench      SIGReg against other ways to a world model
 reproduce  all of it in one command
+convert    take a model out of a published checkpoint
+export     write encoder and predictor as programs of torch.export
 """
 _EPILOG = """\
 examples:
@@ -56,6 +60,8 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     add_surprise(actions)
     add_bench(actions)
     add_reproduce(actions)
+    add_convert(actions)
+    add_export(actions)
     return parser
 
 
@@ -74,13 +80,18 @@ def _add_collect(actions: Commands) -> None:
         "collect",
         summary="record episodes of a task",
         description="Records frames, blocks of actions and what is known of each state. Frames are drawn only where\n"
-        "one is kept. push-t and stable-two-room are worlds of stable-worldmodel (extra 'stable-worlds').",
+        "one is kept. push-t and stable-two-room are worlds of stable-worldmodel (extra 'stable-worlds'), reacher is\n"
+        "simulated and drawn by MuJoCo (extra 'worlds').",
         epilog="examples:\n  forerun world collect --out rooms --episodes 1000\n"
         "  forerun world collect --out varied --vary color size door --seed 7\n"
-        "  forerun world collect --task push-t --out pushes --resolution 64",
+        "  forerun world collect --task push-t --out pushes --resolution 64\n"
+        "  forerun world collect --task reacher --out arms --episodes 400",
     )
     collect.add_argument(
-        "--task", choices=("two-room", "push-t", "stable-two-room"), default="two-room", help="default: %(default)s"
+        "--task",
+        choices=("two-room", "push-t", "stable-two-room", "reacher"),
+        default="two-room",
+        help="default: %(default)s",
     )
     collect.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the data")
     add_number(collect, "--episodes", 1000, "how many")

@@ -6,6 +6,7 @@ from pathlib import Path
 from forerun.cli.console import write_json, write_line
 from forerun.cli.options import Commands, add_command, add_json_option, add_number, add_threads_option
 from forerun.cli.progress import progress_bars
+from forerun.cli.world_options import add_data_option
 
 
 def add_clone(actions: Commands) -> None:
@@ -19,7 +20,7 @@ def add_clone(actions: Commands) -> None:
         epilog="examples:\n  forerun world clone --data pushes --out cloned\n"
         "  forerun world plan --model run/model --data pushes --clone cloned",
     )
-    clone.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of 'world collect'")
+    add_data_option(clone)
     clone.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the policy")
     add_number(clone, "--steps", 2000, "optimiser steps")
     add_number(clone, "--batch-size", 128, "frames of a step")

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from forerun.cli.console import write_json, write_line
 from forerun.cli.options import Commands, add_command, add_json_option, add_number, add_threads_option
@@ -48,24 +49,17 @@ def _import(args: argparse.Namespace) -> int:
         def report(done: int, total: int) -> None:
             show("episodes", done, total, "")
 
+        shared: dict[str, Any] = {
+            "action_key": args.action_key,
+            "state_keys": tuple(args.state_keys),
+            "frame_skip": args.frame_skip,
+            "resolution": args.resolution,
+        }
         if args.source.is_dir():
-            videos = LeRobotConfig(
-                camera=args.camera,
-                action_key=args.action_key,
-                state_keys=tuple(args.state_keys),
-                frame_skip=args.frame_skip,
-                resolution=args.resolution,
-            )
+            videos = LeRobotConfig(camera=args.camera, **shared)
             found = import_lerobot(args.source, args.out, videos, report=report)
         else:
-            file = Hdf5Config(
-                pixels_key=args.pixels_key,
-                action_key=args.action_key,
-                length_key=args.length_key,
-                state_keys=tuple(args.state_keys),
-                frame_skip=args.frame_skip,
-                resolution=args.resolution,
-            )
+            file = Hdf5Config(pixels_key=args.pixels_key, length_key=args.length_key, **shared)
             found = import_hdf5(args.source, args.out, file, report=report)
     write_line(
         f"{args.out}: {found['num_episodes']} episodes, {found['num_frames']} frames; {found['num_dropped']} too short"

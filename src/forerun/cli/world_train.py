@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from forerun.cli.console import write_json, write_line
 from forerun.cli.options import Commands, add_command, add_json_option, add_number, add_threads_option
 from forerun.cli.progress import progress_bars
+from forerun.cli.world_options import add_data_option
 
 if TYPE_CHECKING:
     from forerun.data.pixel_shards import PixelDataset
@@ -154,7 +155,7 @@ def _config(args: argparse.Namespace) -> "JepaTrainConfig":
 
 
 def _add_shared_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of 'world collect'")
+    add_data_option(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument(
         "--config", choices=("paper", "medium", "small", "smoke"), default="small", help="sizes (default: %(default)s)"

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from forerun.core.errors import CheckpointError
+
 
 def write_json_file(path: Path, payload: Any) -> None:
     """Write JSON, replacing the file in one step.
@@ -27,6 +29,22 @@ def write_json_file(path: Path, payload: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def check_new_folder(path: Path) -> None:
+    """Find out before any work whether a folder can be made.
+
+    Args:
+        path: As :func:`folder_in_the_making` wants it.
+
+    Raises:
+        CheckpointError: It is a file or holds something, or the nearest folder above it can't be written to.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise CheckpointError(f"{path}: is there and is not empty; name a new folder")
+    above = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    if not os.access(above, os.W_OK):
+        raise CheckpointError(f"{path}: can't be made, as {above} can't be written to; name another folder")
 
 
 @contextmanager

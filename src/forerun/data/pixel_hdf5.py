@@ -1,7 +1,7 @@
 """Users' own recordings: an HDF5 file with one row for each frame becomes a folder of shards."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,42 +9,20 @@ import numpy as np
 
 from forerun.core.dependencies import import_optional
 from forerun.core.errors import TrajectoryError
-from forerun.data.pixel_import import (
-    RawEpisode,
-    check_frame_skip,
-    claim_new_folder,
-    num_kept_frames,
-    write_imported,
-)
+from forerun.data.pixel_import import ImportConfig, RawEpisode, claim_new_folder, num_kept_frames, write_imported
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Hdf5Config:
-    """What a file holds, and what to make of it.
+class Hdf5Config(ImportConfig):
+    """What a file holds, and what to make of it; columns are its datasets.
 
     Attributes:
         pixels_key: Dataset of the frames, uint8 [rows, height, width, 3].
-        action_key: Dataset of the action after each frame, [rows, numbers].
         length_key: Dataset of the number of rows of each episode; episodes lie one after the other.
-        state_keys: Datasets of known quantities, [rows, numbers] or [rows].
-        frame_skip: Every so-manieth frame is kept; the actions between two are one block.
-        resolution: Pixels of a side to average frames down to, a divisor of theirs; ``None`` leaves them.
     """
 
     pixels_key: str = "pixels"
-    action_key: str = "action"
     length_key: str = "ep_len"
-    state_keys: tuple[str, ...] = ()
-    frame_skip: int = 5
-    resolution: int | None = None
-
-    def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            ConfigError: An option is out of range.
-        """
-        check_frame_skip(self.frame_skip)
 
 
 def import_hdf5(
@@ -94,12 +72,10 @@ def _imported(
     num_frames = write_imported(
         folder,
         _episodes(sources, config, ends[keepable] - lengths[keepable], ends[keepable]),
+        config,
         num_episodes=len(keepable),
-        frame_skip=config.frame_skip,
-        resolution=config.resolution,
         state_names=names,
-        source=str(path),
-        recipe={"file": path.name} | asdict(config),
+        source=path,
         report=report,
     )
     return {"num_episodes": len(keepable), "num_frames": num_frames, "num_dropped": len(lengths) - len(keepable)}

@@ -4,11 +4,11 @@ An importer gives one episode after the other, frame by frame as recorded; here 
 actions between two become one block, and the episodes are written as shards.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -35,14 +35,30 @@ class RawEpisode:
     states: Float[np.ndarray, "kept state"]
 
 
-def check_frame_skip(frame_skip: int) -> None:
-    """Refuse a frame skip below 1.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImportConfig:
+    """What of a recording to take, whatever its format.
 
-    Raises:
-        ConfigError: It is.
+    Attributes:
+        action_key: Column of the action after each frame, [rows, numbers].
+        state_keys: Columns of known quantities, [rows, numbers] or [rows].
+        frame_skip: Every so-manieth frame is kept; the actions between two are one block.
+        resolution: Pixels of a side to average frames down to, a divisor of theirs; ``None`` leaves them.
     """
-    if frame_skip < 1:
-        raise ConfigError(f"frame_skip={frame_skip}: must be >= 1; 1 keeps every frame")
+
+    action_key: str = "action"
+    state_keys: tuple[str, ...] = ()
+    frame_skip: int = 5
+    resolution: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ConfigError: An option is out of range.
+        """
+        if self.frame_skip < 1:
+            raise ConfigError(f"frame_skip={self.frame_skip}: must be >= 1; 1 keeps every frame")
 
 
 def num_kept_frames(num_rows: int, frame_skip: int) -> int:
@@ -67,26 +83,22 @@ def claim_new_folder(folder: Path) -> None:
 def write_imported(
     folder: Path,
     raw: Iterator[RawEpisode],
+    config: ImportConfig,
     *,
     num_episodes: int,
-    frame_skip: int,
-    resolution: int | None,
     state_names: Sequence[str],
-    source: str,
-    recipe: Mapping[str, Any],
+    source: Path,
     report: Callable[[int, int], None],
 ) -> int:
     """Write episodes as shards and return the number of frames.
 
     Args:
         folder: Empty.
-        raw: The episodes, each longer than ``frame_skip``.
+        raw: The episodes, each longer than ``config.frame_skip``.
+        config: How they were taken; the manifest keeps it as their recipe.
         num_episodes: How many.
-        frame_skip: Every so-manieth frame is kept.
-        resolution: Pixels of a side to average frames down to; ``None`` leaves them.
         state_names: Of the known quantities.
-        source: Where they come from, for messages.
-        recipe: How they were made, as JSON types.
+        source: Where they come from.
         report: Told (episodes done, episodes in all).
 
     Raises:
@@ -95,26 +107,25 @@ def write_imported(
     digests: list[str] = []
     num_frames = num_done = 0
     while part := list(islice(raw, _SHARD_EPISODES)):
-        write_shard(folder, len(digests), _joined(part, frame_skip, resolution, state_names, source))
+        write_shard(folder, len(digests), _joined(part, config, state_names, str(source)))
         episodes, digest = read_shard(folder, len(digests))
         digests.append(digest)
         num_frames += len(episodes.pixels)
         num_done += len(part)
         report(num_done, num_episodes)
-    write_manifest(folder, digests, task="", frame_skip=frame_skip, recipe={"task": "", **recipe})
+    recipe = {"task": "", "file": source.name} | asdict(config)
+    write_manifest(folder, digests, task="", frame_skip=config.frame_skip, recipe=recipe)
     return num_frames
 
 
-def _joined(
-    part: Sequence[RawEpisode], frame_skip: int, resolution: int | None, state_names: Sequence[str], source: str
-) -> PixelEpisodes:
+def _joined(part: Sequence[RawEpisode], config: ImportConfig, state_names: Sequence[str], source: str) -> PixelEpisodes:
     actions: list[np.ndarray] = []
     for episode in part:
         num_blocks = len(episode.frames) - 1
-        blocks = np.asarray(episode.actions[: num_blocks * frame_skip], np.float32).reshape(num_blocks, -1)
+        blocks = np.asarray(episode.actions[: num_blocks * config.frame_skip], np.float32).reshape(num_blocks, -1)
         actions.append(np.concatenate([blocks, np.full((1, blocks.shape[1]), np.nan, np.float32)]))
     return PixelEpisodes(
-        pixels=np.concatenate([_reduced(episode.frames, resolution, source) for episode in part]),
+        pixels=np.concatenate([_reduced(episode.frames, config.resolution, source) for episode in part]),
         actions=np.concatenate(actions),
         states=np.concatenate([np.asarray(episode.states, np.float32) for episode in part]),
         lengths=np.array([len(episode.frames) for episode in part], np.int64),

@@ -6,7 +6,7 @@ a row for each frame, videos have the frames of one camera.
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,43 +15,21 @@ import numpy as np
 from forerun.core.dependencies import import_optional
 from forerun.core.errors import TrajectoryError
 from forerun.data.columnar import read_parquet_columns
-from forerun.data.pixel_import import (
-    RawEpisode,
-    check_frame_skip,
-    claim_new_folder,
-    num_kept_frames,
-    write_imported,
-)
+from forerun.data.pixel_import import ImportConfig, RawEpisode, claim_new_folder, num_kept_frames, write_imported
 
 INFO_FILE: Final = "meta/info.json"
 _NEEDED: Final = ("codebase_version", "total_episodes", "data_path", "video_path", "features")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LeRobotConfig:
-    """What of a data set to take, and what to make of it.
+class LeRobotConfig(ImportConfig):
+    """What of a data set to take; columns are those of its Parquet files.
 
     Attributes:
         camera: Feature whose videos are the frames; ``None``: the only one there is.
-        action_key: Column of the action after each frame.
-        state_keys: Columns of known quantities.
-        frame_skip: Every so-manieth frame is kept; the actions between two are one block.
-        resolution: Pixels of a side to average frames down to, a divisor of theirs; ``None`` leaves them.
     """
 
     camera: str | None = None
-    action_key: str = "action"
-    state_keys: tuple[str, ...] = ()
-    frame_skip: int = 5
-    resolution: int | None = None
-
-    def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            ConfigError: An option is out of range.
-        """
-        check_frame_skip(self.frame_skip)
 
 
 def import_lerobot(
@@ -84,12 +62,10 @@ def import_lerobot(
     num_frames = write_imported(
         folder,
         reader.episodes(),
+        config,
         num_episodes=reader.num_episodes,
-        frame_skip=config.frame_skip,
-        resolution=config.resolution,
         state_names=reader.state_names,
-        source=str(source),
-        recipe={"file": source.name} | asdict(config),
+        source=source,
         report=report,
     )
     return {

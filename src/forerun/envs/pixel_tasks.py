@@ -6,11 +6,12 @@ from typing import Final
 from forerun.core.errors import ConfigError
 from forerun.envs.pixel_world import PixelTask
 from forerun.envs.push_t import PushTTask
+from forerun.envs.reacher import ReacherTask
 from forerun.envs.stable_two_room import StableTwoRoomTask
 from forerun.envs.two_room_task import TwoRoomTask
 
 PIXEL_TASKS: Final[Mapping[str, PixelTask]] = {
-    task.name: task for task in (TwoRoomTask(), PushTTask(), StableTwoRoomTask())
+    task.name: task for task in (TwoRoomTask(), PushTTask(), StableTwoRoomTask(), ReacherTask())
 }
 
 

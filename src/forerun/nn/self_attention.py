@@ -37,7 +37,7 @@ class SelfAttention(nn.Module):
         self, width: int, *, num_heads: int, head_dim: int, is_causal: bool, has_bias: bool = True, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self._num_heads, self._is_causal, self._dropout = num_heads, is_causal, dropout
+        self.num_heads, self._is_causal, self._dropout = num_heads, is_causal, dropout
         self.to_qkv = nn.Linear(width, 3 * num_heads * head_dim, bias=has_bias)
         self.to_out = nn.Sequential(nn.Linear(num_heads * head_dim, width), nn.Dropout(dropout))
 
@@ -66,7 +66,7 @@ class SelfAttention(nn.Module):
 
     def _projected(self, tokens_BTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         queries, keys, values = (
-            part.unflatten(-1, (self._num_heads, -1)).transpose(1, 2) for part in self.to_qkv(tokens_BTC).chunk(3, -1)
+            part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in self.to_qkv(tokens_BTC).chunk(3, -1)
         )
         return queries, keys, values
 

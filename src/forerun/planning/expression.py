@@ -19,8 +19,8 @@ _SPEED_NAMES: Final = ("x_velocity", "velocity")
 class ObjectiveLanguage:
     """The words an objective may use for a task.
 
-    ``near(NAME=value, ...)``, ``speed(value)``, ``energy()``, ``keep_out(NAME=(low, high), ...)`` and ``keep_in(...)``,
-    with the task's own names for the numbers of its state; further words are given.
+    ``near(NAME=value, ...)``, ``speed(value)``, ``energy()``, ``keep_out(NAME=(low, high), ...)``, ``keep_in(...)`` and
+    ``any_of(term, term, ...)``, with the task's own names for the numbers of its state; further words are given.
 
     Args:
         state_names: Of the task.
@@ -35,6 +35,7 @@ class ObjectiveLanguage:
             "energy": terms.energy,
             "keep_out": lambda **box: terms.keep_out(self._box(box, "keep_out")),
             "keep_in": lambda **box: terms.keep_in(self._box(box, "keep_in")),
+            "any_of": lambda *wishes: terms.any_of(wishes),
         }
         self._makers |= {name: _always(word) for name, word in words.items()}
 

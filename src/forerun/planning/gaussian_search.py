@@ -142,13 +142,9 @@ class GaussianSearch(ABC, Generic[Config]):
         """Return where the next iteration searches."""
 
     def _first_law(self, history: History, warm_start: Float[Tensor, "envs horizon action"] | None) -> SearchLaw:
-        shape = (history.num_envs, self.config.horizon, self._action_dim)
-        if warm_start is not None and warm_start.shape != shape:
-            raise ConfigError(
-                f"a warm start of shape {list(warm_start.shape)}: must be [envs, horizon, action] = {list(shape)}"
-            )
-        mean = history.states.new_zeros(shape) if self._bounds is None else self._bounds.middle.expand(shape)
-        mean = mean if warm_start is None else self._clamped(warm_start)
+        mean = first_mean(
+            history, warm_start, horizon=self.config.horizon, action_dim=self._action_dim, bounds=self._bounds
+        )
         return SearchLaw(mean=mean, std=torch.full_like(mean, self.config.init_std))
 
     def _proposals(
@@ -162,6 +158,36 @@ class GaussianSearch(ABC, Generic[Config]):
 
     def _clamped(self, actions: Float[Tensor, "*batch action"]) -> Float[Tensor, "*batch action"]:
         return actions if self._bounds is None else self._bounds.clamp(actions)
+
+
+def first_mean(
+    history: History,
+    warm_start: Float[Tensor, "envs horizon action"] | None,
+    *,
+    horizon: int,
+    action_dim: int,
+    bounds: ActionBounds | None,
+) -> Float[Tensor, "envs horizon action"]:
+    """Return where a search begins: at the warm start, else in the middle of the box, else at 0.
+
+    Args:
+        history: What was seen.
+        warm_start: Clamped to the box; ``None``: there is none.
+        horizon: Actions of a plan.
+        action_dim: Numbers of an action.
+        bounds: The box; ``None``: actions may be anything.
+
+    Raises:
+        ConfigError: The warm start has another shape.
+    """
+    shape = (history.num_envs, horizon, action_dim)
+    if warm_start is not None:
+        if warm_start.shape != shape:
+            raise ConfigError(
+                f"a warm start of shape {list(warm_start.shape)}: must be [envs, horizon, action] = {list(shape)}"
+            )
+        return warm_start if bounds is None else bounds.clamp(warm_start)
+    return history.states.new_zeros(shape) if bounds is None else bounds.middle.expand(shape)
 
 
 def white_noise(

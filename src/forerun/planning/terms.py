@@ -5,15 +5,16 @@ All read states and actions in the units of the task. Wishes (:func:`speed`, :fu
 hard constraints.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from forerun.core.control import History
+from forerun.core.errors import ConfigError
 from forerun.envs.control_env import RewardFunction
-from forerun.planning.objective import ComposableObjective, RunningReward, StepFunction
+from forerun.planning.objective import ComposableObjective, PlanReward, RunningReward, StepFunction
 
 Box = Mapping[int, tuple[float, float]]
 """Index of a number of the state: its least and greatest value."""
@@ -69,6 +70,24 @@ def energy() -> RunningReward:
         return -(actions**2).sum(dim=-1)
 
     return RunningReward(energy_reward)
+
+
+def any_of(wishes: Sequence[ComposableObjective]) -> PlanReward:
+    """Wish for any of several: each plan counts by the wish that it fulfils best.
+
+    Args:
+        wishes: At least one, of one scale.
+
+    Raises:
+        ConfigError: There is none, or one is no composable objective.
+    """
+    if not wishes or not all(isinstance(wish, ComposableObjective) for wish in wishes):
+        raise ConfigError("any_of(...): name one or more terms, such as any_of(near(x=1.0), near(x=2.0))")
+
+    def best_of(history: History, states: Tensor, actions: Tensor) -> Tensor:
+        return torch.stack([wish.score(history, states, actions) for wish in wishes]).amax(dim=0)
+
+    return PlanReward(best_of)
 
 
 def keep_out(box: Box) -> RunningReward:

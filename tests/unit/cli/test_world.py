@@ -39,25 +39,36 @@ def test_train_probe_plan_and_be_surprised(rooms, run, tmp_path, capsys):
     rows = json.loads((tmp_path / "plan.json").read_text())["success"]
     assert [row["name"] for row in rows] == ["random", "world model", "expert"]
     assert rows[2]["success_rate"] == 1.0
-    assert (
-        main(
-            [
-                "world",
-                "surprise",
-                *both,
-                str(tmp_path / "surprise.json"),
-                "--episodes",
-                "6",
-                "--calibration",
-                "8",
-                "--rate",
-                "0.1",
-            ]
-        )
-        == 0
-    )
+    surprise = ["--episodes", "6", "--calibration", "8", "--rate", "0.1"]
+    assert main(["world", "surprise", *both, str(tmp_path / "surprise.json"), *surprise]) == 0
     assert set(json.loads((tmp_path / "surprise.json").read_text())["events"]) == {"teleport", "color", "dynamics"}
     torch.set_num_threads(threads)
+
+
+def test_several_models_pursue_what_is_wanted_in_words(rooms, run, tmp_path, capsys):
+    again = tmp_path / "again"
+    train = ["world", "train", "--data", str(rooms), "--out", str(again), "--config", "smoke", "--steps", "2"]
+    assert main([*train, "--batch-size", "8", "--seed", "1", "--keep-going"]) == 0
+    capsys.readouterr()
+    models = ["--model", str(run / "model"), "--model", str(again / "model"), "--kappa", "1"]
+    wish = ["--objective", "any_of(near(x=40), goal())", "--constraint", "keep_out(y=(0, 20))", "--head", "linear"]
+    plan = [
+        "--tasks",
+        "2",
+        "--samples",
+        "8",
+        "--elites",
+        "3",
+        "--iterations",
+        "1",
+        "--json",
+        str(tmp_path / "plan.json"),
+    ]
+    assert main(["world", "plan", "--data", str(rooms), *models, *wish, *plan]) == 0
+    assert "world model                      ended at x " in capsys.readouterr().out
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert [one["name"] for one in found["pursued"]] == ["random", "world model", "expert"]
+    assert found["plan"]["kappa"] == 1.0
 
 
 def test_a_collapsing_run_ends_with_the_reason(rooms, tmp_path, capsys):
@@ -96,6 +107,9 @@ def test_lambda_is_searched(rooms, tmp_path, capsys, monkeypatch):
         (["probe", "--data", "{rooms}", "--model", "{tmp}"], "holds no readable world model"),
         (["plan", "--data", "{rooms}", "--model", "{run}/model", "--tasks", "5000"], "5000 tasks"),
         (["plan", "--data", "{rooms}", "--model", "{run}/model", "--execute", "9"], "execute_horizon=9"),
+        (["plan", "--data", "{rooms}", "--model", "{run}/model", "--kappa", "1"], "agrees with itself"),
+        (["plan", "--data", "{rooms}", "--model", "{run}/model", "--constraint", "keep_in(x=(0, 1))"], "--objective"),
+        (["plan", "--data", "{rooms}", "--model", "{run}/model", "--objective", "near(z=1)"], "number of the state"),
         (["surprise", "--data", "{rooms}", "--model", "{run}/model", "--rate", "1.5"], "false_alarm_rate=1.5"),
     ],
 )

@@ -12,8 +12,9 @@ from forerun.core.control import History
 from forerun.core.errors import ConfigError
 from forerun.data.normalizer import Normalizer
 from forerun.planning.objective import GoalDistance
-from forerun.recipes.world.agents import PlanConfig, RecordedAgent, ceiling_of
+from forerun.recipes.world.agents import RecordedAgent, ceiling_of
 from forerun.recipes.world.goal_tasks import held_out_tasks
+from forerun.recipes.world.planners import PlanConfig
 from forerun.recipes.world.play import play
 from forerun.recipes.world.stable_scoring import ActionScaler, LatentCost, score_by_stable_worldmodel
 from forerun.worldmodels.collection import record_episodes

@@ -9,10 +9,11 @@ from simulated.worlds import TINY_COLLECT, tiny_dataset, tiny_train
 
 from forerun.core.errors import ConfigError, TrajectoryError
 from forerun.envs.two_room import SUCCESS_RADIUS, WALL_X, TwoRoom
-from forerun.recipes.world.agents import ExpertAgent, PlanConfig, PlanningAgent, RandomAgent
+from forerun.recipes.world.agents import ExpertAgent, PlanningAgent, RandomAgent
 from forerun.recipes.world.bars import health_bars, success_bars, surprise_bars
 from forerun.recipes.world.evaluation import Success, pooled
 from forerun.recipes.world.goal_tasks import held_out_tasks
+from forerun.recipes.world.planners import PlanConfig
 from forerun.recipes.world.play import play, wilson_interval
 from forerun.recipes.world.replanning import teleport
 from forerun.recipes.world.reproduce import SCALES, reproduce

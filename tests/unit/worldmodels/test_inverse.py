@@ -8,7 +8,7 @@ from forerun.core.control import History
 from forerun.core.errors import ConfigError
 from forerun.planning.cem import Cem, CemConfig
 from forerun.planning.objective import GoalDistance
-from forerun.recipes.world.agents import PlanConfig
+from forerun.recipes.world.planners import PlanConfig
 from forerun.worldmodels.jepa.inverse import InverseConfig, InverseModel
 from forerun.worldmodels.jepa.train import fresh_model
 

@@ -8,8 +8,9 @@ import torch
 from simulated.worlds import tiny_dataset
 
 from forerun.core.control import History
-from forerun.recipes.world.agents import PlanConfig, PlanningAgent
+from forerun.recipes.world.agents import PlanningAgent
 from forerun.recipes.world.goal_tasks import held_out_tasks
+from forerun.recipes.world.planners import PlanConfig
 from forerun.worldmodels.token_world import NUM_PATCHES, TokenWorldConfig, train_token_world
 
 TINY = TokenWorldConfig(width=8, num_encoder_layers=1, num_blocks=1, num_heads=2, mlp_width=16, num_steps=12)

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,68 +10,17 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from forerun.core.control import History, Plan, moved_forward
-from forerun.core.errors import ConfigError
 from forerun.core.generator import keyed_generator
-from forerun.core.protocols import Objective
 from forerun.envs.pixel_world import PixelWorld
 from forerun.envs.two_room import SPEED
 from forerun.envs.two_room_policies import expert_action
-from forerun.planning.cem import Cem, CemConfig
-from forerun.planning.objective import GoalDistance
 from forerun.recipes.world.goal_tasks import GoalTasks
+from forerun.recipes.world.planners import PlanConfig, build_planner
+from forerun.recipes.world.wishes import Wish, picture_wish
 from forerun.worldmodels.cloning import ClonedPolicy
 from forerun.worldmodels.jepa.inverse import InverseModel
-from forerun.worldmodels.jepa.landmarks import LandmarkMap
 from forerun.worldmodels.jepa.surprise import one_step_surprise
 from forerun.worldmodels.latent_model import LatentModel
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PlanConfig:
-    """How a world model is planned with.
-
-    Attributes:
-        horizon: Blocks of actions in a plan.
-        execute_horizon: Blocks executed before the next plan; the published evaluation executes all.
-        num_samples: Candidates of an iteration.
-        num_elites: Best ones that the next iteration is fitted to.
-        num_iterations: Iterations.
-        goal: ``latent``: squared distance to the goal's embedding (published). ``landmarks``: length of the way over a
-            map of embeddings seen in training.
-        is_bounded: Whether candidates stay inside the box of actions; not so in the published evaluation.
-        has_warm_start: Whether a search begins at what is left of the last plan; of no use where all of it is executed.
-        num_proposals: Guesses of an inverse model among the candidates; they need one, and ``goal`` as ``latent``.
-        deadline_s: Seconds after which a search ends with the best so far; ``None``: after all its iterations.
-        seed: Root of chance.
-    """
-
-    horizon: int = 5
-    execute_horizon: int = 5
-    num_samples: int = 300
-    num_elites: int = 30
-    num_iterations: int = 10
-    goal: Literal["latent", "landmarks"] = "latent"
-    is_bounded: bool = False
-    has_warm_start: bool = False
-    num_proposals: int = 0
-    deadline_s: float | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check what the planner itself does not.
-
-        Raises:
-            ConfigError: More blocks are to be executed than planned.
-        """
-        if not 1 <= self.execute_horizon <= self.horizon:
-            raise ConfigError(f"execute_horizon={self.execute_horizon}: must lie in [1, horizon={self.horizon}]")
-        if self.num_proposals and self.goal != "latent":
-            raise ConfigError(
-                f"num_proposals={self.num_proposals}: an inverse model guesses ways to near goals; leave it out with "
-                f"goal={self.goal!r}"
-            )
-        if self.deadline_s is not None and not self.deadline_s > 0:
-            raise ConfigError(f"deadline_s={self.deadline_s}: must be above 0 seconds, or None for no deadline")
 
 
 class Agent(Protocol):
@@ -206,7 +155,7 @@ class PlanningAgent:
         model: The world model.
         tasks: Where it acts.
         config: How it plans.
-        landmarks: The map, for goals by ``landmarks``.
+        wish: What is wanted of a goal's embedding; without one, what is seen is to be like the goal's picture.
         inverse: Guesses actions, for ``num_proposals``.
         alarm_above: Surprise of a frame above which its task is planned for anew at once; ``None``: plans are executed
             as far as ``execute_horizon`` whatever is seen.
@@ -218,12 +167,12 @@ class PlanningAgent:
         tasks: GoalTasks,
         config: PlanConfig,
         *,
-        landmarks: LandmarkMap | None = None,
+        wish: Wish = picture_wish,
         inverse: InverseModel | None = None,
         alarm_above: float | None = None,
     ) -> None:
         self.config = config
-        self._model, self._landmarks, self._inverse, self._alarm_above = model, landmarks, inverse, alarm_above
+        self._model, self._wish, self._inverse, self._alarm_above = model, wish, inverse, alarm_above
         self._goals = model.encode_all(torch.from_numpy(tasks.goal_pixels))
         self._box = model.action_bounds(1.0)
         num_tasks = tasks.num_tasks
@@ -281,27 +230,22 @@ class PlanningAgent:
     def _plan(self, present: Tensor, due: np.ndarray) -> None:
         """Plan for the tasks that are due, and put their blocks in place."""
         config, rows = self.config, torch.from_numpy(due)
-        planner = Cem(
-            CemConfig(
-                horizon=config.horizon,
-                num_samples=config.num_samples,
-                num_elites=config.num_elites,
-                num_iterations=config.num_iterations,
-                num_proposals=config.num_proposals,
-                returns="mean",
-            ),
+        goals = self._goals[rows]
+        planner = build_planner(
+            config,
             dynamics=self._model,
-            objective=self._objective(rows),
+            objective=self._wish(goals),
             bounds=self._box if config.is_bounded else None,
-            proposal=None if self._inverse is None else self._inverse.towards(self._goals[rows]),
+            proposal=None if self._inverse is None else self._inverse.towards(goals),
         )
         deadline_s, began = config.deadline_s, time.perf_counter()
-        plan = planner.plan(
-            History.of_present(present, action_dim=self._model.action_dim),
-            generator=keyed_generator(config.seed, "plan", len(self.plans)),
-            warm_start=self._warm_start(due) if config.has_warm_start and self._is_planned else None,
-            is_late=lambda: deadline_s is not None and time.perf_counter() - began > deadline_s,
-        )
+        with torch.autocast(present.device.type, dtype=torch.bfloat16, enabled=config.has_autocast):
+            plan = planner.plan(
+                History.of_present(present, action_dim=self._model.action_dim),
+                generator=keyed_generator(config.seed, "plan", len(self.plans)),
+                warm_start=self._warm_start(due) if config.has_warm_start and self._is_planned else None,
+                is_late=lambda: deadline_s is not None and time.perf_counter() - began > deadline_s,
+            )
         self.plans.append(MadePlan(tasks=due, plan=plan, block=self._block))
         self._blocks[rows] = plan.actions
         self._num_executed[due] = 0
@@ -312,8 +256,3 @@ class PlanningAgent:
         return torch.cat(
             [moved_forward(self._blocks[task : task + 1], int(self._num_executed[task])) for task in due.tolist()]
         )
-
-    def _objective(self, rows: Tensor) -> Objective:
-        if self.config.goal == "latent" or self._landmarks is None:
-            return -GoalDistance(self._goals[rows])
-        return self._landmarks.objective(self._goals[rows])

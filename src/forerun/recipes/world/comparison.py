@@ -17,9 +17,9 @@ from forerun.core.atomic_files import write_json_file
 from forerun.core.env import cpu_info, package_versions
 from forerun.data.pixel_episodes import PixelEpisodes
 from forerun.data.pixel_shards import read_dataset
-from forerun.recipes.world.agents import PlanConfig
 from forerun.recipes.world.evaluation import Contender, Success, evaluate, held_out_of
 from forerun.recipes.world.goal_tasks import GoalTasks, held_out_tasks
+from forerun.recipes.world.planners import PlanConfig
 from forerun.recipes.world.reproduce import SCALES
 from forerun.worldmodels.collection import CollectConfig, collect
 from forerun.worldmodels.jepa.checkpoint import load_model

@@ -5,18 +5,15 @@ from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from forerun.data.pixel_episodes import PixelEpisodes
 from forerun.data.pixel_shards import PixelDataset
-from forerun.recipes.world.agents import Agent, PlanConfig, PlanningAgent, RandomAgent, ceiling_of
+from forerun.recipes.world.agents import Agent, PlanningAgent, RandomAgent, ceiling_of
 from forerun.recipes.world.goal_tasks import GoalTasks, Protocol
+from forerun.recipes.world.heads import embedded
+from forerun.recipes.world.planners import PlanConfig
 from forerun.recipes.world.play import BeforeLook, Played, play, undisturbed, wilson_interval
+from forerun.recipes.world.wishes import Wish, goal_wish
 from forerun.worldmodels.jepa.inverse import InverseModel
-from forerun.worldmodels.jepa.landmarks import LandmarkMap
-from forerun.worldmodels.jepa.model import Jepa
 from forerun.worldmodels.jepa.probes import MlpProbe, r_squared
 from forerun.worldmodels.latent_model import LatentModel
 
@@ -32,6 +29,7 @@ class Contender:
         model: The world model.
         seen: Episodes that it learned from, for maps.
         config: How it is planned with.
+        wish: What is wanted; ``None``: the goal, as ``config.goal`` says.
         inverse: Guesses actions, for ``config.num_proposals``.
         alarm_above: As in :class:`forerun.recipes.world.agents.PlanningAgent`.
     """
@@ -39,8 +37,14 @@ class Contender:
     model: LatentModel
     seen: PixelEpisodes
     config: PlanConfig
+    wish: Wish | None = None
     inverse: InverseModel | None = None
     alarm_above: float | None = None
+
+    def wished(self) -> Wish:
+        """Return what it wants; a map is made here."""
+        config = self.config
+        return self.wish or goal_wish(self.model, self.seen, config.goal, kappa=config.kappa)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,32 +128,19 @@ def held_out_of(dataset: PixelDataset, manifest: Mapping[str, Any]) -> tuple[Pix
     return dataset.episodes.split(config["held_out_fraction"], seed=config["split_seed"])
 
 
-def mlp_probe_r2(
-    model: Jepa, seen: PixelEpisodes, held_out: PixelEpisodes, *, num_frames: int = 4000
-) -> dict[str, float]:
+def mlp_probe_r2(model: LatentModel, seen: PixelEpisodes, held_out: PixelEpisodes) -> dict[str, float]:
     """Return the R² of each known quantity, read off held-out embeddings by a network fitted on training ones.
 
     Args:
         model: Embeds.
         seen: Fits.
         held_out: Measures.
-        num_frames: Of each, at most, evenly over the episodes.
     """
     if not held_out.state_names:
         return {}
-    (fit_latents, fit_targets), (latents, targets) = (
-        _embedded(model, episodes, num_frames) for episodes in (seen, held_out)
-    )
-    values = r_squared(MlpProbe.fit(fit_latents, fit_targets)(latents), targets)
+    latents, targets = embedded(model, held_out)
+    values = r_squared(MlpProbe.fit(*embedded(model, seen))(latents), targets)
     return dict(zip(held_out.state_names, values.tolist(), strict=True))
-
-
-def _embedded(model: Jepa, episodes: PixelEpisodes, num_frames: int) -> tuple[Tensor, Tensor]:
-    rows = np.linspace(0, len(episodes.pixels) - 1, min(len(episodes.pixels), num_frames)).astype(int)
-    return (
-        model.encode_all(torch.from_numpy(episodes.pixels[rows])),
-        torch.from_numpy(np.float32(episodes.states[rows])),
-    )
 
 
 def evaluate(
@@ -159,6 +150,8 @@ def evaluate(
     others: Mapping[str, Agent] = MappingProxyType({}),
     seed: int = 0,
     before_look: BeforeLook = undisturbed,
+    stops_at_goal: bool = True,
+    on_played: Callable[[str, Played], None] = lambda name, played: None,
     report: Report = lambda done, total, detail: None,
 ) -> tuple[list[Success], dict[str, tuple[Played, PlanningAgent]]]:
     """Let chance, contenders and the expert act in the same tasks.
@@ -169,6 +162,8 @@ def evaluate(
         others: Who else acts, without a world model.
         seed: Of chance's actions.
         before_look: What disturbs the worlds, for everybody.
+        stops_at_goal: As for :func:`~forerun.recipes.world.play.play`.
+        on_played: Told (who, what happened) after each.
         report: Progress.
 
     Returns:
@@ -181,7 +176,8 @@ def evaluate(
         def show(done: int, total: int) -> None:
             report(done, total, f"{tasks.protocol}: {name}")
 
-        played = play(tasks, agent, before_look=before_look, report=show)
+        played = play(tasks, agent, before_look=before_look, stops_at_goal=stops_at_goal, report=show)
+        on_played(name, played)
         num_plans = agent.num_plans if isinstance(agent, PlanningAgent) else 0
         rows.append(
             Success(
@@ -199,14 +195,11 @@ def evaluate(
     for name, agent in others.items():
         play_as(name, agent)
     for name, contender in contenders.items():
-        landmarks = None
-        if contender.config.goal == "landmarks":
-            landmarks = LandmarkMap.of_episodes(contender.model, contender.seen)
         agent = PlanningAgent(
             contender.model,
             tasks,
             contender.config,
-            landmarks=landmarks,
+            wish=contender.wished(),
             inverse=contender.inverse,
             alarm_above=contender.alarm_above,
         )

@@ -22,6 +22,7 @@ PROTOCOLS_OF: Final[Mapping[str, tuple[Protocol, ...]]] = {
     "two-room": PROTOCOLS,
     "push-t": ("near", "push"),
     "stable-two-room": ("near",),
+    "reacher": ("near",),
 }
 GOAL_OFFSET_STEPS: Final = 25
 _BUDGET_STEPS: Final[Mapping[Protocol, int]] = {"near": 50, "opposite": 100, "push": 50}

@@ -17,6 +17,7 @@ from forerun.recipes.world.goal_tasks import GoalTasks
 from forerun.recipes.world.play import Played
 from forerun.recipes.world.surprise_benchmark import SurpriseResult
 from forerun.worldmodels.jepa.model import Jepa
+from forerun.worldmodels.latent_model import LatentModel
 
 _GIF_SCALE: Final = 5
 _GIF_GAP: Final = 2
@@ -86,7 +87,7 @@ def plan_frames(
 
 
 def write_plan_gif(
-    path: Path, tasks: GoalTasks, played: Played, agent: PlanningAgent, *, model: Jepa, gallery: PixelEpisodes
+    path: Path, tasks: GoalTasks, played: Played, agent: PlanningAgent, *, model: LatentModel, gallery: PixelEpisodes
 ) -> None:
     """Write the longest of the plans that reached their goal (or the first, if none did) as :func:`plan_frames` shows.
 

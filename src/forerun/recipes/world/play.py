@@ -50,14 +50,16 @@ def play(
     agent: Agent,
     *,
     before_look: BeforeLook = undisturbed,
+    stops_at_goal: bool = True,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Played:
-    """Let an agent act in all tasks side by side; a task whose goal is reached is over.
+    """Let an agent act in all tasks side by side.
 
     Args:
         tasks: What to do.
         agent: Who does it.
         before_look: What disturbs the worlds.
+        stops_at_goal: Whether a task whose goal is reached is over; else all of them go on to the end of the budget.
         report: Told (actions done, budget) after every block.
     """
     world, action_dim = tasks.worlds(), tasks.task.action_dim
@@ -65,7 +67,7 @@ def play(
     frames, positions = [world.render(tasks.resolution)], [world.states]
     cpu_s = 0.0
     for done in range(0, tasks.budget_steps, tasks.frame_skip):
-        active = np.flatnonzero(~is_success)
+        active = np.flatnonzero(~is_success) if stops_at_goal else np.arange(tasks.num_tasks)
         if not len(active):
             break
         began = time.process_time()

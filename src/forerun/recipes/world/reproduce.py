@@ -11,11 +11,11 @@ from typing import Any, Final, Literal
 from forerun.core.atomic_files import write_json_file
 from forerun.core.errors import ConfigError
 from forerun.data.pixel_shards import PixelDataset, read_dataset
-from forerun.recipes.world.agents import PlanConfig
 from forerun.recipes.world.bars import health_bars, success_bars, surprise_bars
 from forerun.recipes.world.evaluation import Contender, Success, evaluate, held_out_of, pooled
 from forerun.recipes.world.goal_tasks import Protocol, held_out_tasks
 from forerun.recipes.world.pictures import check_picture_packages, draw_health, draw_surprise, write_plan_gif
+from forerun.recipes.world.planners import PlanConfig
 from forerun.recipes.world.surprise_benchmark import (
     SurpriseConfig,
     SurpriseEpisodes,

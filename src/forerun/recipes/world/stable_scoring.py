@@ -18,9 +18,9 @@ from forerun.core.errors import ConfigError
 from forerun.envs.push_t import published_state
 from forerun.envs.stable_worlds import import_stable_worldmodel
 from forerun.planning.objective import GoalDistance
-from forerun.recipes.world.agents import PlanConfig
 from forerun.recipes.world.evaluation import Success
 from forerun.recipes.world.goal_tasks import GOAL_OFFSET_STEPS, GoalTasks
+from forerun.recipes.world.planners import PlanConfig
 from forerun.worldmodels.jepa.model import Jepa
 
 _ENVIRONMENTS: Final = {"push-t": "swm/PushT-v1", "stable-two-room": "swm/TwoRoom-v1"}

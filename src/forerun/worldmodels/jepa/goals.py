@@ -1,6 +1,6 @@
-"""Goals other than one picture: any of several, or some known quantities while the others may be anything."""
+"""Goals other than one picture: any of several, known quantities while others may be anything, rewards by a head."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from forerun.core.control import History
 from forerun.core.errors import ConfigError
+from forerun.core.protocols import Objective
 from forerun.worldmodels.jepa.probes import LinearProbe
 
 
@@ -69,3 +70,33 @@ class ProbeGoal:
         """As :meth:`forerun.core.protocols.Objective.score`."""
         read = self._probe(states[:, :, -1])[..., self._columns]
         return -((read - self._values) / self._scale).square().sum(dim=-1)
+
+
+class ReadObjective:
+    """An objective that sees, before the numbers of an embedding, what a head reads off it.
+
+    So a reward in units of the task serves a planner that knows embeddings only: "the disc at x = 150, whatever y is".
+    The head may be a probe of known quantities, or one fitted to a reward that was recorded with the frames.
+
+    Args:
+        objective: Of states [quantities, embedding].
+        head: Reads quantities off embeddings, such as a :class:`~forerun.worldmodels.jepa.probes.MlpProbe`.
+    """
+
+    def __init__(
+        self, objective: Objective, head: Callable[[Float[Tensor, "*batch D"]], Float[Tensor, "*batch Q"]]
+    ) -> None:
+        self._objective, self._head = objective, head
+
+    def score(
+        self,
+        history: History,
+        states: Float[Tensor, "envs samples horizon D"],
+        actions: Float[Tensor, "envs samples horizon action"],
+    ) -> Float[Tensor, "envs samples"]:
+        """As :meth:`forerun.core.protocols.Objective.score`."""
+        seen = History(states=self._read(history.states), actions=history.actions)
+        return self._objective.score(seen, self._read(states), actions)
+
+    def _read(self, latents: Tensor) -> Tensor:
+        return torch.cat([self._head(latents), latents], dim=-1)

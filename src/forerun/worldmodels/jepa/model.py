@@ -12,6 +12,7 @@ from forerun.data.normalizer import Normalizer
 from forerun.nn.self_attention import KeyValues
 from forerun.worldmodels.jepa.config import JepaConfig
 from forerun.worldmodels.jepa.encoder import build_encoder, normalised
+from forerun.worldmodels.jepa.fused_rollout import FusedRollout, can_fuse
 from forerun.worldmodels.jepa.predictor import Predictor
 
 _FRAMES_AT_ONCE = 512
@@ -45,6 +46,8 @@ class Jepa(nn.Module):
         self.predictor = Predictor(config.predictor, latent_dim=config.latent_dim, condition_width=condition_width)
         self.prediction_projector = _projector(config.latent_dim, config.projector_width, config.latent_dim)
         self.action_normalizer = action_normalizer or Normalizer(torch.zeros(action_dim), torch.ones(action_dim))
+        self.fuses_rollouts = True
+        """Whether roll-outs go through :class:`~forerun.worldmodels.jepa.fused_rollout.FusedRollout` where they can."""
 
     @property
     def device(self) -> torch.device:
@@ -90,7 +93,6 @@ class Jepa(nn.Module):
         predicted = self.predictor(latents_BTD, self.action_embedder(actions_BTA))
         return self.prediction_projector(predicted.flatten(0, 1)).unflatten(0, predicted.shape[:2])
 
-    @torch.no_grad()
     def rollout(
         self,
         history: History,
@@ -101,9 +103,14 @@ class Jepa(nn.Module):
         """As :meth:`forerun.core.protocols.Dynamics.rollout`: states are embeddings, nothing is drawn.
 
         The window of the predictor grows to ``history`` steps, each computed once with its keys and values kept. From
-        there it slides, and a window that slides is computed anew, as positions count from its start.
+        there it slides, and a window that slides is computed anew, as positions count from its start. Where a gradient
+        is asked for, on a GPU and under autocast the modules compute; else fused kernels do, and get the same numbers
+        but for rounding.
         """
         latents, past_actions = self._repeated(history, actions.shape[1])
+        if self.fuses_rollouts and can_fuse(self):
+            states = FusedRollout(self).run(latents, past_actions, actions.flatten(0, 1))
+            return states.unflatten(0, actions.shape[:2])
         was_training = self.training
         self.eval()
         parts = zip(
@@ -130,7 +137,7 @@ class Jepa(nn.Module):
                 predicted = self.predictor.last(torch.stack(latents, dim=1), torch.stack(conditions, dim=1))
             latents.append(self.prediction_projector(predicted))
             states.append(latents[-1])
-        return torch.stack(states, dim=1)
+        return torch.stack(states, dim=1).to(latents_BTD.dtype)  # under autocast they come out narrower
 
     @torch.no_grad()
     def uncached_rollout(

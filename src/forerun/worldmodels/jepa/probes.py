@@ -101,9 +101,9 @@ class MlpProbe:
             batch_at=batch_at,
             loss=lambda rows: (network(inputs[rows]) - outputs[rows]).square().mean(),
         ).run()
-        return cls(latent_normalizer=latent_normalizer, target_normalizer=target_normalizer, network=network.eval())
+        network.eval().requires_grad_(False)
+        return cls(latent_normalizer=latent_normalizer, target_normalizer=target_normalizer, network=network)
 
-    @torch.no_grad()
     def __call__(self, latents: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch Q"]:
         """Return the quantities read off embeddings, in their own units."""
         return self.target_normalizer.inverse(self.network(self.latent_normalizer(latents)))

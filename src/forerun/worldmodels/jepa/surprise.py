@@ -19,6 +19,7 @@ from forerun.core.errors import ConfigError
 from forerun.core.protocols import Dynamics
 from forerun.data.pixel_episodes import PixelEpisodes
 from forerun.worldmodels.jepa.model import Jepa
+from forerun.worldmodels.latent_model import LatentModel
 
 _Z95: Final = 1.959963984540054
 
@@ -107,6 +108,45 @@ class SurpriseDetector:
         )
 
 
+class SurpriseWatch:
+    """Watches embeddings in a control loop: an alarm for each stream whose surprise passes a threshold.
+
+    What a :class:`SurpriseDetector` is for one stream of frames, for several streams of embeddings and standardised
+    actions, as a controller that plans in latent space has them: a
+    :class:`~forerun.planning.adaptation.Watch` that can ask for an adapted planner.
+
+    Args:
+        model: Predicts.
+        threshold: Above it, a frame is an alarm; see :func:`conformal_threshold`.
+        num_envs: Streams.
+    """
+
+    def __init__(self, model: LatentModel, *, threshold: float, num_envs: int) -> None:
+        self._model, self._threshold = model, threshold
+        self._history: History | None = None
+        self._actions: Tensor | None = None
+        self._num_steps = 0
+        self.alarms: list[int | None] = [None] * num_envs
+        """For each stream the number of actions before its first alarm; ``None``: there was none."""
+
+    def observe(self, states: Float[Tensor, "envs D"]) -> None:
+        """Take the embeddings of what is seen now; nothing is compared at the first step."""
+        if self._history is None or self._actions is None:
+            self._history = History.of_present(states, action_dim=self._model.action_dim)
+            return
+        surprises = one_step_surprise(self._model, self._history, self._actions, states)
+        self._num_steps += 1
+        for place in (surprises > self._threshold).nonzero().squeeze(1).tolist():
+            if self.alarms[place] is None:
+                self.alarms[place] = self._num_steps
+        self._history = self._history.followed_by(self._actions, states, most=self._model.predictor.history)
+
+    def expect(self, states: Float[Tensor, "envs D"], actions: Float[Tensor, "envs A"]) -> None:
+        """Keep what is done now, in the model's units; what it leads to is predicted when it is seen."""
+        self._actions = actions
+
+
+@torch.no_grad()
 def one_step_surprise(
     model: Dynamics,
     history: History,

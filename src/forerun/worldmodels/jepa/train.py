@@ -138,6 +138,11 @@ def train_world(
     return result
 
 
+def action_units(episodes: PixelEpisodes) -> Normalizer:
+    """Return the units in which a model sees actions: mean 0 and standard deviation 1 for each number of a block."""
+    return Normalizer.of_mean_and_std(torch.from_numpy(np.float32(episodes.taken_actions)))
+
+
 def fresh_model(episodes: PixelEpisodes, config: JepaTrainConfig) -> Jepa:
     """Return a model with fresh weights, its actions in units of these episodes.
 
@@ -148,7 +153,7 @@ def fresh_model(episodes: PixelEpisodes, config: JepaTrainConfig) -> Jepa:
         model = Jepa(
             config.model,
             action_dim=episodes.action_dim,
-            action_normalizer=Normalizer.of_mean_and_std(torch.from_numpy(np.float32(episodes.taken_actions))),
+            action_normalizer=action_units(episodes),
         )
     check_fits(model, episodes)
     return model
