@@ -39,7 +39,7 @@ class Drafting:
 class Steps:
     """An engine core with every method at hand."""
 
-    def __init__(self, *, num_sequences=2, budget=24, shares_states=False, progress=None, block_tokens=16, **options):
+    def __init__(self, *, num_sequences=2, budget=24, reads="nothing", progress=None, block_tokens=16, **options):
         world = replace(WORLD, num_sequences=num_sequences, block_tokens=block_tokens)
         self.target = world.target_model()
         self.counters = DecodeCounters()
@@ -50,7 +50,7 @@ class Steps:
             scheduler=SchedulerConfig(max_num_seqs=num_sequences, max_num_batched_tokens=budget, **options),
             layer_ids=[0],
         )
-        common = {"shares_states": shares_states} | ({"progress": progress} if progress else {})
+        common = {"reads": reads} | ({"progress": progress} if progress else {})
         self.draftings = [
             Drafting(Way(method=method, **({} if method in {"none", "ngram"} else common)), world, self.target)
             for method in ("none", "ngram", "sequential", "ssd")
@@ -96,7 +96,7 @@ def test_output_does_not_depend_on_who_comes_and_goes(data):
     steps = Steps(
         num_sequences=data.draw(st.integers(1, 3)),
         budget=data.draw(st.sampled_from([3, 8, 24, 200])),
-        shares_states=data.draw(st.booleans()),
+        reads=data.draw(st.sampled_from(["nothing", "states", "features"])),
         progress=lambda: pattern.choice([-1, 0, 1, 3, 9]),
         reuses_prefixes=data.draw(st.booleans()),
         preempts=data.draw(st.booleans()),

@@ -79,7 +79,7 @@ def ways(draw):
         speculative=draw(speculative),
         branch_budget=draw(st.integers(1, 12)),
         progress=lambda: pattern.choice(passes),
-        shares_states=draw(st.booleans()),
+        reads=draw(st.sampled_from(["nothing", "states", "features"])),
         fallback_length=draw(st.sampled_from([OneLess, EveryLength])),
     )
 

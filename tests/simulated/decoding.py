@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from forerun.engine.speculative.ssd import SsdSpeculator
 from forerun.engine.speculative.target_states import TargetStates
 from forerun.engine.stop import OutputTracker
 from simulated.drafter import InProcessDrafter, Progress, all_passes
-from simulated.models import Law, PagedSimulatedModel, SimulatedModel
+from simulated.models import Law, PagedSimulatedModel, SimulatedHead, SimulatedModel
 
 ROUNDS_PER_REQUEST = 1000
 
@@ -65,8 +66,8 @@ class World:
             return SimulatedModel(self.target, **sizes)
         return PagedSimulatedModel(self.target, block_tokens=self.block_tokens, **sizes)
 
-    def draft_model(self) -> SimulatedModel:
-        return SimulatedModel(
+    def draft_model(self, *, reads_features: bool = False) -> SimulatedModel:
+        return (SimulatedHead if reads_features else SimulatedModel)(
             self.draft,
             vocab_size=self.vocab_size,
             num_sequences=self.num_sequences,
@@ -151,7 +152,7 @@ class Way:
         progress: How far the drafter gets (SSD).
         dies_after: Messages after which the drafter is dead (SSD).
         restarts: How others are started then (SSD); each dies as the first did.
-        shares_states: Whether the draft reads the target's states.
+        reads: What the draft reads of the target: ``nothing``, its keys and values, or its hidden states.
         fallback_length: Makes what sets the length of fallbacks (SSD).
     """
 
@@ -162,7 +163,7 @@ class Way:
     progress: Progress = all_passes
     dies_after: int | None = None
     restarts: RestartConfig | None = None
-    shares_states: bool = False
+    reads: Literal["nothing", "states", "features"] = "nothing"
     fallback_length: Callable[[], FallbackLength] = OneLess
 
     def speculator(self, world: World, target: SimulatedModel | None = None) -> Speculator:
@@ -170,12 +171,14 @@ class Way:
             return NoSpeculator()
         if self.method == "ngram":
             return NgramSpeculator()
-        states = None
-        if self.shares_states:
-            assert target is not None, "a draft that reads the target's states needs the target that runs"
-            states = TargetStates(target, layer_ids=[0, 2])
+        states, reads_features = None, self.reads == "features"
+        assert target is not None or self.reads == "nothing", "what a draft reads is the target's that runs"
+        if target is not None and reads_features:
+            states = TargetStates.features(target, layer_ids=[0, 2])
+        elif target is not None and self.reads == "states":
+            states = TargetStates.keys_and_values(target, layer_ids=[0, 2])
         if self.method == "sequential":
-            model = world.draft_model()
+            model = world.draft_model(reads_features=reads_features)
             return SequentialSpeculator(
                 model,
                 lambda request: DraftChoice(
@@ -193,12 +196,13 @@ class Way:
 
         def drafter() -> InProcessDrafter:
             return InProcessDrafter(
-                world.draft_model(),
+                world.draft_model(reads_features=reads_features),
                 self.speculative,
                 vocab_size=world.vocab_size,
                 eos_ids=world.eos_ids,
                 max_depth=self.num_speculative_tokens + 1,
-                num_state_layers=2 if self.shares_states else 0,
+                state_entry={"nothing": (0,), "states": (2, 2, 1, 1), "features": (2, world.capacity)}[self.reads],
+                states_are_wide=reads_features,
                 progress=self.progress,
                 dies_after=self.dies_after,
                 grammars=world.grammars if world.masks_drafts else None,

@@ -33,7 +33,8 @@ class InProcessDrafter:
         vocab_size: Of the target.
         eos_ids: Of the target.
         max_depth: Most tokens per outcome.
-        num_state_layers: Layers of the target that the draft reads.
+        state_entry: Shape of what the draft reads of each position of the target; ``(0,)``: nothing.
+        states_are_wide: Whether it is kept in float32.
         progress: How far it gets.
         dies_after: Number of messages after which it takes no more.
         grammars: For the constraints of requests; ``None``: it does not know them.
@@ -47,7 +48,8 @@ class InProcessDrafter:
         vocab_size: int,
         eos_ids: tuple[int, ...] = (),
         max_depth: int = 8,
-        num_state_layers: int = 0,
+        state_entry: tuple[int, ...] = (0,),
+        states_are_wide: bool = False,
         progress: Progress = all_passes,
         dies_after: int | None = None,
         grammars: GrammarCompiler | None = None,
@@ -64,9 +66,8 @@ class InProcessDrafter:
             law_width=vocab_size,
             vocab_size=vocab_size,
             eos_ids=eos_ids,
-            num_state_layers=num_state_layers,
-            num_kv_heads=1,
-            head_dim=1,
+            state_entry=state_entry,
+            states_are_wide=states_are_wide,
             speculative=speculative,
         )
         self.vocab_size = vocab_size

@@ -67,6 +67,7 @@ class SimulatedModel:
         self.texts: list[tuple[int, ...]] = []
         """What each row of the last pass saw, the token itself last."""
         self.num_passes = 0
+        self._num_kept_layers = 0
 
     @property
     def vocab_size(self) -> int:
@@ -101,6 +102,21 @@ class SimulatedModel:
         assert (states[:, 0, 1, 0, 0] == np.arange(start, stop)).all(), "states of other positions"
         places = self._places(sequence, np.arange(start, stop))
         self._tokens[places], self._positions[places] = states[:, 0, 0, 0, 0], np.arange(start, stop)
+
+    def keep_features(self, layer_ids: Sequence[int]) -> None:
+        self._num_kept_layers = len(layer_ids)
+
+    def read_features(self, sequence: int, start: int, stop: int) -> np.ndarray:
+        """A hidden state is the text up to its token, the same in each layer."""
+        tokens = self._tokens[self._places(sequence, np.arange(stop))]
+        texts = np.full((stop - start, self.capacity), -1, np.float32)
+        for row, slot in enumerate(range(start, stop)):
+            texts[row, : slot + 1] = tokens[: slot + 1]
+        return np.repeat(texts[:, None], self._num_kept_layers, axis=1)
+
+    def write_features(self, sequence: int, start: int, features: np.ndarray) -> None:
+        expected = self.read_features(sequence, start, start + len(features))
+        assert (features == expected).all(), "keys and values of one text, hidden states of another"
 
     def _places(self, sequences: np.ndarray | int, slots: np.ndarray) -> tuple[np.ndarray | int, np.ndarray]:
         """Return where slots lie in the arrays."""
@@ -139,3 +155,53 @@ class PagedSimulatedModel(SimulatedModel):
         blocks = self._tables[sequences, slots // self.block_tokens]
         assert (blocks >= 0).all(), "a slot without a block"
         return blocks, slots % self.block_tokens
+
+
+class SimulatedHead(SimulatedModel):
+    """A draft that knows a text only by the hidden state of the token before the last.
+
+    Args:
+        law: As for the other, like the options.
+    """
+
+    def __init__(self, law: Law, **options) -> None:
+        super().__init__(law, **options)
+        self._states = np.full((self.num_sequences, self.capacity, self.capacity), -1, np.int64)
+        self._num_given = np.zeros(self.num_sequences, np.int64)
+        self._has_read_given = np.zeros((self.num_sequences, self.capacity), bool)
+
+    def take_features(self, sequence: int, start: int, features: np.ndarray) -> None:
+        assert start in (0, self._num_given[sequence]), "hidden states were left out, or given twice"
+        assert (features == features[:, :1]).all(), "layers of different tokens"
+        stop = start + len(features)
+        self._states[sequence, start:stop] = features[:, 0]
+        self._num_given[sequence] = stop
+
+    def forward(self, rows: Rows, *, logit_rows: np.ndarray | None = None) -> np.ndarray:
+        is_given = (rows.num_ancestors == 0) & (rows.slots <= self._num_given[rows.sequences])
+        self._has_read_given[rows.sequences, rows.slots] = is_given
+        logits = super().forward(rows, logit_rows=logit_rows)
+        for sequence, slot, text in zip(rows.sequences.tolist(), rows.slots.tolist(), self.texts, strict=True):
+            if slot >= self._num_given[sequence]:
+                self._states[sequence, slot] = -1
+                self._states[sequence, slot, : len(text)] = text
+        return logits
+
+    def move_slots(self, sequence: int, sources: list[int], targets: list[int]) -> None:
+        super().move_slots(sequence, sources, targets)
+        for array in (self._states, self._has_read_given):
+            array[sequence, targets] = array[sequence, sources]
+
+    def _text(self, rows: Rows, row: int) -> tuple[int, ...]:
+        sequence, count = rows.sequences[row], rows.num_ancestors[row]
+        branch = rows.ancestors[row, :count].tolist()
+        seen = [*range(rows.lengths[row]), *branch]
+        assert seen[-1] == rows.slots[row] > 0, "a row must see itself, last, and another before it"
+        state = self._states[sequence, seen[-2]]
+        text = (*state[state >= 0].tolist(), int(rows.token_ids[row]))
+        assert len(text) == rows.positions[row] + 1, f"row {row} reads the hidden state of position {len(text) - 2}"
+        num_read = min(rows.lengths[row], self._num_given[sequence] + 1)
+        assert self._has_read_given[sequence, 1:num_read].all(), "the target's states came, and were not read"
+        keys = self._tokens[sequence, seen[1:]]  # the first token has no keys and values
+        assert keys.tolist() == list(text[1:]), "keys and values of one text, hidden states of another"
+        return text

@@ -14,6 +14,9 @@ keys and values in those layers for all text that the target has read, and needs
 the target's embedding, so it is small on disk; it may propose only the commonest tokens, but the target's output stays
 exact.
 
+With --kind eagle3 the draft is an EAGLE-3 head instead: one layer that reads the target's hidden states of three of its
+layers. It is written in the published format, which other engines read too.
+
 Run the same command again to resume: sampled shards and training checkpoints are kept below OUT/work.
 """
 _EPILOG = """\
@@ -21,6 +24,7 @@ examples:
   forerun train-draft --out draft --init-from default    the shipped draft's recipe, for the embedded target
   forerun train-draft --target my.gguf --out my-draft    a draft for a model of your own
   forerun generate --target my.gguf --draft my-draft "Hello"
+  forerun train-draft --kind eagle3 --out head           an EAGLE-3 head
   forerun train-draft --out draft --sample-worker 1/2    only sample, as the second of two processes
 """
 
@@ -38,13 +42,20 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="directory for the draft and for the work"
     )
+    parser.add_argument(
+        "--kind",
+        choices=("layers", "eagle3"),
+        default="layers",
+        help="a draft made of layers of the target (default), or an EAGLE-3 head",
+    )
     add_number(parser, "--num-shards", 25, "shards of about 25,000 tokens to sample; the last is held out")
     add_number(parser, "--num-steps", 2000, "optimiser steps")
     add_number(parser, "--batch-tokens", 1024, "tokens per step")
     parser.add_argument(
         "--layers",
         metavar="I,J,...",
-        help="target layers the draft starts from, and whose keys and values it reads (default: four, evenly spaced)",
+        help="target layers the draft starts from, and whose keys and values it reads (default: four, evenly spaced); "
+        "of an EAGLE-3 head those whose inputs it reads (default: the usual three)",
     )
     parser.add_argument(
         "--init-from",
@@ -72,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
     torch.set_num_threads(args.threads)
     config = DraftTrainingConfig(
+        kind=args.kind,
         corpus=CorpusConfig(seed=args.seed),
         num_shards=args.num_shards,
         layer_ids=_layers(args.layers),

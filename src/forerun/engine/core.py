@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from forerun.core.errors import ConfigError, DeadEndError
+from forerun.core.features import FeatureSource
 from forerun.core.paging import PagedModel
 from forerun.core.protocols import LanguageModel
 from forerun.core.rng import uniform
@@ -245,6 +246,9 @@ class EngineCore:
             stop = min(end, start + PREFILL_ROWS)
             states = self._target.read_states(copy.source, start, stop, layer_ids=self._layer_ids)
             self._target.write_states(copy.target, start, states)
+            if isinstance(self._target, FeatureSource):
+                features = self._target.read_features(copy.source, start, stop)
+                self._target.write_features(copy.target, start, features)
 
     def _prefill(self, parts: Sequence[PrefillPart[Request]]) -> list[StreamChunk]:
         """Run parts of prompts through the target, and decide the first token of those that end."""

@@ -7,6 +7,7 @@ from functools import cached_property
 from forerun.core.dtype_choice import DtypeName
 from forerun.core.env import cpu_info
 from forerun.core.errors import ConfigError, DrafterError, ModelLoadError, VocabMismatchError
+from forerun.core.features import FeatureSource
 from forerun.core.protocols import LanguageModel
 from forerun.engine.config import EngineConfig, Method
 from forerun.engine.request import Request
@@ -37,6 +38,7 @@ from forerun.models.checkpoint import Checkpoint
 from forerun.models.device import DeviceOptions, recorder_for
 from forerun.models.device_runner import DeviceRunner
 from forerun.models.draft import Draft, load_draft
+from forerun.models.draft_runner import build_draft
 from forerun.models.runner import build_runner
 
 DEFAULT_NUM_SPECULATIVE_TOKENS = 4
@@ -135,9 +137,15 @@ class SpeculatorFactory:
             raise ConfigError(f'method="{method}": needs a draft; set draft, or method="none" to decode without one')
         if method == "ssd" and name == "ngram":
             raise ConfigError('method="ssd", draft="ngram": look-up costs nothing to hide; use method="sequential"')
+        is_plain_head = self._config.runs_on_device and name != "ngram" and self._draft.eagle3 is not None
+        if method == "ssd" and is_plain_head:
+            raise ConfigError(
+                f'method="ssd", draft={name!r}: on a device an EAGLE-3 head prepares no outcomes; use '
+                'method="sequential" or "auto"'
+            )
         if method == "auto":
             has_core = self._config.runs_on_device or len(self._cores) > self._config.num_threads
-            can_hide = name != "ngram" and has_core
+            can_hide = name != "ngram" and has_core and not is_plain_head
             return ["ssd", "sequential"] if can_hide else ["sequential"]
         return [method]
 
@@ -147,7 +155,7 @@ class SpeculatorFactory:
         num_threads = self._config.num_threads + (self._process is not None and method != "ssd")
         if method == "none":
             speculator = NoSpeculator()
-        elif self._config.runs_on_device and self._draft_name != "ngram":
+        elif self._config.runs_on_device and self._draft_name != "ngram" and self._draft.eagle3 is None:
             speculator = self._device_speculator(method, target)
         elif method == "ssd":
             speculator = self._ssd(target)
@@ -200,12 +208,28 @@ class SpeculatorFactory:
 
     def _draft_dtype(self, draft: Draft) -> DtypeName:
         window = draft.config.sliding_window
-        is_free = self._config.dtype == "auto" and cpu_info().has_int8_dot
+        is_free = self._config.dtype == "auto" and cpu_info().has_int8_dot and not self._config.runs_on_device
         return "int8" if is_free and (window is None or window >= self._capacity) else self._dtype
 
     def _states(self, target: LanguageModel) -> TargetStates | None:
-        layer_ids = self._draft.state_layer_ids
-        return TargetStates(target, layer_ids=layer_ids) if layer_ids else None
+        """Return what the draft reads of the target, if it does."""
+        head, layer_ids = self._draft.eagle3, self._draft.state_layer_ids
+        if head is None:
+            return TargetStates.keys_and_values(target, layer_ids=layer_ids) if layer_ids else None
+        if not isinstance(target, FeatureSource):
+            raise ConfigError(
+                f"draft={self._draft_name!r}: an EAGLE-3 head reads hidden states, which this target gives no one; "
+                "choose another draft"
+            )
+        return TargetStates.features(target, layer_ids=head.layer_ids)
+
+    def _state_entry(self) -> tuple[int, ...]:
+        """Return the shape of what the draft reads of each position of the target."""
+        head, model = self._draft.eagle3, self._checkpoint.config
+        if head is not None:
+            return (len(head.layer_ids), head.target_hidden_size)
+        num_layers = len(self._draft.state_layer_ids)
+        return (num_layers, 2, model.num_kv_heads, model.head_dim) if num_layers else (0,)
 
     def _branch_budget(self) -> BranchBudget:
         fixed = self._config.speculative.branch_budget
@@ -227,15 +251,13 @@ class SpeculatorFactory:
 
     def _sequential(self, target: LanguageModel) -> SequentialSpeculator:
         draft = self._draft
-        self._draft_model = model = build_runner(
-            draft.config,
-            draft.tensor,
+        self._draft_model = model = build_draft(
+            draft,
             dtype=self._draft_dtype(draft),
             num_sequences=self._config.max_num_seqs,
             capacity=self._capacity,
-            vocab_ids=draft.vocab_ids,
-            num_levels=1,
-            embedding_of=target if draft.borrows_embedding else None,
+            embedding_of=target,
+            device=self._config.draft_device or self._config.device,
         )
 
         def make_choice(request: Request) -> DraftChoice:
@@ -313,8 +335,7 @@ class SpeculatorFactory:
             law_width=model.vocab_size if sends_laws else 0,
             vocab_size=model.vocab_size,
             eos_ids=tuple(sorted(self._checkpoint.eos_ids)),
-            num_state_layers=len(draft.state_layer_ids),
-            num_kv_heads=model.num_kv_heads,
-            head_dim=model.head_dim,
+            state_entry=self._state_entry(),
+            states_are_wide=draft.eagle3 is not None,
             speculative=speculative,
         )

@@ -16,19 +16,24 @@ from torch.nn.functional import dropout, linear, scaled_dot_product_attention, s
 from torch.utils.checkpoint import checkpoint
 
 from forerun.models.config import DecoderConfig
-from forerun.nn.rope import apply_rope, rope_frequencies
+from forerun.nn.rope import apply_rope, rope_frequencies, rotations
 
 
 class DecoderAttention(nn.Module):
-    """Grouped-query attention with rotary embedding; optional biases (Qwen2) and QK-norm (Qwen3)."""
+    """Grouped-query attention with rotary embedding; optional biases (Qwen2) and QK-norm (Qwen3).
 
-    def __init__(self, config: DecoderConfig) -> None:
+    Args:
+        config: Of the decoder.
+        input_size: Width of what it reads; ``None``: the decoder's.
+    """
+
+    def __init__(self, config: DecoderConfig, *, input_size: int | None = None) -> None:
         super().__init__()
         self.config = config
-        bias = config.attention_bias
-        self.q_proj = nn.Linear(config.hidden_size, config.num_heads * config.head_dim, bias=bias)
-        self.k_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim, bias=bias)
-        self.v_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim, bias=bias)
+        bias, width = config.attention_bias, input_size or config.hidden_size
+        self.q_proj = nn.Linear(width, config.num_heads * config.head_dim, bias=bias)
+        self.k_proj = nn.Linear(width, config.num_kv_heads * config.head_dim, bias=bias)
+        self.v_proj = nn.Linear(width, config.num_kv_heads * config.head_dim, bias=bias)
         self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
         if config.qk_norm:
             self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
@@ -173,8 +178,7 @@ class Decoder(nn.Module):
 
     def rotations(self, positions_BT: Tensor, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return cosines and sines ``[B, T, D / 2]`` of the rotary angles of positions."""
-        angles = positions_BT.unsqueeze(-1).float() * self.get_buffer("rope_freqs")
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        return rotations(self.get_buffer("rope_freqs"), positions_BT, dtype=dtype)
 
     def hidden_states(
         self,
@@ -183,6 +187,7 @@ class Decoder(nn.Module):
         positions_BT: Tensor | None = None,
         mask: Tensor | None = None,
         caches: Sequence[KeyValueCache] | None = None,
+        on_layer: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
         """Return the normalised last hidden state ``[B, T, E]``.
 
@@ -192,6 +197,7 @@ class Decoder(nn.Module):
             mask: Boolean ``[B, 1, T, S]``, True where a query may attend; a sliding window is the caller's to put in.
                 ``None`` is causal, within the window; for a call without cached keys.
             caches: One cache per layer; it takes this call's T positions.
+            on_layer: Told the number of each layer and what enters it, ``[B, T, E]``.
         """
         if positions_BT is None:
             positions_BT = torch.arange(token_ids_BT.shape[1], device=token_ids_BT.device).expand_as(token_ids_BT)
@@ -202,6 +208,8 @@ class Decoder(nn.Module):
             distance = positions_BT.unsqueeze(-1) - positions_BT.unsqueeze(-2)
             mask = ((distance >= 0) & (distance < window)).unsqueeze(1)
         for index, layer in enumerate(self.layers):
+            if on_layer is not None:
+                on_layer(index, x_BTE)
             if self.recomputes and caches is None and torch.is_grad_enabled():
                 x_BTE = checkpoint(layer, x_BTE, cos_BTD, sin_BTD, mask=mask, cache=None, use_reentrant=False)
             else:

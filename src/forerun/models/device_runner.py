@@ -201,6 +201,22 @@ class DeviceRunner:
         with self.recorder.in_order():
             self.cache.write_states(sequence, start, states)
 
+    def keep_features(self, layer_ids: Sequence[int]) -> None:
+        """As :meth:`forerun.core.features.FeatureSource.keep_features`; passes are recorded anew."""
+        with self.recorder.in_order():
+            self.cache.keep_features(layer_ids)
+        self.graphs = GraphPool(self.recorder)
+
+    def read_features(self, sequence: int, start: int, stop: int) -> np.ndarray:
+        """As :meth:`forerun.core.features.FeatureSource.read_features`."""
+        with self.recorder.in_order():
+            return self.cache.read_features(sequence, start, stop)
+
+    def write_features(self, sequence: int, start: int, features: np.ndarray) -> None:
+        """As :meth:`forerun.core.features.FeatureSource.write_features`."""
+        with self.recorder.in_order():
+            self.cache.write_features(sequence, start, features)
+
 
 def _pass_grid(inputs: dict[str, Tensor], *, sequences: Tensor | None = None) -> PassGrid:
     return PassGrid(

@@ -1,4 +1,4 @@
-"""Drafts: a model with the target's vocabulary, one distilled from the target, or some of the target's layers."""
+"""Drafts: a model with the target's vocabulary, one distilled from the target, some of its layers, an EAGLE-3 head."""
 
 import json
 from collections.abc import Callable
@@ -13,6 +13,9 @@ from safetensors import SafetensorError, safe_open
 from forerun.core.errors import ModelLoadError, VocabMismatchError
 from forerun.models.checkpoint import Checkpoint, Ensemble
 from forerun.models.config import DecoderConfig
+from forerun.models.eagle3 import Eagle3Config
+from forerun.models.eagle3_file import PICKLED_WEIGHTS, is_eagle3, read_eagle3
+from forerun.models.huggingface import download
 from forerun.models.inflation import InflatedTensors, inflated_name, inflation_to
 from forerun.models.load import load_checkpoint
 
@@ -32,6 +35,8 @@ class Draft:
         borrows_embedding: Whether its embedding is the target's.
         state_layer_ids: Layers of the target, one for each of the draft's, whose cached keys and values the draft reads
             for all tokens that the target has read; empty: the draft has only its own.
+        eagle3: The shape of an EAGLE-3 head, which reads the target's hidden states; ``config`` is then that of its
+            layer. ``None`` for a decoder.
         manifest: How a distilled draft was made; empty for others.
     """
 
@@ -41,6 +46,7 @@ class Draft:
     source: str
     borrows_embedding: bool = False
     state_layer_ids: tuple[int, ...] = ()
+    eagle3: Eagle3Config | None = None
     manifest: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -54,8 +60,8 @@ def load_draft(name: str, target: Checkpoint) -> Draft:
 
     Args:
         name: ``default`` (the shipped one), ``self`` (layers of the target; the first member of an ensemble), a
-            directory that ``forerun train-draft`` wrote, or a model as :func:`forerun.models.load.load_checkpoint`
-            takes.
+            directory that ``forerun train-draft`` wrote, an EAGLE-3 head (a directory or hub name), or a model as
+            :func:`forerun.models.load.load_checkpoint` takes.
         target: The model it drafts for.
 
     Raises:
@@ -64,7 +70,13 @@ def load_draft(name: str, target: Checkpoint) -> Draft:
     """
     if target.base is not None:
         # A draft of the small model drafts for the large one: they have one law. Their cached states have two shapes.
-        return replace(load_draft(name, target.base), state_layer_ids=(), borrows_embedding=False)
+        draft = load_draft(name, target.base)
+        if draft.eagle3 is not None:
+            raise ModelLoadError(
+                f"draft {name}: reads hidden states, and those of {target.source} have another width than those it was "
+                f"made for; use it with {target.base.source}, or choose another draft"
+            )
+        return replace(draft, state_layer_ids=(), borrows_embedding=False)
     if (wanted := inflated_name(name)) is not None:
         return _inflated(load_draft(wanted[1], target), num_params=wanted[0])
     if name == "self" and target.ensemble is not None:
@@ -74,6 +86,8 @@ def load_draft(name: str, target: Checkpoint) -> Draft:
     path = default_draft_path() if name == "default" else Path(name)
     if (path / MANIFEST_FILE).is_file() or name == "default":
         return _load_distilled(path, target)
+    if (directory := _eagle3_directory(name)) is not None:
+        return _load_eagle3(directory, target)
     checkpoint = load_checkpoint(name)
     if checkpoint.tokenizer.vocab_digest() != target.tokenizer.vocab_digest():
         raise VocabMismatchError(
@@ -176,4 +190,33 @@ def _load_distilled(path: Path, target: Checkpoint) -> Draft:
         borrows_embedding=True,
         state_layer_ids=tuple(manifest.get("state_layer_ids", ())),
         manifest=manifest,
+    )
+
+
+def _eagle3_directory(name: str) -> Path | None:
+    """Return the directory of an EAGLE-3 head, from the hub if that is what the name says; ``None``: it is none."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path if is_eagle3(path) else None
+    if path.exists() or path.is_absolute() or name.startswith(".") or path.suffix == ".gguf":
+        return None
+    directory = download(name)
+    if not is_eagle3(directory):
+        return None
+    return directory if any(directory.glob("model*.safetensors")) else download(name, also=[PICKLED_WEIGHTS])
+
+
+def _load_eagle3(directory: Path, target: Checkpoint) -> Draft:
+    if target.ensemble is not None:
+        raise ModelLoadError(
+            f"draft {directory}: an EAGLE-3 head reads the hidden states of one model, and {target.source} is an "
+            "ensemble; choose another draft"
+        )
+    head = read_eagle3(directory, target)
+    return Draft(
+        config=head.config.layer,
+        tensor=head.tensor,
+        vocab_ids=head.vocab_ids,
+        source=str(directory),
+        eagle3=head.config,
     )

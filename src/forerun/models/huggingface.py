@@ -1,6 +1,7 @@
 """Weights, configuration and tokenizer out of a Hugging Face directory or hub name."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ class SafetensorsTensors:
         self._source = str(directory)
         self._places: dict[str, tuple[Path, str]] = {}
         shapes: dict[str, tuple[int, ...]] = {}
-        self.files = _shards(directory)
+        self.files = shard_files(directory)
         for file in self.files:
             for stored_name, shape in _stored_shapes(file).items():
                 name = stored_name.removeprefix("model.")
@@ -55,8 +56,12 @@ class SafetensorsTensors:
             raise ModelLoadError(f"{file}: can't be read ({error}); download it again") from error
 
 
-def _shards(directory: Path) -> list[Path]:
-    """Return the weight files, each once."""
+def shard_files(directory: Path) -> list[Path]:
+    """Return the safetensors files of a directory, each once.
+
+    Raises:
+        ModelLoadError: There are none, or one that the index names is missing.
+    """
     index = directory / "model.safetensors.index.json"
     single = directory / "model.safetensors"
     if single.is_file():
@@ -176,8 +181,12 @@ def _chat_template(directory: Path, settings: Fields) -> str | None:
     return next((item.text("template") for item in named if item.text("name") == "default"), None)
 
 
-def download(name: str) -> Path:
+def download(name: str, *, also: Sequence[str] = ()) -> Path:
     """Fetch a model from the Hugging Face hub, or find it in the local cache.
+
+    Args:
+        name: Its name on the hub.
+        also: Further files to fetch.
 
     Raises:
         ModelLoadError: The hub has no such model, or can't be reached and the cache does not hold it.
@@ -192,7 +201,7 @@ def download(name: str) -> Path:
             "directory or a .gguf file"
         ) from error
     try:
-        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
+        return Path(snapshot_download(name, allow_patterns=[*_HUB_FILES, *also]))
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelLoadError(

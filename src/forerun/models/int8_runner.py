@@ -15,6 +15,7 @@ from forerun.core.rows import Rows
 from forerun.models.block_tables import BlockTables
 from forerun.models.cache_bounds import check_cache_size, check_rows, check_slots, check_span
 from forerun.models.config import DecoderConfig
+from forerun.models.feature_store import FeatureStore
 from forerun.nn import attention
 from forerun.nn import row_kernels as kernels
 from forerun.nn.int8_linear import Int8Linear
@@ -99,6 +100,11 @@ class Int8Runner:
         frequencies = rope_frequencies(head_dim=config.head_dim, theta=config.rope_theta, scaling=config.rope_scaling)
         angles = np.arange(self.capacity, dtype=np.float32)[:, None] * frequencies.numpy()
         self._cos, self._sin = np.cos(angles), np.sin(angles)
+        self._features = FeatureStore(
+            num_layers=config.num_layers,
+            hidden_size=config.hidden_size,
+            num_places=self.num_blocks * self.block_tokens,
+        )
 
     def _load_layer(self, tensor: TensorSource, index: int) -> _Layer:
         config, name = self.config, f"layers.{index}"
@@ -160,8 +166,10 @@ class Int8Runner:
         queries = np.empty((config.num_kv_heads, group_rows, config.head_dim), np.float32)
         mixed = np.empty((num_rows, width), np.float32)
         num_threads = torch.get_num_threads() if lengths.sum() >= attention.PARALLEL_SLOTS else 1
-        for layer in self._layers:
+        places = blocks * self.block_tokens + lanes
+        for index, layer in enumerate(self._layers):
             kernels.add_norm_quantize(x, update, layer.attention_norm, eps, narrow, scale)
+            self._features.put(index, places, x)
             kernels.write_qkv(
                 layer.qkv(narrow, scale), layer.bias, layer.q_norm, layer.k_norm, eps, self._cos, self._sin,
                 positions, blocks, lanes, queries, layer.keys, layer.values,
@@ -216,3 +224,22 @@ class Int8Runner:
         table = self._tables.table(sequence, np.arange(start, start + len(states)))
         for place, layer in enumerate(self._layers):
             attention.write_slots(layer.keys, layer.values, table, start, states[:, place])
+
+    def keep_features(self, layer_ids: Sequence[int]) -> None:
+        """As :meth:`forerun.core.features.FeatureSource.keep_features`."""
+        self._features.keep(layer_ids)
+
+    def read_features(self, sequence: int, start: int, stop: int) -> np.ndarray:
+        """As :meth:`forerun.core.features.FeatureSource.read_features`."""
+        return self._features.read(self._places(sequence, start, stop))
+
+    def write_features(self, sequence: int, start: int, features: np.ndarray) -> None:
+        """As :meth:`forerun.core.features.FeatureSource.write_features`."""
+        self._features.write(self._places(sequence, start, start + len(features)), features)
+
+    def _places(self, sequence: int, start: int, stop: int) -> np.ndarray:
+        """Return the places of neighbouring slots among what is kept."""
+        check_span(sequence, start, stop, num_sequences=self.num_sequences, capacity=self.capacity)
+        slots = np.arange(start, stop)
+        table = self._tables.table(sequence, slots)
+        return table[slots // self.block_tokens] * self.block_tokens + slots % self.block_tokens

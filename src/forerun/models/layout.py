@@ -60,7 +60,7 @@ def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_shapes(source: str, found: Mapping[str, tuple[int, ...]], config: DecoderConfig) -> None:
-    """Check that the parameters found are exactly those that ``config`` asks for.
+    """Check that the parameters found are exactly those that a decoder's configuration asks for.
 
     Args:
         source: File or directory, for the message.
@@ -75,7 +75,35 @@ def check_shapes(source: str, found: Mapping[str, tuple[int, ...]], config: Deco
             f"{source}: states {config.num_layers} layers but holds {len(found)} tensors; the checkpoint is incomplete "
             "or corrupt: download it again"
         )
-    expected = parameter_shapes(config)
+    check_expected(
+        source,
+        found,
+        parameter_shapes(config),
+        what="the decoder",
+        instead="use a dense model of the Llama, Mistral, Qwen2 or Qwen3 family",
+    )
+
+
+def check_expected(
+    source: str,
+    found: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    what: str,
+    instead: str,
+) -> None:
+    """Check that parameters are exactly those expected.
+
+    Args:
+        source: File or directory, for the message.
+        found: Shapes by parameter name.
+        expected: As ``found``.
+        what: What expects them, for the message.
+        instead: What to do where there are others, for the message.
+
+    Raises:
+        ModelLoadError: A parameter is missing, has another shape, or is not expected.
+    """
     if missing := [name for name in expected if name not in found]:
         raise ModelLoadError(
             f"{source}: {len(missing)} parameters are missing, first {missing[0]!r}; the checkpoint is incomplete: "
@@ -83,8 +111,8 @@ def check_shapes(source: str, found: Mapping[str, tuple[int, ...]], config: Deco
         )
     if extra := sorted(name for name in found if name not in expected):
         raise ModelLoadError(
-            f"{source}: parameter {extra[0]!r} ({len(extra)} in all) belongs to a feature that the decoder does not "
-            "implement; use a dense model of the Llama, Mistral, Qwen2 or Qwen3 family"
+            f"{source}: parameter {extra[0]!r} ({len(extra)} in all) belongs to a feature that {what} does not "
+            f"implement; {instead}"
         )
     for name, shape in expected.items():
         if tuple(found[name]) != shape:

@@ -1,6 +1,6 @@
 """Keys and values of every layer in slots, on any device: what is written by rows, moved, read out and put in.
 
-Shape legend: L layers, C sequences, G key/value heads, S slots, D head_dim.
+Shape legend: L layers, C sequences, G key/value heads, S slots, D head_dim; N layers whose inputs are kept, E hidden.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from forerun.models.cache_bounds import check_cache_size, check_slots, check_span
 from forerun.models.config import DecoderConfig
+from forerun.models.feature_store import feature_columns
 
 
 class SlotCache:
@@ -52,6 +53,9 @@ class SlotCache:
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
         self.positions = torch.zeros((num_sequences, capacity + num_spare), dtype=torch.int64, device=device)
+        self._config = config
+        self._columns: dict[int, int] = {}
+        self._features_CSNE: Tensor | None = None
 
     @torch.inference_mode()
     def move_slots(self, sequence: int, sources: list[int], targets: list[int]) -> None:
@@ -87,3 +91,39 @@ class SlotCache:
     def layers(self) -> list[tuple[Tensor, Tensor]]:
         """Return keys and values, layer by layer."""
         return list(zip(self.keys, self.values, strict=True))
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether anything that enters a layer is kept."""
+        return self._features_CSNE is not None
+
+    def keep_features(self, layer_ids: Sequence[int]) -> None:
+        """As :meth:`forerun.core.features.FeatureSource.keep_features`."""
+        columns = feature_columns(layer_ids, num_layers=self._config.num_layers)
+        if columns == self._columns:
+            return
+        self._columns = columns
+        shape = (*self.positions.shape, len(columns), self._config.hidden_size)
+        self._features_CSNE = torch.zeros(shape, dtype=self.keys[0].dtype, device=self.positions.device)
+
+    def put_features(self, layer: int, sequences: Tensor, slots: Tensor, entering: Tensor) -> None:
+        """Keep what enters a layer, ``[..., E]``, if it is one of those; asks nothing of the host."""
+        column = self._columns.get(layer)
+        if self._features_CSNE is not None and column is not None:
+            self._features_CSNE[sequences, slots, column] = entering
+
+    @torch.inference_mode()
+    def read_features(self, sequence: int, start: int, stop: int) -> np.ndarray:
+        """As :meth:`forerun.core.features.FeatureSource.read_features`."""
+        check_span(sequence, start, stop, num_sequences=self.num_sequences, capacity=self.capacity)
+        if self._features_CSNE is None:
+            return np.empty((stop - start, 0, self._config.hidden_size), np.float32)
+        return self._features_CSNE[sequence, start:stop].float().cpu().numpy()
+
+    @torch.inference_mode()
+    def write_features(self, sequence: int, start: int, features: np.ndarray) -> None:
+        """As :meth:`forerun.core.features.FeatureSource.write_features`."""
+        stop = start + len(features)
+        check_span(sequence, start, stop, num_sequences=self.num_sequences, capacity=self.capacity)
+        if self._features_CSNE is not None:
+            self._features_CSNE[sequence, start:stop] = torch.from_numpy(features).to(self._features_CSNE)

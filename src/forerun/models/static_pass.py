@@ -86,8 +86,9 @@ class StaticPass:
         x_NRE = decoder.embed_tokens(grid.token_ids)
         cos, sin = decoder.rotations(grid.positions, dtype=x_NRE.dtype)
         grouped = (num, width, config.num_kv_heads, config.num_heads // config.num_kv_heads, config.head_dim)
-        for module, keys, values in zip(decoder.layers, cache.keys, cache.values, strict=True):
+        for index, (module, keys, values) in enumerate(zip(decoder.layers, cache.keys, cache.values, strict=True)):
             layer = cast(DecoderLayer, module)
+            cache.put_features(index, column, grid.slots, x_NRE)
             attention = layer.self_attn
             q_NRHD, k_NRGD, v_NRGD = attention.heads(layer.input_layernorm(x_NRE), cos, sin)
             keys[column, :, grid.slots], values[column, :, grid.slots] = k_NRGD, v_NRGD

@@ -60,6 +60,18 @@ def rope_frequencies(*, head_dim: int, theta: float, scaling: RopeScaling | None
     return blend * freqs + (1 - blend) * freqs / scaling.factor
 
 
+def rotations(frequencies: Tensor, positions_BT: Tensor, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines ``[B, T, D / 2]`` of the rotary angles of positions.
+
+    Args:
+        frequencies: From :func:`rope_frequencies`.
+        positions_BT: Whole numbers.
+        dtype: Of the result.
+    """
+    angles = positions_BT.unsqueeze(-1).float() * frequencies
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
 def apply_rope(x_THD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
     """Rotate heads by their positions; the two halves of a head form the pairs (the Hugging Face layout).
 

@@ -111,14 +111,17 @@ LAW = mixture_law((0.6, history_law(12, seed=1)), (1.0, markov_law(12, seed=2, s
 WORLD = World(target=LAW, draft=mixture_law((1.0, LAW), (0.3, history_law(12, seed=3))), vocab_size=12, capacity=96)
 
 
-@pytest.mark.parametrize(("temperature", "shares_states", "dies_after"), [(0.0, True, 13), (0.9, False, 14), (0, 0, 5)])
-def test_drafters_that_die_again_and_again_change_nothing_but_the_speed(temperature, shares_states, dies_after):
+@pytest.mark.parametrize(
+    ("temperature", "reads", "dies_after"),
+    [(0.0, "states", 13), (0.9, "nothing", 14), (0.0, "nothing", 5), (0.9, "features", 13)],
+)
+def test_drafters_that_die_again_and_again_change_nothing_but_the_speed(temperature, reads, dies_after):
     """Requests in the midst of their text, and those before their first token, go on with the next drafter."""
     prompts = [[3, 1, 4], [1, 5, 9, 2, 6], [5], [3, 5, 8, 9]]
     params = SamplingParams(temperature=temperature, seed=7, max_tokens=30, ignore_eos=True)
     expected = decode(replace(WORLD, num_sequences=1), AUTOREGRESSIVE, prompts, params).outputs
     at_once = RestartConfig(first_pause_s=0.0, max_tries=1000)
-    way = Way(method="ssd", dies_after=dies_after, restarts=at_once, shares_states=shares_states)
+    way = Way(method="ssd", dies_after=dies_after, restarts=at_once, reads=reads)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         got = decode(WORLD, way, prompts, params)

@@ -1,9 +1,10 @@
-"""One pass of a draft model over every session that has work."""
+"""What moves drafts on: one pass of a draft model over every session that has work, and states of the target."""
 
 from collections.abc import Iterable
 
 import numpy as np
 
+from forerun.core.features import FeatureReader
 from forerun.core.protocols import LanguageModel
 from forerun.core.rows import Rows
 from forerun.engine.speculative.session import DraftSession
@@ -32,3 +33,21 @@ def run_pass(model: LanguageModel, sessions: Iterable[DraftSession]) -> list[Dra
         session.absorb(logits[place : place + len(some)])
         place += len(some)
     return [session for session, _ in work]
+
+
+def hand_over(model: LanguageModel, session: DraftSession, start: int, states: np.ndarray) -> None:
+    """Give a draft what the target has computed for accepted tokens.
+
+    Args:
+        model: The draft model; its cache is written.
+        session: Of the request.
+        start: Position of the first of the tokens.
+        states: Hidden states where the draft reads those, else keys and values; one entry per token.
+    """
+    stop = start + len(states)
+    if isinstance(model, FeatureReader):
+        model.take_features(session.sequence, start, states)
+        session.read_again(start, stop)
+    else:
+        model.write_states(session.sequence, start, states)
+        session.share(stop)

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
+from forerun.core.features import FeatureReader
 from forerun.core.protocols import LanguageModel
 from forerun.engine.law import ProcessedLaw
 from forerun.engine.request import Request
 from forerun.engine.speculative.choice import DraftChoice
-from forerun.engine.speculative.drafting import run_pass
+from forerun.engine.speculative.drafting import hand_over, run_pass
 from forerun.engine.speculative.ngram import context_continuation
 from forerun.engine.speculative.session import DraftSession
 from forerun.engine.speculative.speculator import Speculation
@@ -82,6 +83,7 @@ class SequentialSpeculator:
                 choice=self._make_choice(request),
                 capacity=self._model.capacity,
                 fan_out=lambda budget, num_tokens: (0,) * (num_tokens + 1),
+                reads_features=isinstance(self._model, FeatureReader),
             )
         return session
 
@@ -92,9 +94,7 @@ class SequentialSpeculator:
         for token in request.output_ids[session.num_committed - len(request.prompt_ids) :]:
             session.commit(0, token)
         if self._states is not None:
-            start, states = self._states.take(request)
-            self._model.write_states(request.sequence, start, states)
-            session.share(start + len(states))
+            hand_over(self._model, session, *self._states.take(request))
         session.draft(limit)
         return session
 

@@ -59,6 +59,8 @@ class DraftSession:
         capacity: Slots of the sequence.
         fan_out: Shares the branch budget.
         is_joint: Share it by the draft's own laws instead, where they are not sent to the target.
+        reads_features: Whether a row needs the hidden state of the token before it, the target's or the draft's own
+            (:class:`forerun.core.features.FeatureReader`).
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class DraftSession:
         capacity: int,
         fan_out: FanOut,
         is_joint: bool = False,
+        reads_features: bool = False,
     ) -> None:
         self.sequence = sequence
         self.choice = choice
@@ -81,7 +84,9 @@ class DraftSession:
         self.depth = 0
         self._capacity, self._fan_out = capacity, fan_out
         self._is_joint = is_joint and not choice.needs_laws
-        self._num_cached = 0
+        self._num_cached = int(reads_features)  # the first token has none before it, and is not read
+        self._num_featured = 0 if reads_features else None
+        """Positions from the first on whose hidden states are there."""
         self._logits: dict[int, np.ndarray] = {}
         self._wanted = 0
         self._max_depth = 0
@@ -140,6 +145,8 @@ class DraftSession:
         # Rows before ``keep`` are not looked at again; a row of a branch is copied, being a view of its whole pass.
         self._logits = {}
         self._num_cached = min(self._num_cached, keep)
+        if self._num_featured is not None:
+            self._num_featured = min(self._num_featured, keep)
         del self.chain[keep:]
         self.chain.append(token)
         self.choice.commit(self.chain[self.num_committed :])
@@ -155,6 +162,8 @@ class DraftSession:
                 moves.append((self._level_slots[level] + branch, keep + level))
                 self._logits[keep + level] = hit.logits[level].copy()
             self._num_cached = keep + len(moves)
+            if self._num_featured is not None:
+                self._num_featured = self._num_cached
         self._wanted = num_used
         self.branches, self.depth, self._is_planned = [], 0, False
         return moves
@@ -164,9 +173,21 @@ class DraftSession:
         assert num_positions < self.num_committed, "the target has not read the last token"
         self._num_cached = max(self._num_cached, num_positions)
 
+    def read_again(self, start: int, stop: int) -> None:
+        """Take note that the target's hidden states of some positions are there; the tokens after these are read again.
+
+        The draft had only its own for them. It takes no further pass, for the last of the tokens is new to it.
+        """
+        assert self._num_featured is not None, "the draft reads no hidden states"
+        assert stop < self.num_committed, "the target has not read the last token"
+        self._num_cached = min(self._num_cached, start + 1)
+        self._num_featured = max(self._num_featured, stop)
+
     def rows(self) -> Rows | None:
-        """Return the rows of the next pass, or ``None`` when there is nothing left to do."""
+        """Return the rows of the next pass; ``None`` when nothing is left to do, or hidden states must come first."""
         if self._num_cached < len(self.chain):
+            if self._chain_end() == self._num_cached:
+                return None
             return Rows.chains([(self.sequence, self._num_cached, self.chain[self._num_cached : self._chain_end()])])
         assert not self.is_drafting, "absorb() extends a chain as soon as it is cached"
         if not self._is_planned:
@@ -182,6 +203,8 @@ class DraftSession:
             for offset, row in enumerate(logits[::-1]):
                 self._logits[end - 1 - offset] = row
             self._num_cached = end
+            if self._num_featured is not None:
+                self._num_featured = max(self._num_featured, end)
             if end == len(self.chain) and self.is_drafting:
                 token, law = self.choice.draw(
                     self._logits[len(self.chain) - 1],
@@ -208,8 +231,9 @@ class DraftSession:
         return np.arange(first - self._num_cached, len(rows))
 
     def _chain_end(self) -> int:
-        """Return where the chain's next pass ends."""
-        return min(len(self.chain), self._num_cached + _MAX_CHAIN_ROWS)
+        """Return where the chain's next pass ends: a row that reads a hidden state waits until it is there."""
+        end = min(len(self.chain), self._num_cached + _MAX_CHAIN_ROWS)
+        return end if self._num_featured is None else max(self._num_cached, min(end, self._num_featured + 1))
 
     def _output(self) -> list[int]:
         return self.chain[self.num_prompt :]

@@ -1,35 +1,52 @@
-"""The target's own keys and values, handed to a draft that reads them in place of its own."""
+"""What the target has computed for accepted tokens, handed to a draft that reads it.
 
-from collections.abc import Sequence
+Its own keys and values, which take the place of the draft's, or the hidden states that enter some of its layers.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from forerun.core.features import FeatureSource
 from forerun.core.protocols import LanguageModel
 from forerun.engine.request import Request
+
+ReadStates = Callable[[int, int, int], np.ndarray]
+"""Gives what there is of a sequence from a first to before a last slot, float32, one entry per slot."""
 
 
 class TargetStates:
     """Hands over what the target has computed for accepted tokens, each position once.
 
     Args:
-        target: The target model.
-        layer_ids: Its layers that the draft reads, one for each of the draft's.
+        read: Reads it out of the target.
     """
 
-    def __init__(self, target: LanguageModel, *, layer_ids: Sequence[int]) -> None:
-        self._target, self._layer_ids = target, tuple(layer_ids)
+    def __init__(self, read: ReadStates) -> None:
+        self._read = read
         self._num_taken: dict[int, int] = {}
+
+    @classmethod
+    def keys_and_values(cls, target: LanguageModel, *, layer_ids: Sequence[int]) -> "TargetStates":
+        """Return those of some layers, one for each of the draft's."""
+        return cls(partial(target.read_states, layer_ids=tuple(layer_ids)))
+
+    @classmethod
+    def features(cls, target: FeatureSource, *, layer_ids: Sequence[int]) -> "TargetStates":
+        """Return the hidden states that enter some layers; the target keeps them from now on."""
+        target.keep_features(layer_ids)
+        return cls(target.read_features)
 
     def take(self, request: Request) -> tuple[int, np.ndarray]:
         """Return the first position not handed over before, and the states from there on.
 
-        float32 ``[num_positions, num_layers, 2, num_kv_heads, head_dim]``, up to the last token, which the target has
-        not yet read.
+        One entry per position, up to the last token, which the target has not yet read.
         """
         start, stop = self._num_taken.get(request.index, 0), request.num_computed_tokens
         self._num_taken[request.index] = stop
-        return start, self._target.read_states(request.sequence, start, stop, layer_ids=self._layer_ids)
+        return start, self._read(request.sequence, start, stop)
 
     def forget(self, request: Request) -> None:
         """Forget a request."""
@@ -43,26 +60,29 @@ class StateShape:
     Attributes:
         num_requests: Requests at a time.
         capacity: Positions per request.
-        num_layers: Layers that the draft reads; 0: none are shared.
-        num_kv_heads: Key/value heads of a layer.
-        head_dim: Width of a head.
+        entry: Shape of what a position has; ``(0,)``: nothing is shared.
+        is_wide: Whether numbers are kept in float32: hidden states may be larger than float16 can say.
     """
 
     num_requests: int
     capacity: int
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
+    entry: tuple[int, ...]
+    is_wide: bool
 
     @property
     def dims(self) -> tuple[int, ...]:
         """Shape of the array."""
-        return (self.num_requests, self.capacity, self.num_layers, 2, self.num_kv_heads, self.head_dim)
+        return (self.num_requests, self.capacity, *self.entry)
+
+    @property
+    def dtype(self) -> np.dtype[np.floating]:
+        """Type of its numbers."""
+        return np.dtype(np.float32 if self.is_wide else np.float16)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the array, in float16."""
-        return 2 * int(np.prod(self.dims))
+        """Bytes of the array."""
+        return self.dtype.itemsize * int(np.prod(self.dims))
 
 
 class StateBuffer:
@@ -76,7 +96,7 @@ class StateBuffer:
     """
 
     def __init__(self, buffer: memoryview, shape: StateShape) -> None:
-        self._states = np.frombuffer(buffer, np.float16, int(np.prod(shape.dims))).reshape(shape.dims)
+        self._states = np.frombuffer(buffer, shape.dtype, int(np.prod(shape.dims))).reshape(shape.dims)
 
     def put(self, request: int, start: int, states: np.ndarray) -> None:
         """Target: store the states of the positions from ``start`` on."""

@@ -20,20 +20,21 @@ import torch
 from forerun.core.dtype_choice import DtypeName
 from forerun.core.env import pin_process
 from forerun.core.errors import ForerunError
+from forerun.core.features import FeatureReader
 from forerun.core.protocols import LanguageModel
 from forerun.core.rows import Rows
 from forerun.engine.config import SpeculativeConfig
 from forerun.engine.constraint_grammar import GrammarCompiler
 from forerun.engine.speculative.choice import DraftChoice
-from forerun.engine.speculative.drafting import run_pass
+from forerun.engine.speculative.drafting import hand_over, run_pass
 from forerun.engine.speculative.fan_out import geometric_fan_out, measured_fan_out, uniform_fan_out
 from forerun.engine.speculative.messages import FinishMessage, Message, OutcomeMessage, StartMessage, decode
 from forerun.engine.speculative.session import DraftSession
 from forerun.engine.speculative.speculation_cache import CacheShape, SpeculationCache
 from forerun.engine.speculative.target_states import StateBuffer, StateShape
 from forerun.models.draft import load_draft
+from forerun.models.draft_runner import build_draft
 from forerun.models.load import load_checkpoint
-from forerun.models.runner import build_runner
 
 _MIN_MEASURED = 20
 """Rounds seen before their outcomes decide the fan-out."""
@@ -55,9 +56,8 @@ class WorkerConfig:
         law_width: Candidates of a law; 0 where laws are never sent.
         vocab_size: Of the target.
         eos_ids: End-of-sequence ids of the target.
-        num_state_layers: Layers whose keys and values the target shares; 0: the draft has only its own.
-        num_kv_heads: Of the target, as ``head_dim``.
-        head_dim: Width of a head.
+        state_entry: Shape of what the target shares of each position; ``(0,)``: the draft has only its own.
+        states_are_wide: As ``is_wide`` of :class:`StateShape`.
         speculative: How drafts are made and verified.
     """
 
@@ -72,9 +72,8 @@ class WorkerConfig:
     law_width: int
     vocab_size: int
     eos_ids: tuple[int, ...]
-    num_state_layers: int
-    num_kv_heads: int
-    head_dim: int
+    state_entry: tuple[int, ...]
+    states_are_wide: bool
     speculative: SpeculativeConfig
 
     @property
@@ -86,9 +85,8 @@ class WorkerConfig:
         return StateShape(
             num_requests=self.num_requests,
             capacity=self.capacity,
-            num_layers=self.num_state_layers,
-            num_kv_heads=self.num_kv_heads,
-            head_dim=self.head_dim,
+            entry=self.state_entry,
+            is_wide=self.states_are_wide,
         )
 
     @property
@@ -111,7 +109,7 @@ class WorkerConfig:
     def from_json(cls, text: str) -> "WorkerConfig":
         """Read what :meth:`to_json` wrote."""
         content = json.loads(text)
-        content["eos_ids"] = tuple(content["eos_ids"])
+        content |= {name: tuple(content[name]) for name in ("eos_ids", "state_entry")}
         return cls(**(content | {"speculative": SpeculativeConfig(**content["speculative"])}))
 
 
@@ -121,7 +119,7 @@ class DraftWorker:
     Args:
         model: The draft model.
         cache: The shared speculation cache.
-        states: The target's shared keys and values.
+        states: What the target shares.
         config: See :class:`WorkerConfig`.
         grammars: Of the target; ``None``: constraints are left to the target, which refuses what they forbid.
     """
@@ -199,6 +197,7 @@ class DraftWorker:
             capacity=self._model.capacity,
             fan_out=self.fan_out,
             is_joint=self._config.speculative.fan_out == "joint",
+            reads_features=isinstance(self._model, FeatureReader),
         )
         for token in message.output_ids:
             session.commit(0, token)
@@ -227,14 +226,13 @@ class DraftWorker:
         self._sessions.pop(message.request, None)
 
     def _share(self, session: DraftSession) -> None:
-        """Put the target's keys and values of what is now accepted in the place of the draft's own."""
-        if self._config.num_state_layers == 0:
+        """Put what the target has computed for what is now accepted in the place of the draft's own."""
+        if 0 in self._config.state_entry:
             return
         request, stop = session.sequence, session.num_committed - 1
         start = self._num_states[request]
-        self._model.write_states(request, start, self._states.get(request, start, stop))
+        hand_over(self._model, session, start, self._states.get(request, start, stop))
         self._num_states[request] = stop
-        session.share(stop)
 
     def _begin_round(self, request: int, round_number: int) -> None:
         self._rounds[request] = round_number
@@ -293,15 +291,7 @@ def main() -> int:
     try:
         target = load_checkpoint(config.target)
         draft = load_draft(config.draft, target)
-        model = build_runner(
-            draft.config,
-            draft.tensor,
-            dtype=config.dtype,
-            num_sequences=config.num_requests,
-            capacity=config.capacity,
-            vocab_ids=draft.vocab_ids,
-            num_levels=1,
-        )
+        model = build_draft(draft, dtype=config.dtype, num_sequences=config.num_requests, capacity=config.capacity)
     except ForerunError as error:
         _answer(connection, {"kind": type(error).__name__, "error": str(error)})
         return 2

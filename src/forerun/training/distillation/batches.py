@@ -103,13 +103,16 @@ class TextBatches:
 
     def at(self, step: int) -> DistillBatch:
         """Return the batch of a step."""
+        rng = random.Random(f"{self._seed}/step {step}")
+        return self.collate(self.texts_at(step), rng=rng, has_states=rng.random() >= self._rounds.own_share)
+
+    def texts_at(self, step: int) -> list[SampledText]:
+        """Return the texts of a step's batch."""
         epoch, place = divmod(step, self.batches_per_epoch)
         batches = self._epoch(epoch)
-        rng = random.Random(f"{self._seed}/step {step}")
-        texts = [self._texts[index] for index in batches[place % len(batches)]]
-        return self.collate(texts, rng=rng, has_states=rng.random() >= self._rounds.own_share)
+        return [self._texts[index] for index in batches[place % len(batches)]]
 
-    def collate(self, texts: list[SampledText], *, rng: random.Random, has_states: bool) -> DistillBatch:
+    def collate(self, texts: Sequence[SampledText], *, rng: random.Random, has_states: bool) -> DistillBatch:
         """Put texts side by side.
 
         Args:

@@ -14,7 +14,7 @@ from forerun.data.prompts import PROMPT_KINDS, PromptKind, template_prompt
 from forerun.data.topics import OPENINGS
 from forerun.models.checkpoint import Checkpoint
 from forerun.models.int8_runner import Int8Runner
-from forerun.training.distillation.sampling import SampledText, SampleRequest, sample_texts
+from forerun.training.distillation.sampling import Kept, SampledText, SampleRequest, sample_texts
 
 TEMPERATURES = (0.0, 0.0, 0.0, 0.0, 0.5, 0.7, 0.7, 0.7, 1.0, 1.0)
 """Drawn from uniformly: four texts in ten are greedy, the rest spread over what people use."""
@@ -73,7 +73,13 @@ def make_runner(checkpoint: Checkpoint, config: CorpusConfig) -> Int8Runner:
 
 
 def sample_shard(
-    checkpoint: Checkpoint, runner: Int8Runner, config: CorpusConfig, index: int, *, layer_ids: Sequence[int]
+    checkpoint: Checkpoint,
+    runner: Int8Runner,
+    config: CorpusConfig,
+    index: int,
+    *,
+    layer_ids: Sequence[int],
+    keeps: Kept = "keys and values",
 ) -> list[SampledText]:
     """Sample one shard.
 
@@ -85,7 +91,8 @@ def sample_shard(
         runner: From :func:`make_runner`.
         config: What to sample.
         index: Which shard.
-        layer_ids: Layers of the target whose keys and values are kept.
+        layer_ids: Layers of the target of which something is kept.
+        keeps: What is.
     """
     rng = random.Random(f"{config.seed}/{index}")
     generator = torch.Generator().manual_seed(rng.getrandbits(63))
@@ -112,7 +119,9 @@ def sample_shard(
         )
         for _ in range(num_passages)
     ]
-    sample = partial(sample_texts, runner, eos_ids=checkpoint.eos_ids, layer_ids=layer_ids, generator=generator)
+    sample = partial(
+        sample_texts, runner, eos_ids=checkpoint.eos_ids, layer_ids=layer_ids, generator=generator, keeps=keeps
+    )
     drafts = sample(seeds)
     written = [checkpoint.tokenizer.decode(text.tokens) for text in drafts]
     prompts = [opening + rest for opening, rest in zip(openings, written[:num_self], strict=True)]

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -11,6 +13,9 @@ from forerun.models.int8_runner import Int8Runner
 
 NUM_TOP = 48
 """Alternatives drawn from and kept per token: nearly all the probability, little enough to store."""
+Kept = Literal["keys and values", "hidden states"]
+"""What is kept of the target's layers: keys and values, or what enters them."""
+_LARGEST: Final = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,8 +42,8 @@ class SampledText:
         tokens: Sampled ids, an end id included where one came.
         top_ids: int32 ``[len(tokens), NUM_TOP]``, the likeliest ids at each sampled position, best first.
         top_logprobs: float16, as ``top_ids``, natural logarithms.
-        states: float16 ``[len(prompt) + len(tokens) - 1, layers, 2, G, D]``, keys and values along the
-            text (but for the last token) in the layers of the target that were asked for.
+        states: float16, along the text but for its last token, of the layers of the target that were asked for: keys
+            and values ``[len(prompt) + len(tokens) - 1, layers, 2, G, D]``, or hidden states ``[.., layers, hidden]``.
     """
 
     prompt: tuple[int, ...]
@@ -66,6 +71,7 @@ def sample_texts(
     eos_ids: frozenset[int],
     layer_ids: Sequence[int],
     generator: torch.Generator,
+    keeps: Kept = "keys and values",
 ) -> list[SampledText]:
     """Sample all requests, as many at a time as the runner has sequences; a finished one makes room for the next.
 
@@ -73,12 +79,18 @@ def sample_texts(
         runner: The target; its cache is overwritten.
         requests: Prompt and ``max_tokens`` must fit the runner's capacity.
         eos_ids: End a text.
-        layer_ids: Layers whose keys and values are kept.
+        layer_ids: Layers of which something is kept.
         generator: Source of the draws.
+        keeps: What is.
 
     Returns:
         One text per request, in order.
     """
+    if keeps == "hidden states":
+        runner.keep_features(layer_ids)
+        read = runner.read_features
+    else:
+        read = partial(runner.read_states, layer_ids=layer_ids)
     done: list[SampledText | None] = [None] * len(requests)
     waiting = list(enumerate(requests))[::-1]
     active: dict[int, _Row] = {}
@@ -98,7 +110,7 @@ def sample_texts(
                     tokens=tuple(row.tokens),
                     top_ids=np.stack(row.top_ids),
                     top_logprobs=np.stack(row.top_logprobs),
-                    states=runner.read_states(sequence, 0, row.length, layer_ids=layer_ids).astype(np.float16),
+                    states=read(sequence, 0, row.length).clip(-_LARGEST, _LARGEST).astype(np.float16),
                 )
                 del active[sequence]
         if active and not (waiting and len(active) < runner.num_sequences):

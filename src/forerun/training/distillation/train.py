@@ -1,24 +1,20 @@
 """Train a draft for a target, from nothing but the target: sample, distil, measure, write."""
 
-import json
 import math
-import random
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import torch
-from safetensors.numpy import save_file
 
 from forerun.core.errors import ConfigError
 from forerun.models.checkpoint import Checkpoint
-from forerun.models.draft import DRAFT_FILE, MANIFEST_FILE, Draft, load_draft
-from forerun.nn.int8_linear import quantize_weight
-from forerun.training.distillation.batches import DistillBatch, RoundConfig, TextBatches
+from forerun.models.draft import Draft, load_draft
+from forerun.models.eagle3_file import usual_layers
+from forerun.training.distillation.batches import RoundConfig, TextBatches
 from forerun.training.distillation.corpus import (
     CorpusConfig,
     corpus_digest,
@@ -28,12 +24,15 @@ from forerun.training.distillation.corpus import (
     shard_path,
     write_shard,
 )
-from forerun.training.distillation.loss import distillation_loss, greedy_agreement
-from forerun.training.distillation.sampling import SampledText
+from forerun.training.distillation.eagle3 import Eagle3Student, eagle3_trainee
+from forerun.training.distillation.layers import layers_trainee
+from forerun.training.distillation.sampling import Kept, SampledText
 from forerun.training.distillation.student import Student
 from forerun.training.distillation.vocabulary import choose_vocab
 from forerun.training.loop import LoopConfig, TrainingLoop
 
+DraftKind = Literal["layers", "eagle3"]
+"""A draft made of layers of the target, or an EAGLE-3 head."""
 _HELD_OUT_SHARDS = 1
 
 
@@ -42,13 +41,15 @@ class DraftTrainingConfig:
     """How to train a draft.
 
     Attributes:
+        kind: What is trained.
         corpus: What text to sample.
         num_shards: Shards to sample; the last is held out.
         layer_ids: Layers of the target that the draft starts from, and whose keys and values it reads; ``None``: four,
-            as :func:`evenly_spaced`.
+            as :func:`evenly_spaced`. Of an EAGLE-3 head those whose inputs it reads; ``None``: the usual three.
         init_from: A distilled draft of the same layers to start from instead, as
             :func:`forerun.models.draft.load_draft` takes it.
         rounds: How texts are cut into rounds.
+        num_runs: Of an EAGLE-3 head: longest draft that is trained.
         vocab_size: Tokens the draft can propose.
         num_steps: Optimiser steps.
         batch_tokens: Tokens per step, padding included.
@@ -56,11 +57,13 @@ class DraftTrainingConfig:
         greedy_share: Weight of the target's likeliest token in the loss, against its whole law.
     """
 
+    kind: DraftKind = "layers"
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     num_shards: int = 25
     layer_ids: tuple[int, ...] | None = None
     init_from: str | None = None
     rounds: RoundConfig = field(default_factory=RoundConfig)
+    num_runs: int = 4
     vocab_size: int = 8192
     num_steps: int = 2000
     batch_tokens: int = 1024
@@ -74,6 +77,20 @@ class DraftTrainingConfig:
             )
         if not 0 <= self.greedy_share <= 1:
             raise ConfigError(f"greedy_share={self.greedy_share}: must be in [0, 1]")
+        if self.num_runs < 1:
+            raise ConfigError(f"num_runs={self.num_runs}: must be at least 1, the first token of a draft")
+        if self.kind == "eagle3" and self.init_from is not None:
+            raise ConfigError(
+                f'init_from={self.init_from!r}: an EAGLE-3 head begins anew; leave it out, or kind="layers"'
+            )
+
+    def source_layers(self, num_layers: int) -> tuple[int, ...]:
+        """Return the layers of a target of so many that the draft is concerned with."""
+        if self.layer_ids is not None:
+            return self.layer_ids
+        if self.kind == "eagle3":
+            return usual_layers(num_layers) or evenly_spaced(num_layers, count=3)
+        return evenly_spaced(num_layers, count=4)
 
 
 Report = Callable[[str, int, int, str], None]
@@ -95,10 +112,11 @@ def train_draft(
         The manifest that was written beside the draft.
 
     Effects:
-        Writes ``draft.safetensors`` and ``draft.json`` at the end, each whole or not at all.
+        Writes ``draft.safetensors`` and ``draft.json`` at the end, each whole or not at all; of an EAGLE-3 head its
+        published format, and ``training.json``.
     """
     work = directory / "work"
-    layer_ids = config.layer_ids or evenly_spaced(checkpoint.config.num_layers, count=4)
+    layer_ids = config.source_layers(checkpoint.config.num_layers)
     initial = None if config.init_from is None else _initial_draft(config.init_from, checkpoint, layer_ids)
     sample_corpus(checkpoint, work / "corpus", config, report=report)
     texts = _read(work / "corpus", range(config.num_shards - _HELD_OUT_SHARDS))
@@ -106,12 +124,9 @@ def train_draft(
     vocab_ids = choose_vocab(
         texts, size=config.vocab_size, vocab_size=checkpoint.config.vocab_size, always=checkpoint.eos_ids
     )
-    student = Student(
-        checkpoint,
-        layer_ids=layer_ids,
-        vocab_ids=vocab_ids,
-        initial=None if initial is None else initial.tensor,
-    )
+    is_of_kind = texts[0].states.ndim == (3 if config.kind == "eagle3" else 5)
+    if not is_of_kind:
+        raise ConfigError(f"{work}: holds text sampled for a draft of another kind; choose another directory")
     batches = TextBatches(
         texts,
         vocab_ids=vocab_ids,
@@ -120,46 +135,52 @@ def train_draft(
         rounds=config.rounds,
         seed=config.corpus.seed,
     )
+    if config.kind == "eagle3":
+        trainee = eagle3_trainee(
+            Eagle3Student(
+                checkpoint, layer_ids=layer_ids, vocab_ids=vocab_ids, num_runs=config.num_runs, seed=config.corpus.seed
+            ),
+            batches,
+            greedy_share=config.greedy_share,
+        )
+    else:
+        weights = None if initial is None else initial.tensor
+        trainee = layers_trainee(
+            Student(checkpoint, layer_ids=layer_ids, vocab_ids=vocab_ids, initial=weights),
+            batches,
+            greedy_share=config.greedy_share,
+        )
 
     def on_step(step: int, loss: float, learning_rate: float) -> None:
         report("train", step + 1, config.num_steps, f"loss {loss:.3f}  lr {learning_rate:.1e}")
 
     loop = TrainingLoop(
-        student,
+        trainee.module,
         LoopConfig(num_steps=config.num_steps, learning_rate=config.learning_rate),
-        batch_at=batches.at,
-        loss=lambda batch: distillation_loss(student(batch), batch, greedy_share=config.greedy_share),
+        batch_at=trainee.batch_at,
+        loss=trainee.loss,
         directory=work,
         on_step=on_step,
     )
     losses = loop.run()
-    agreement = _held_out_agreement(student, batches, held_out, has_states=True)
-    agreement_alone = _held_out_agreement(student, batches, held_out, has_states=False)
-    report(
-        "measure",
-        1,
-        1,
-        f"greedy agreement on held-out text {agreement:.3f}; without the target's states {agreement_alone:.3f}",
-    )
+    measured = trainee.measure(held_out)
+    report("measure", 1, 1, f"greedy agreement on held-out text {measured['held_out_greedy_agreement']:.3f}")
     manifest = {
         "target": checkpoint.source,
         "vocab_digest": checkpoint.tokenizer.vocab_digest(),
         "hidden_size": checkpoint.config.hidden_size,
-        "num_layers": len(student.layer_ids),
-        "layer_ids": list(student.layer_ids),
-        "state_layer_ids": list(student.layer_ids),
+        "layer_ids": list(layer_ids),
         "initial_draft": None if initial is None else initial.manifest,
         "config": asdict(config),
         "corpus_sha256": corpus_digest(work / "corpus", range(config.num_shards)),
         "num_texts": len(texts),
         "num_sampled_tokens": sum(len(text.tokens) for text in texts),
+        "first_loss_nats": float(np.mean(losses[:20])),
         "final_loss_nats": float(np.mean(losses[-20:])),
-        "held_out_greedy_agreement": agreement,
-        "held_out_greedy_agreement_without_states": agreement_alone,
         "git_revision": _git_revision(),
         "versions": {name: version(name) for name in ("torch", "numpy", "numba")},
-    }
-    _write(student, directory, manifest)
+    } | measured
+    trainee.write(directory, manifest)
     return manifest
 
 
@@ -186,9 +207,10 @@ def sample_corpus(
     if not missing:
         return
     runner = make_runner(checkpoint, config.corpus)
-    layer_ids = config.layer_ids or evenly_spaced(checkpoint.config.num_layers, count=4)
+    layer_ids = config.source_layers(checkpoint.config.num_layers)
+    keeps: Kept = "hidden states" if config.kind == "eagle3" else "keys and values"
     for index in missing:
-        texts = sample_shard(checkpoint, runner, config.corpus, index, layer_ids=layer_ids)
+        texts = sample_shard(checkpoint, runner, config.corpus, index, layer_ids=layer_ids, keeps=keeps)
         write_shard(shard_path(directory, index), texts)
         report(
             "sample", index + 1, config.num_shards, f"{sum(len(text.tokens) for text in texts)} tokens in this shard"
@@ -207,36 +229,6 @@ def _initial_draft(name: str, target: Checkpoint, layer_ids: tuple[int, ...]) ->
             "from the target's"
         )
     return draft
-
-
-def _held_out_agreement(student: Student, batches: TextBatches, texts: list[SampledText], *, has_states: bool) -> float:
-    rng = random.Random(0)
-    same, total = 0.0, 0
-    for first in range(0, len(texts), 8):
-        batch: DistillBatch = batches.collate(texts[first : first + 8], rng=rng, has_states=has_states)
-        with torch.no_grad():
-            same += greedy_agreement(student(batch), batch) * batch.num_tokens
-        total += batch.num_tokens
-    return same / total
-
-
-def _write(student: Student, directory: Path, manifest: dict[str, Any]) -> None:
-    """Write the trained weights, matrices as int8 with a scale per row, as they will run.
-
-    Embedding and head are the target's own and are not written.
-    """
-    tensors: dict[str, np.ndarray] = {"vocab_ids": student.vocab_ids.astype(np.int32)}
-    for name in student.trained_names():
-        values = student.decoder.get_parameter(name).detach().numpy()
-        if values.ndim > 1:
-            tensors[name], tensors[f"{name}.scale"] = quantize_weight(values)
-        else:
-            tensors[name] = values
-    directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / f"{DRAFT_FILE}.partial"
-    save_file(tensors, partial)
-    partial.rename(directory / DRAFT_FILE)
-    (directory / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
 
 
 def _git_revision() -> str:
