@@ -89,30 +89,41 @@ class ActuatorFault:
 class FaultyActuator:
     """A task with a damaged motor.
 
-    The box of actions that planners see stays as it was; they have to learn from what happens.
+    The box of actions that planners see stays as it was; they have to learn from what happens. So does what a step
+    pays, as a function of the states and of the action that was *asked for*: only the dynamics is another one.
 
     Args:
         env: The healthy task.
         fault: What is wrong.
+        reward: What a step of the task pays.
 
     Raises:
         ConfigError: The fault names a number that the action does not have.
     """
 
-    def __init__(self, env: BatchEnv, fault: ActuatorFault) -> None:
+    def __init__(self, env: BatchEnv, fault: ActuatorFault, *, reward: "RewardFunction") -> None:
         action_dim = len(env.bounds.low)
         if max(fault.indices) >= action_dim:
             raise ConfigError(f"an actuator fault of indices {list(fault.indices)}: must lie in [0, {action_dim})")
         self.num_envs, self.bounds = env.num_envs, env.bounds
-        self._env, self._fault = env, fault
+        self._env, self._fault, self._reward = env, fault, reward
+        self._states, self._has_ended = torch.empty(0), torch.empty(0, dtype=torch.bool)
 
     def reset(self, seeds: Sequence[int]) -> Float[Tensor, "envs state"]:
         """As :meth:`BatchEnv.reset`."""
-        return self._env.reset(seeds)
+        self._states, self._has_ended = self._env.reset(seeds), torch.zeros(self.num_envs, dtype=torch.bool)
+        return self._states
 
     def step(self, actions: Float[Tensor, "envs action"]) -> Transition:
         """As :meth:`BatchEnv.step`."""
-        return self._env.step(self._fault.acting(actions))
+        asked = self.bounds.clamp(actions)
+        acting = self._fault.acting(asked)
+        before, made = self._states, self._env.step(acting)
+        paid = self._reward(before, self.bounds.clamp(acting), made.states)
+        more = self._reward(before, asked, made.states) - paid
+        rewards = made.rewards + torch.where(self._has_ended, 0.0, more)
+        self._states, self._has_ended = made.states, self._has_ended | made.terminated | made.truncated
+        return Transition(states=made.states, rewards=rewards, terminated=made.terminated, truncated=made.truncated)
 
 
 class ClosedFormEnv:

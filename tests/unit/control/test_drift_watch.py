@@ -28,7 +28,7 @@ def error():
 
 def environments(count, fault):
     env = TASK.make_env(count)
-    return env if fault is None else FaultyActuator(env, fault)
+    return env if fault is None else FaultyActuator(env, fault, reward=TASK.reward)
 
 
 def recorded(seed, *, fault=None, count=8):

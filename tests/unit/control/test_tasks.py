@@ -12,7 +12,7 @@ from forerun.core.generator import keyed_generator
 from forerun.envs import control_double_integrator as integrator
 from forerun.envs import control_pendulum as pendulum
 from forerun.envs.control_dynamics import FaultyDynamics, TrueDynamics
-from forerun.envs.control_env import ActuatorFault, FaultyActuator
+from forerun.envs.control_env import ActuatorFault, FaultyActuator, Transition
 from forerun.envs.control_optimum import LinearQuadratic, finite_horizon_gains, solve_on_grid
 from forerun.envs.control_task import SmoothNoise
 from forerun.envs.control_tasks import TASK_NAMES, control_task
@@ -155,21 +155,24 @@ def test_every_task_is_consistent(name):
     assert paid.tolist() == pytest.approx(made.rewards.tolist(), abs=0.3 if name in NEEDED else 1e-5)
     assert set(task.goal) <= set(range(len(task.state_names)))
     for defect in task.defects:
-        FaultyActuator(env, task.defect(defect))
+        FaultyActuator(env, task.defect(defect), reward=task.reward)
 
 
 @pytest.mark.parametrize("defect", ["weak", "biased"])
 def test_dynamics_that_are_told_of_a_damage_predict_the_damaged_task(defect):
     task = control_task("double-integrator")
     fault = task.defect(defect)
-    env = FaultyActuator(task.make_env(2), fault)
+    env = FaultyActuator(task.make_env(2), fault, reward=task.reward)
     present = env.reset(range(2))
     model = FaultyDynamics(TrueDynamics(task.transition, bounds=task.bounds), fault, bounds=task.bounds)
     actions = torch.tensor([[[0.5], [-3.0]], [[-0.2], [0.9]]])
     history = History.of_present(present, action_dim=1)
     predicted = model.rollout(history, actions[:, None], generator=keyed_generator(0))[:, 0]
-    seen = torch.stack([env.step(task.bounds.clamp(actions[:, step])).states for step in range(2)], dim=1)
-    assert torch.allclose(predicted, seen, atol=1e-6)
+    made = [env.step(actions[:, step]) for step in range(2)]
+    assert torch.allclose(predicted, torch.stack([step.states for step in made], dim=1), atol=1e-6)
+    paid = [task.reward(present, task.bounds.clamp(actions[:, 0]), made[0].states)]
+    paid += [task.reward(made[0].states, task.bounds.clamp(actions[:, 1]), made[1].states)]
+    assert torch.allclose(torch.stack([step.rewards for step in made]), torch.stack(paid), atol=1e-6), "as asked for"
 
 
 def test_defects_are_known_by_name_and_the_first_is_the_default():
@@ -187,7 +190,7 @@ def test_an_unknown_task_names_the_nearest():
 
 
 class ActionRecorder:
-    """An environment of three actions that only keeps them."""
+    """An environment of three actions that only keeps them; it ends with the second step."""
 
     num_envs, bounds = 1, ActionBounds.symmetric(3)
 
@@ -199,6 +202,17 @@ class ActionRecorder:
 
     def step(self, actions):
         self.seen.append(actions[0].tolist())
+        has_ended = torch.tensor([len(self.seen) >= 2])
+        return Transition(
+            states=torch.zeros(1, 1),
+            rewards=-self.bounds.clamp(actions).sum(dim=-1),
+            terminated=has_ended,
+            truncated=torch.tensor([False]),
+        )
+
+
+def charge(before, actions, after):
+    return -actions.sum(dim=-1)
 
 
 @pytest.mark.parametrize(
@@ -213,15 +227,24 @@ class ActionRecorder:
 def test_a_fault_changes_only_the_actuators_it_names(fault, acting):
     recorder = ActionRecorder()
     actions = torch.tensor([[0.9, -0.9, 0.1]])
-    FaultyActuator(recorder, ActuatorFault(indices=(1,), **fault)).step(actions)
+    env = FaultyActuator(recorder, ActuatorFault(indices=(1,), **fault), reward=charge)
+    env.reset([0])
+    assert float(env.step(actions).rewards) == pytest.approx(-0.1), "charged as asked for"
     assert recorder.seen == [pytest.approx(acting)]
     assert actions.tolist() == [pytest.approx([0.9, -0.9, 0.1])]
+
+
+def test_what_has_ended_is_charged_nothing_more():
+    env = FaultyActuator(ActionRecorder(), ActuatorFault(indices=(1,), gain=0.0), reward=charge)
+    env.reset([0])
+    actions = torch.tensor([[0.0, 0.5, 0.0]])
+    assert [float(env.step(actions).rewards) for _ in range(3)] == [-0.5, -0.5, 0.0]
 
 
 @pytest.mark.parametrize("wrong", [{"indices": (0,), "limit": -1.0}, {"indices": (3,)}, {"indices": ()}])
 def test_a_fault_that_can_not_be_is_refused(wrong):
     with pytest.raises(ConfigError, match="an actuator fault of indices"):
-        FaultyActuator(ActionRecorder(), ActuatorFault(**wrong))
+        FaultyActuator(ActionRecorder(), ActuatorFault(**wrong), reward=charge)
 
 
 def test_smooth_noise_keeps_its_spread_and_remembers():

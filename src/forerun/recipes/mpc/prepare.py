@@ -43,7 +43,7 @@ def trainer_of(
 def damaged(task: ControlTask, defect: str = "") -> Callable[[int], BatchEnv]:
     """Return what makes the task with a defect; :meth:`ControlTask.defect` says which, and what it raises."""
     fault = task.defect(defect)
-    return lambda num_envs: FaultyActuator(task.make_env(num_envs), fault)
+    return lambda num_envs: FaultyActuator(task.make_env(num_envs), fault, reward=task.reward)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
