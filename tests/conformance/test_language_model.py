@@ -24,10 +24,10 @@ from forerun.models.decoder import Decoder
 from forerun.models.decoder_weights import fill_decoder
 from forerun.models.device_runner import DeviceRunner
 from forerun.models.layout import parameter_shapes
+from forerun.models.model_share import ModelSplit
 from forerun.models.runner import build_runner, build_target
 from forerun.models.tensor_parallel import TensorParallelRunner
 from forerun.models.tokenizer import Tokenizer
-from forerun.models.torch_runner import TorchRunner
 from forerun.nn.int8_linear import quantize_weight
 
 CAPACITY = 64
@@ -186,9 +186,9 @@ def shared_runner(
     """Two shares of a model, in two threads."""
     return led_by_first(
         lambda collective: TensorParallelRunner(
-            config,
+            ModelSplit.of(config, (1, 1)),
             weights.__getitem__,
-            lambda decoder, ids: TorchRunner(decoder, vocab_ids=ids, **cache),
+            lambda decoder, head: DeviceRunner(decoder, vocab_ids=vocab_ids, head=head, **cache),
             collective=collective,
             vocab_ids=vocab_ids,
         ),

@@ -48,7 +48,14 @@ PARAMS = [
     SamplingParams(temperature=0.7, max_tokens=18, seed=6, ignore_eos=True),
     SamplingParams(temperature=1.2, max_tokens=9, seed=7),
 ]
+TRUNCATED = [
+    SamplingParams(temperature=1.1, top_k=6, max_tokens=14, seed=1, ignore_eos=True),
+    SamplingParams(temperature=0.9, top_p=0.7, min_p=0.01, max_tokens=12, seed=2),
+    SamplingParams(temperature=0, max_tokens=10, top_k=3),
+    SamplingParams(temperature=1.3, min_p=0.1, top_k=9, max_tokens=12, seed=4),
+]
 SHAPED = [*PARAMS[:3], SamplingParams(temperature=1.0, top_p=0.9, logprobs=1, max_tokens=8, seed=3)]
+SETS = {"plain": PARAMS, "shaped": SHAPED, "truncated": TRUNCATED}
 
 
 def decoder(*, noise: float = 0.0) -> Decoder:
@@ -87,20 +94,31 @@ def speculator(method: str, *, noise: float, vocab_ids=None):
 def expected():
     """Decoding without a draft, on the plain path."""
     target = TorchRunner(decoder(), num_sequences=2, capacity=CAPACITY)
-    return {
-        name: decode(target, NoSpeculator(), params, num_tokens=0)[0]
-        for name, params in (("plain", PARAMS), ("shaped", SHAPED))
-    }
+    return {name: decode(target, NoSpeculator(), params, num_tokens=0)[0] for name, params in SETS.items()}
+
+
+def refuse(*_args, **_options):
+    raise AssertionError("logits were asked for where tokens are enough")
 
 
 @pytest.mark.parametrize(
     ("method", "params"),
-    [("sequential", "plain"), ("neural", "plain"), ("ngram", "plain"), ("none", "plain"), ("neural", "shaped")],
+    [
+        ("sequential", "plain"),
+        ("neural", "plain"),
+        ("ngram", "plain"),
+        ("none", "plain"),
+        ("neural", "shaped"),
+        ("neural", "truncated"),
+        ("sequential", "truncated"),
+    ],
 )
 def test_output_is_that_of_decoding_without_a_draft(method, params, expected):
     """By tokens chosen where the logits are, and where a request needs more, by logits on the host."""
     target = DeviceRunner(decoder(), num_sequences=2, capacity=CAPACITY)
-    outputs, counters = decode(target, speculator(method, noise=0.3), PARAMS if params == "plain" else SHAPED)
+    if params != "shaped":
+        target.forward = refuse
+    outputs, counters = decode(target, speculator(method, noise=0.3), SETS[params])
     for (tokens, logprobs, reason), (own, own_logprobs, own_reason) in zip(outputs, expected[params], strict=True):
         assert (tokens, reason) == (own, own_reason)
         assert len(logprobs) == len(own_logprobs)

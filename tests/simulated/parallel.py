@@ -9,7 +9,6 @@ from torch import Tensor
 from forerun.models.tensor_parallel import LeadingRunner, TensorParallelRunner, follow
 
 PATIENCE_S = 60
-CPU = torch.device("cpu")
 
 
 class Meeting:
@@ -58,7 +57,7 @@ class LedRunner(LeadingRunner):
     """The leading share; its followers end with it."""
 
     def __init__(self, runner: TensorParallelRunner, collective: ThreadCollective) -> None:
-        super().__init__(runner, collective, device=CPU)
+        super().__init__(runner, collective)
 
     def __del__(self) -> None:
         self.close()
@@ -70,5 +69,5 @@ def led_by_first(build: Callable[[ThreadCollective], TensorParallelRunner], *, s
     collectives = [ThreadCollective(rank, meeting) for rank in range(size)]
     shares = [build(collective) for collective in collectives]
     for share, collective in zip(shares[1:], collectives[1:], strict=True):
-        threading.Thread(target=follow, args=(share, collective), kwargs={"device": CPU}, daemon=True).start()
+        threading.Thread(target=follow, args=(share, collective), daemon=True).start()
     return LedRunner(shares[0], collectives[0])

@@ -37,10 +37,16 @@ def test_auto_on_a_gpu_is_bfloat16_whatever_the_cpu():
     assert choose_dtype("auto", cpu=cpu("avx512_vnni"), weights_are_quantized=True, device="cuda:0").dtype == "bfloat16"
 
 
-@pytest.mark.parametrize("dtype", ["int8", "float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["int8", "float32", "bfloat16", "float8", "int4"])
 def test_a_request_is_taken_at_its_word(dtype):
     choice = choose_dtype(dtype, cpu=cpu(), weights_are_quantized=False)
     assert (choice.dtype, choice.reason) == (dtype, "asked for")
+
+
+@pytest.mark.parametrize("dtype", ["float8", "int4"])
+def test_an_ensemble_has_no_narrow_weights(dtype):
+    with pytest.raises(ConfigError, match=f'dtype="{dtype}": is for single models'):
+        choose_dtype(dtype, cpu=cpu(), weights_are_quantized=False, is_ensemble=True)
 
 
 def test_int8_on_a_gpu_is_refused():

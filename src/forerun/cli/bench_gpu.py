@@ -26,7 +26,15 @@ def add_parser(themes: Commands) -> argparse.ArgumentParser:
     )
     parser.add_argument("--methods", default="none,sequential,ssd,auto", metavar="A,B", help="(default: %(default)s)")
     parser.add_argument("--batch-sizes", default="1,4,16,32", metavar="N,N", help="(default: %(default)s)")
-    parser.add_argument("--contexts", default="512", metavar="N,N", help="tokens of a prompt (default: %(default)s)")
+    parser.add_argument(
+        "--contexts",
+        default="512",
+        metavar="N,N",
+        help="tokens of a prompt; the first with every batch, others with first and last (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--peers", action="store_true", help="also measure transformers, on the same device and weights"
+    )
     add_number(parser, "--tokens", 128, "tokens decoded by each request")
     add_number(parser, "--micro-mib", 1024, "buffer that is copied, in MiB")
     add_number(parser, "--matmul-size", 8192, "rows and columns of the matrices that are multiplied")
@@ -48,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
         batch_sizes=_numbers("--batch-sizes", args.batch_sizes),
         context_tokens=_numbers("--contexts", args.contexts),
         max_tokens=args.tokens,
+        with_peers=args.peers,
         micro_bytes=args.micro_mib * 2**20,
         matmul_size=args.matmul_size,
         time_limit_s=args.time_limit,
@@ -59,6 +68,10 @@ def run(args: argparse.Namespace) -> int:
     if args.plot is not None:
         save_device_plot(result, args.plot)
     return 0
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
@@ -74,13 +87,16 @@ def _print(result: dict[str, Any]) -> None:
     write_line(f"\n{result['about']}")
     write_line(f"device {result['device']}; weights read in {result['floor']['pass_ms']:.2f} ms at the speed of a copy")
     write_line(
-        f"{'method':<8}{'batch':>6}{'context':>9}{'tokens/s':>11}{'over AR':>9}{'step ms':>9}{'verify ms':>11}  hits"
+        f"{'method':<22}{'batch':>6}{'context':>9}{'tokens/s':>11}{'over AR':>9}{'step ms':>9}{'verify ms':>11}"
+        f"{'draft ms':>10}{'idle ms':>9}  hits"
     )
     for case in result["cases"]:
         ratio = "" if case["over_ar"] is None else f"{case['over_ar']:.2f}x"
+        times = (("step_ms", 9), ("verify_ms", 11), ("draft_busy_ms", 10), ("idle_ms", 9))
         write_line(
-            f"{case['method']:<8}{case['batch']:>6}{case['context']:>9}{case['tokens_per_s']:>11.1f}{ratio:>9}"
-            f"{case['step_ms']:>9.2f}{case['verify_ms']:>11.2f}  {case['cache_hit_rate']:.2f}"
+            f"{case['method']:<22}{case['batch']:>6}{case['context']:>9}{case['tokens_per_s']:>11.1f}{ratio:>9}"
+            + "".join(f"{_number(case.get(name)):>{width}}" for name, width in times)
+            + f"  {_number(case.get('cache_hit_rate'))}"
         )
     if result["left_out"]:
         write_line(f"left out for want of time: {'; '.join(result['left_out'])}")

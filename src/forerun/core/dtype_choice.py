@@ -6,7 +6,9 @@ from typing import Literal
 from forerun.core.env import CpuInfo
 from forerun.core.errors import ConfigError
 
-DtypeName = Literal["int8", "float32", "bfloat16"]
+DtypeName = Literal["int8", "float32", "bfloat16", "float8", "int4"]
+"""``float8`` is e4m3 with a scale for each output, ``int4`` has scales for groups of inputs; both for the projections
+of the layers, beside a head in bfloat16 or float32."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,11 +45,17 @@ def choose_dtype(
         The choice and why it was made.
 
     Raises:
-        ConfigError: int8 was asked for on a CUDA device: its kernels are for CPUs.
+        ConfigError: int8 was asked for on a CUDA device: its kernels are for CPUs. Or a format of single models was
+            asked for, for an ensemble.
     """
     if requested == "int8" and device != "cpu":
         raise ConfigError(
             f'dtype="int8": the int8 kernels run on a CPU, not on {device}; choose "bfloat16", "float32" or "auto"'
+        )
+    if is_ensemble and requested in {"float8", "int4"}:
+        raise ConfigError(
+            f'dtype="{requested}": is for single models, and the members of an ensemble run together in float; choose '
+            '"float32", "bfloat16" or "auto"'
         )
     if requested != "auto":
         return DtypeChoice(dtype=requested, reason="asked for")

@@ -16,6 +16,7 @@
     ├── TrainingError           (RuntimeError)  training can't go on: its files can't be written, a run failed
     │   ├── DivergenceError                     the loss or the gradient is infinite or not a number
     │   └── CollapseError                       the embeddings of a world model say less and less
+    ├── DeviceError             (RuntimeError)  a device, or a process that shares a model with us, can't go on
     ├── DrafterError            (RuntimeError)  the drafter failed; decoding goes on without it, so users rarely see it
     ├── ServingError            (RuntimeError)  the server can't take or finish a request
     │   ├── EngineOverloadedError               as many completions wait as may wait
@@ -91,6 +92,10 @@ class DivergenceError(TrainingError):
 
 class CollapseError(TrainingError):
     """The embeddings of a world model shrink to a point or to a few directions: they no longer tell frames apart."""
+
+
+class DeviceError(ForerunError, RuntimeError):
+    """A device is out of memory even for the least there is to do, or a process that shares the model is gone."""
 
 
 class DrafterError(ForerunError, RuntimeError):

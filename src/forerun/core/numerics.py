@@ -1,20 +1,29 @@
-"""Fused passes over a logits row, compiled by Numba, for the time between two forward passes."""
+"""Exponentials of a logits row in whole units: their sums are the same in any order and on any machine."""
 
 import math
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 from llvmlite import ir  # pyright: ignore[reportMissingTypeStubs]
 from numba import njit, types
 from numba.extending import intrinsic
 
-_LOG2_E: Final = np.float32(1 / math.log(2))
-_LN2_HIGH: Final = np.float32(0.693145751953125)
-"""ln 2 cut to 17 bits, so that its product with a small whole number is exact; the rest is :data:`_LN2_LOW`."""
-_LN2_LOW: Final = np.float32(math.log(2) - 0.693145751953125)
-_LOWEST: Final = np.float32(-87.0)
-_BLOCK: Final = 1024
+UNITS: Final = 2**40
+"""Units of the largest score of a row. The row may have 2**22 scores before a sum can overflow."""
+LOG2_E: Final = np.float32(1 / math.log(2))
+LN2_HIGH: Final = np.float32(0.693145751953125)
+"""ln 2 cut to 17 bits, so that its product with a small whole number is exact; the rest is :data:`LN2_LOW`."""
+LN2_LOW: Final = np.float32(math.log(2) - 0.693145751953125)
+LOWEST: Final = np.float32(-87.0)
+"""Scores so far below the largest, or further, are worth no unit."""
+SERIES: Final = tuple(np.float32(1 / math.factorial(power)) for power in (5, 4, 3, 2, 1, 0))
+"""Coefficients after the first, 1/6!, of the exponential series on half of ln 2 to both sides, in Horner's order."""
+FIRST_COEFFICIENT: Final = np.float32(1 / 720)
+
+_UNITS_FLOAT: Final = np.float32(UNITS)
+_C5, _C4, _C3, _C2, _C1, _C0 = SERIES
+_OPTIONS: Final[dict[str, Any]] = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
 @intrinsic
@@ -27,38 +36,50 @@ def _float32_of(typingctx: Any, bits: Any) -> Any:
     return types.float32(types.int32), codegen
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "nnan"})
-def _sum_exp(scores: Any, largest: Any) -> Any:
-    total = 0.0
-    for start in range(0, scores.shape[0], _BLOCK):
-        block = scores[start : start + _BLOCK]
-        partial = np.float32(0.0)
-        for i in range(block.shape[0]):
-            x = max(block[i] - largest, _LOWEST)
-            whole = np.floor(x * _LOG2_E + np.float32(0.5))
-            r = (x - whole * _LN2_HIGH) - whole * _LN2_LOW
-            series = np.float32(1 / 720)
-            series = series * r + np.float32(1 / 120)
-            series = series * r + np.float32(1 / 24)
-            series = series * r + np.float32(1 / 6)
-            series = series * r + np.float32(1 / 2)
-            series = series * r + np.float32(1)
-            series = series * r + np.float32(1)
-            exponent = np.int32(whole)
-            bits = (exponent + np.int32(127)) << np.int32(23)
-            partial += series * _float32_of(bits)  # pyright: ignore[reportCallIssue] (Numba passes the typing context)
-        total += np.float64(partial)  # pyright: ignore[reportUnknownArgumentType]
+# No fastmath: a contraction or another order would give other bits than :mod:`forerun.nn.truncation`.
+@njit(inline="always", **_OPTIONS)
+def _units(score: Any, largest: Any) -> Any:
+    x = max(score - largest, LOWEST)
+    whole = np.floor(x * LOG2_E + np.float32(0.5))
+    r = (x - whole * LN2_HIGH) - whole * LN2_LOW
+    series = FIRST_COEFFICIENT
+    series = series * r + _C5
+    series = series * r + _C4
+    series = series * r + _C3
+    series = series * r + _C2
+    series = series * r + _C1
+    series = series * r + _C0
+    bits = (np.int32(whole) + np.int32(127)) << np.int32(23)
+    power = _float32_of(bits)  # pyright: ignore[reportCallIssue] (Numba passes the typing context)
+    return np.int64(series * power * _UNITS_FLOAT)
+
+
+@njit(**_OPTIONS)
+def _sum_units(scores: Any, largest: Any) -> Any:
+    total = np.int64(0)
+    for i in range(scores.shape[0]):
+        total += _units(scores[i], largest)
     return total
 
 
-def sum_exp(scores: Float32[np.ndarray, " scores"], largest: float) -> float:
-    """Return the sum of ``exp(score - largest)``, relative error below 1e-5.
+@njit(**_OPTIONS)
+def _fill_units(scores: Any, largest: Any, out: Any) -> None:
+    for i in range(scores.shape[0]):
+        out[i] = _units(scores[i], largest)
+
+
+def exp_units(scores: Float32[np.ndarray, " scores"], largest: float) -> Int64[np.ndarray, " scores"]:
+    """Return ``exp(score - largest)`` of each score in units of ``2**-40``, rounded down; relative error below 1e-6.
 
     Args:
         scores: Numbers or minus infinity.
         largest: Their maximum, finite.
-
-    Returns:
-        A number between 1 and the number of scores. What is below exp(-87) counts as exp(-87).
     """
-    return float(_sum_exp(scores, np.float32(largest)))
+    out = np.empty(scores.shape[0], np.int64)
+    _fill_units(scores, np.float32(largest), out)
+    return out
+
+
+def sum_exp_units(scores: Float32[np.ndarray, " scores"], largest: float) -> int:
+    """Return the sum of :func:`exp_units`."""
+    return int(_sum_units(scores, np.float32(largest)))

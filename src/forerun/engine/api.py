@@ -105,6 +105,13 @@ class LLM:
         """
         return self.generate([self.tokenizer.apply_chat_template(messages)], params)[0]
 
+    def take_device_times(self) -> dict[str, float]:
+        """Return how long recorded passes kept the devices of ``target`` and ``draft`` busy since the last call, in s.
+
+        It is measured from the first call on. Nothing is named that does not run in passes of fixed shape.
+        """
+        return self._resources.take_device_times()
+
     def close(self) -> None:
         """End the drafter's process, if there is one, and give this process its cores back. The engine ends with it."""
         self._resources.close()

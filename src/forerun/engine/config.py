@@ -10,7 +10,7 @@ Method = Literal["none", "sequential", "ssd", "auto"]
 FanOutPolicy = Literal["joint", "uniform", "geometric", "measured"]
 Fallback = Literal["neural", "ngram", "none"]
 Verification = Literal["coupled", "rejection"]
-Dtype = Literal["auto", "int8", "float32", "bfloat16"]
+Dtype = Literal["auto", "int8", "float32", "bfloat16", "float8", "int4"]
 Graphs = Literal["auto", "eager"]
 Attention = Literal["matmul", "flex"]
 
@@ -84,11 +84,14 @@ class EngineConfig:
             ``"self"`` (layer skip; the first member of an ensemble), ``None``, or a path or name as for ``target``.
         method: Decoding method.
         dtype: ``"auto"`` keeps quantised weights in int8 on a CPU that has a kernel for them, averages ensembles in
-            float32, and runs drafts in int8 where the CPU can; else the weights of both as named.
+            float32, and runs drafts in int8 where the CPU can; else the weights of both as named. ``float8`` and
+            ``int4`` are for GPUs (a CPU computes the same, slowly).
         device: Where target and draft run: ``cpu``, ``cuda`` or ``cuda:N``.
         draft_device: Where the draft runs, if elsewhere; ``None``: where the target does, in a stream of its own.
         graphs: ``auto`` replays passes as CUDA graphs on a GPU; ``eager`` runs the same passes kernel by kernel, on a
             CPU too, where it is the slow twin of a GPU's.
+        tensor_parallel: Processes that share the target, each with a GPU of its own: ``device`` and those after it.
+        tensor_parallel_parts: How much of it each gets, in proportion, such as ``2,1``; ``None``: the same.
         attention: How a pass of fixed shape reads what is cached: ``matmul``, or ``flex`` for FlexAttention.
         kv_cache_bytes: Most bytes of the target's keys and values on a GPU; ``None``: 80% of what is free there.
         max_model_len: Context in tokens, prompt and output together; ``None``: the model's own, at most 4096.
@@ -105,6 +108,8 @@ class EngineConfig:
     device: str = "cpu"
     draft_device: str | None = None
     graphs: Graphs = "auto"
+    tensor_parallel: int = 1
+    tensor_parallel_parts: tuple[int, ...] | None = None
     attention: Attention = "matmul"
     kv_cache_bytes: int | None = None
     max_model_len: int | None = None
@@ -122,6 +127,13 @@ class EngineConfig:
         _require_choice("graphs", self.graphs, get_args(Graphs))
         _require_choice("attention", self.attention, get_args(Attention))
         _require_at_least("kv_cache_bytes", self.kv_cache_bytes, 1, "kv_cache_bytes=None to take what is free")
+        _require_at_least("tensor_parallel", self.tensor_parallel, 1, "tensor_parallel=1 for one process")
+        parts = self.tensor_parallel_parts
+        if parts is not None and (len(parts) != self.tensor_parallel or min(parts) < 1):
+            raise ConfigError(
+                f"tensor_parallel_parts={parts}: must be {self.tensor_parallel} whole numbers from 1 on, one for each "
+                "process of tensor_parallel"
+            )
         _require_device("device", self.device)
         if self.draft_device is not None:
             _require_device("draft_device", self.draft_device)
@@ -139,7 +151,12 @@ class EngineConfig:
     @property
     def runs_on_device(self) -> bool:
         """Whether target and draft run in passes of fixed shape, the draft in this process, as they do on a GPU."""
-        return self.device != "cpu" or self.graphs == "eager"
+        return self.device != "cpu" or self.runs_eagerly
+
+    @property
+    def runs_eagerly(self) -> bool:
+        """Whether such passes are run kernel by kernel."""
+        return self.graphs == "eager" or (self.device == "cpu" and self.tensor_parallel > 1)
 
 
 def _require_device(name: str, value: str) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from forerun.core.errors import DeadEndError, RequestError
-from forerun.core.numerics import sum_exp
+from forerun.core.numerics import UNITS, exp_units, sum_exp_units
 from forerun.engine.constraint_state import TokenConstraint
 from forerun.engine.law import ProcessedLaw
 from forerun.engine.penalties import TokenPenalties
@@ -33,6 +33,8 @@ from forerun.engine.sampling import SamplingParams
 
 _MIN_GROUPS: Final = 512
 """Groups of a row whose maxima bound the k-th largest score: many enough for a tight bound, few enough to partition."""
+_SLACK_NATS: Final = 1e-3
+"""Far more than the rounding of a score or a weight, so that no token that is needed is left out for it."""
 
 
 class LogitsProcessor:
@@ -299,14 +301,18 @@ def _top_k_cut(scores: Float32[np.ndarray, " candidates"], top_k: float) -> floa
 
 
 def _top_p_cut(scores: Float32[np.ndarray, " candidates"], top_p: float) -> float:
-    """Return the smallest score among the fewest tokens whose probability reaches ``top_p``."""
+    """Return the smallest score among the fewest tokens whose probability reaches ``top_p``.
+
+    Sums are of whole units, so that :func:`forerun.nn.truncation.truncation_cut` finds the same token on any device.
+    """
     largest = _finite_max(scores)
-    total = sum_exp(scores, largest)
+    total = sum_exp_units(scores, largest)
     # Together, tokens below the mean share of the excluded mass hold less than that mass: none of them is needed.
-    needed = scores[scores >= np.float32(largest + math.log((1 - top_p) * total / scores.shape[0]))]
+    share = math.log((1 - top_p) * (total / UNITS) / scores.shape[0])
+    needed = scores[scores >= np.float32(largest + share - _SLACK_NATS)]
     needed = np.sort(needed)[::-1]
-    cumulative = np.cumsum(np.exp(needed - np.float32(largest)), dtype=np.float64)
-    last = int(np.searchsorted(cumulative, top_p * total, side="left"))
+    cumulative = np.cumsum(exp_units(needed, largest)).astype(np.float64)
+    last = int(np.searchsorted(cumulative, top_p * float(total), side="left"))
     return float(needed[min(last, needed.shape[0] - 1)])
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from forerun.core.selection import Choice
 from forerun.engine.logits import LogitsProcessor
 from forerun.engine.outputs import FinishReason, TokenLogprob, TokenOrigin
 from forerun.engine.sampling import SamplingParams
@@ -74,6 +75,19 @@ class Request:
 
     def append(self, token_ids: Sequence[int], origins: Sequence[TokenOrigin], logprobs: Sequence[TokenLogprob]) -> str:
         """Add decided tokens up to the end of the request.
+    @property
+    def choice(self) -> Choice:
+        """How its tokens are chosen where nothing else shapes its law."""
+        params = self.params
+        return Choice(
+            temperature=params.temperature,
+            seed=params.seed or 0,
+            request=self.number,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+        )
+
 
         Returns:
             Text that can be shown now.

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from forerun.core.dtype_choice import choose_dtype
+from forerun.core.dtype_choice import DtypeName, choose_dtype
 from forerun.core.env import available_cores, cpu_info, pin_process
 from forerun.core.errors import ConfigError, RequestError
 from forerun.core.memory import release_free_memory
@@ -21,8 +21,10 @@ from forerun.engine.speculation import SpeculatorFactory
 from forerun.engine.speculative.ways import Way
 from forerun.engine.stop import OutputTracker
 from forerun.models.device import DeviceOptions, recorder_for
+from forerun.models.device_runner import DeviceRunner
 from forerun.models.load import load_checkpoint
 from forerun.models.runner import build_target
+from forerun.models.share_process import ShareConfig, SharedModel
 from forerun.models.tokenizer import Tokenizer
 
 _ROUNDS_PER_REQUEST = 1 << 24
@@ -58,10 +60,11 @@ class EngineResources:
         ).dtype
         if config.runs_on_device and dtype == "int8" and config.dtype == "auto":
             dtype = "float32"  # the CPU's twin of a GPU, whose passes have no int8 kernels
-        recorder = recorder_for(config.device, is_eager=config.graphs == "eager", is_urgent=True)
-        options = None
-        if recorder is not None and checkpoint.ensemble is None:
-            options = DeviceOptions(recorder=recorder, backend=config.attention, cache_bytes=config.kv_cache_bytes)
+        if checkpoint.ensemble is not None and config.tensor_parallel > 1:
+            raise ConfigError(
+                f"tensor_parallel={config.tensor_parallel}: is for single models, and {config.target} is an ensemble; "
+                "leave it out"
+            )
         capacity = min(config.max_model_len or 4096, checkpoint.config.max_len)
         if config.max_model_len is not None and config.max_model_len > checkpoint.config.max_len:
             raise ConfigError(
@@ -72,19 +75,13 @@ class EngineResources:
         self._cores_before = available_cores()
         self._checkpoint = checkpoint
         self._num_requests = 0
+        self._shared: SharedModel | None = None
         self.max_len = capacity
         self.grammars = GrammarCompiler(checkpoint.tokenizer, vocab_size=checkpoint.config.vocab_size)
         try:
             if self._factory.target_cores:
                 pin_process(*self._factory.target_cores)
-            self.target: LanguageModel = build_target(
-                checkpoint,
-                dtype=dtype,
-                num_sequences=config.max_num_seqs,
-                capacity=capacity,
-                device=config.device,
-                options=options,
-            )
+            self.target = self._load_target(dtype)
             # The first pass loads kernels or compiles them: better now than while a request waits.
             self.target.forward(Rows.chains([(0, 0, [0])]))
             self._factory.wait_until_ready(self.target)
@@ -92,6 +89,39 @@ class EngineResources:
         except BaseException:
             self.close()
             raise
+
+    def _load_target(self, dtype: DtypeName) -> LanguageModel:
+        """Load the target, with other processes where they share it."""
+        config, checkpoint = self.config, self._checkpoint
+        if config.tensor_parallel > 1:
+            self._shared = SharedModel(
+                ShareConfig(
+                    target=config.target,
+                    dtype=dtype,
+                    parts=config.tensor_parallel_parts or (1,) * config.tensor_parallel,
+                    num_sequences=config.max_num_seqs,
+                    capacity=self.max_len,
+                    device=config.device,
+                    is_eager=config.runs_eagerly,
+                    backend=config.attention,
+                    cache_bytes=config.kv_cache_bytes,
+                    num_threads=config.num_threads,
+                ),
+                checkpoint,
+            )
+            return self._shared
+        recorder = recorder_for(config.device, is_eager=config.runs_eagerly, is_urgent=True)
+        options = None
+        if recorder is not None and checkpoint.ensemble is None:
+            options = DeviceOptions(recorder=recorder, backend=config.attention, cache_bytes=config.kv_cache_bytes)
+        return build_target(
+            checkpoint,
+            dtype=dtype,
+            num_sequences=config.max_num_seqs,
+            capacity=self.max_len,
+            device=config.device,
+            options=options,
+        )
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -110,6 +140,13 @@ class EngineResources:
         configs = [member.config for member in ((self._checkpoint,) if ensemble is None else ensemble.members)]
         shapes = {(config.num_kv_heads, config.head_dim) for config in configs}
         return range(sum(config.num_layers for config in configs) if len(shapes) == 1 else 0)
+
+    def take_device_times(self) -> dict[str, float]:
+        """As :meth:`forerun.engine.api.LLM.take_device_times`."""
+        runners = {"target": self.target, "draft": self._factory.device_draft}
+        return {
+            name: runner.recorder.take_busy_s() for name, runner in runners.items() if isinstance(runner, DeviceRunner)
+        }
 
     def way_for_call(self, num_requests: int) -> Way:
         """As :meth:`forerun.engine.speculation.SpeculatorFactory.way_for_call`."""
@@ -176,7 +213,9 @@ class EngineResources:
         )
 
     def close(self) -> None:
-        """End the drafter's process, if there is one, and give this process its cores back."""
+        """End the drafter's process and those that share the target, and give this process its cores back."""
         self._factory.close()
+        if self._shared is not None:
+            self._shared.close()
         if available_cores() != self._cores_before:
             pin_process(*self._cores_before)

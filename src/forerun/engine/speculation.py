@@ -4,6 +4,8 @@ import warnings
 from collections.abc import Sequence
 from functools import cached_property
 
+import torch
+
 from forerun.core.dtype_choice import DtypeName
 from forerun.core.env import cpu_info
 from forerun.core.errors import ConfigError, DrafterError, ModelLoadError, VocabMismatchError
@@ -40,6 +42,7 @@ from forerun.models.device_runner import DeviceRunner
 from forerun.models.draft import Draft, load_draft
 from forerun.models.draft_runner import build_draft
 from forerun.models.runner import build_runner
+from forerun.models.weight_format import fitting_format
 
 DEFAULT_NUM_SPECULATIVE_TOKENS = 4
 DEFAULT_BRANCH_BUDGET = 20
@@ -120,6 +123,11 @@ class SpeculatorFactory:
         if all(way.method != "none" for way in self._ways):
             return (*self._ways, self._way("none", target))
         return tuple(self._ways)
+
+    @property
+    def device_draft(self) -> DeviceRunner | None:
+        """The draft model on a device, if it runs on one."""
+        return None if self._device_draft is None else self._device_draft.runner
 
     def close(self) -> None:
         """Release the draft, and end the process."""
@@ -209,7 +217,9 @@ class SpeculatorFactory:
     def _draft_dtype(self, draft: Draft) -> DtypeName:
         window = draft.config.sliding_window
         is_free = self._config.dtype == "auto" and cpu_info().has_int8_dot and not self._config.runs_on_device
-        return "int8" if is_free and (window is None or window >= self._capacity) else self._dtype
+        if is_free and (window is None or window >= self._capacity):
+            return "int8"
+        return fitting_format(draft.config, self._dtype, torch.device("cpu"))
 
     def _states(self, target: LanguageModel) -> TargetStates | None:
         """Return what the draft reads of the target, if it does."""
@@ -290,15 +300,13 @@ class SpeculatorFactory:
     def _load_device_draft(self, num_sequences: int) -> DeviceDraft:
         """Load the draft for passes of fixed shape; it has only its own keys and values, not the target's."""
         config, draft, speculative = self._config, self._draft, self._config.speculative
-        recorder = recorder_for(
-            config.draft_device or config.device, is_eager=config.graphs == "eager", is_urgent=False
-        )
+        recorder = recorder_for(config.draft_device or config.device, is_eager=config.runs_eagerly, is_urgent=False)
         assert recorder is not None, "runs_on_device means passes of fixed shape"
         num_outcomes = speculative.branch_budget or DEFAULT_BRANCH_BUDGET
         runner = build_runner(
             draft.config,
             draft.tensor,
-            dtype=self._dtype,
+            dtype=fitting_format(draft.config, self._dtype, recorder.device),
             num_sequences=num_sequences,
             capacity=self._capacity,
             vocab_ids=draft.vocab_ids,

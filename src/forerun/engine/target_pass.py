@@ -41,13 +41,7 @@ def run_target(
         return target.forward(rows, logit_rows=logit_rows)
     selection = Selection.of_positions(
         [
-            (
-                request.params.temperature,
-                request.params.seed or 0,
-                request.number,
-                len(request.prompt_ids) + len(request.output_ids),
-                num_rows,
-            )
+            (request.choice, len(request.prompt_ids) + len(request.output_ids), num_rows)
             for request, num_rows in requests
         ]
     )
@@ -57,14 +51,15 @@ def run_target(
 def needs_only_tokens(request: Request, verification: Verification) -> bool:
     """Return whether the target's own token at each position is all that is asked of it.
 
-    So it is when nothing shapes the law but a temperature, and a draft is verified by comparing tokens.
+    So it is when nothing shapes the law but temperature, top-k, top-p and min-p, and a draft is verified by comparing
+    tokens.
     """
     params = request.params
     if not params.is_greedy and verification != "coupled":
         return False
     # What ends a request does not touch its law; any other parameter that is not at its default may.
-    law = replace(params, temperature=0, seed=None, stop=(), stop_token_ids=(), max_tokens=None, ignore_eos=False)
-    return law == _PLAIN
+    law = replace(params, stop=(), stop_token_ids=(), max_tokens=None, ignore_eos=False)
+    return replace(law, temperature=0, seed=None, top_k=0, top_p=1, min_p=0) == _PLAIN
 
 
 def chosen_tokens(tokens: np.ndarray) -> Iterator[int]:

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from forerun.models.config import DecoderConfig
 from forerun.models.decoder import Decoder
-from forerun.models.layout import parameter_shapes
+from forerun.models.layout import parameter_shapes, projection_shapes
 
 
 def fill_decoder(
@@ -18,6 +18,7 @@ def fill_decoder(
     *,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    build_layer: Callable[[Tensor], nn.Module] | None = None,
 ) -> Decoder:
     """Build a decoder and fill it one parameter at a time, so that no second copy is held.
 
@@ -26,16 +27,23 @@ def fill_decoder(
         tensor: Gives a weight by its name in ``Decoder.state_dict()`` as float32; not called for a tied head.
         dtype: Type of the parameters.
         device: Where they go.
+        build_layer: Makes each projection of the layers from its weight ``[out, in]``, float32 on the device;
+            ``None``: plain linear maps.
 
     Returns:
         The decoder in evaluation mode.
     """
     with _NoInitialisation():
         decoder = Decoder(config)
+    projections = {} if build_layer is None else projection_shapes(config)
     for name in parameter_shapes(config):
         module_name, _, parameter_name = name.rpartition(".")
-        values = torch.from_numpy(tensor(name)).to(device=device, dtype=dtype)
-        setattr(decoder.get_submodule(module_name), parameter_name, nn.Parameter(values))
+        values = torch.from_numpy(tensor(name)).to(device=device)
+        if build_layer is not None and name in projections:
+            parent, _, own_name = module_name.rpartition(".")
+            setattr(decoder.get_submodule(parent), own_name, build_layer(values))
+        else:
+            setattr(decoder.get_submodule(module_name), parameter_name, nn.Parameter(values.to(dtype)))
     decoder.refresh_derived()
     return decoder.to(device=device).eval()
 

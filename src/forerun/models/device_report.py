@@ -9,6 +9,8 @@ import torch
 
 from forerun.core.dtype_choice import choose_dtype
 from forerun.core.env import cpu_info
+from forerun.nn.float8_linear import FIRST_WITH_FLOAT8
+from forerun.nn.int4_linear import FIRST_WITH_INT4
 
 _FIRST_WITH_BFLOAT16 = (8, 0)
 
@@ -56,6 +58,25 @@ def present_gpus() -> tuple[GpuInfo, ...]:
     return tuple(found)
 
 
+def _narrow_weights(capability: tuple[int, int]) -> str:
+    """Say what weights of 8 and of 4 bits are good for."""
+    float8 = (
+        "--dtype float8 halves what a pass reads"
+        if capability >= FIRST_WITH_FLOAT8
+        else f"--dtype float8 halves the memory, and takes longer: its products need {_shown(FIRST_WITH_FLOAT8)}"
+    )
+    int4 = (
+        "--dtype int4 reads less than a third"
+        if capability >= FIRST_WITH_INT4
+        else f"--dtype int4 is refused: its kernel needs {_shown(FIRST_WITH_INT4)}"
+    )
+    return f"{float8}; {int4}"
+
+
+def _shown(capability: tuple[int, int]) -> str:
+    return f"compute capability {capability[0]}.{capability[1]}"
+
+
 def device_report(
     gpus: Sequence[GpuInfo], *, cuda_build: str | None = torch.version.cuda, has_triton: bool | None = None
 ) -> dict[str, Any]:
@@ -79,13 +100,14 @@ def device_report(
         dtype = choose_dtype("auto", cpu=cpu_info(), weights_are_quantized=False, device=f"cuda:{index}")
         is_slow = gpu.capability < _FIRST_WITH_BFLOAT16
         facts |= {
-            f"cuda:{index}": f"{gpu.name}, compute capability {gpu.capability[0]}.{gpu.capability[1]}, "
+            f"cuda:{index}": f"{gpu.name}, {_shown(gpu.capability)}, "
             f"{gpu.num_multiprocessors} multiprocessors, {gpu.free_bytes / 2**30:.1f} of "
             f"{gpu.total_bytes / 2**30:.1f} GiB free",
             f"cuda:{index}_dtype": dtype.dtype,
             f"cuda:{index}_dtype_why": "emulated before compute capability 8.0; --dtype float32 may be faster"
             if is_slow
             else dtype.reason,
+            f"cuda:{index}_weights": _narrow_weights(gpu.capability),
         }
     has_triton = find_spec("triton") is not None if has_triton is None else has_triton
     flex = "is there" if has_triton else "needs Triton, which is not installed"

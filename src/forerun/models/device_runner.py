@@ -5,7 +5,7 @@ where sampling parameters need the host. The same functions run eagerly on a CPU
 path (:class:`~forerun.models.torch_runner.TorchRunner`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from forerun.core.errors import ConfigError
 from forerun.core.rows import Rows
-from forerun.core.selection import Selection
+from forerun.core.selection import FLOAT_CHOICE_ARRAYS, Selection
 from forerun.models.cache_bounds import check_rows
 from forerun.models.decoder import Decoder
 from forerun.models.graph_pool import EagerRecorder, GraphPool, Pending, Recorder
@@ -23,6 +23,7 @@ from forerun.models.slot_cache import SlotCache
 from forerun.models.static_pass import PassGrid, StaticPass
 from forerun.nn.gumbel import select_tokens
 from forerun.nn.prefix_attention import AttentionBackend
+from forerun.nn.truncation import Truncation
 
 MAX_GRAPH_WIDTH = 32
 """Rows of a sequence up to which a pass is replayed; longer ones, parts of prompts, have time for their launches."""
@@ -41,6 +42,7 @@ class DeviceRunner:
         recorder: Records graphs on the decoder's device; by default functions are run eagerly.
         backend: How the common prefix of a sequence's rows is read.
         num_tree_slots: Further slots of each sequence, for draft trees.
+        head: From last hidden states to the logits of all columns; ``None``: the decoder's own.
 
     Raises:
         ConfigError: ``num_sequences`` or ``capacity`` is below 1, or the recorder is of another device.
@@ -59,6 +61,7 @@ class DeviceRunner:
         recorder: Recorder | None = None,
         backend: AttentionBackend = "matmul",
         num_tree_slots: int = 0,
+        head: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         weight = decoder.lm_head.weight
         self.config, self.num_sequences, self.capacity = decoder.config, num_sequences, capacity
@@ -75,7 +78,7 @@ class DeviceRunner:
         )
         ids = np.arange(decoder.config.vocab_size) if vocab_ids is None else vocab_ids
         self.column_ids = torch.from_numpy(ids).to(weight.device)
-        self.static = StaticPass(decoder, self.cache, decoder.head(vocab_ids), backend=backend)
+        self.static = StaticPass(decoder, self.cache, head or decoder.head(vocab_ids), backend=backend)
         self.recorder = recorder or EagerRecorder(weight.device)
         if self.recorder.device != weight.device:
             raise ConfigError(
@@ -135,19 +138,14 @@ class DeviceRunner:
     def _replay(self, grid: RowGrid, wanted: np.ndarray, selection: Selection | None) -> np.ndarray:
         """Run a padded grid, choosing for every cell, and return what the wanted rows have."""
         shape, of_all = grid.shape, (grid.shape.num_sequences, grid.shape.width)
-        choice_shapes = {} if selection is None else {"temperatures": of_all, "keys": of_all}
-        layout = PackedLayout(shape.array_shapes | choice_shapes, floats=frozenset({"temperatures"}))
+        choice = {} if selection is None else selection.needed
+        layout = PackedLayout(shape.array_shapes | dict.fromkeys(choice, of_all), floats=FLOAT_CHOICE_ARRAYS)
         cells = (grid.cells[0][wanted], grid.cells[1][wanted])
         arrays = dict(grid.arrays)
-        has_noise = False
-        if selection is not None:
-            has_noise = selection.has_noise
-            for name, values, kind in (
-                ("temperatures", selection.temperatures, np.float64),
-                ("keys", selection.keys, np.int64),
-            ):
-                arrays[name] = np.zeros(of_all, kind)
-                arrays[name][cells] = values
+        has_noise = selection is not None and selection.has_noise
+        for name, values in choice.items():
+            arrays[name] = np.zeros(of_all, values.dtype)
+            arrays[name][cells] = values
 
         def run(words: Tensor) -> Tensor:
             inputs = layout.unpack(words)
@@ -156,17 +154,15 @@ class DeviceRunner:
                 return logits
             return self._select(logits, inputs, has_noise=has_noise)
 
-        key = ("pass", shape, selection is not None, has_noise)
+        key = ("pass", shape, tuple(choice), has_noise)
         return self.graphs.launch(key, run, layout.pack(arrays)).result()[cells]
 
     def _once(self, grid: RowGrid, wanted: np.ndarray, selection: Selection | None) -> Pending:
         """Run a grid as it is, and compute logits of the wanted rows only."""
-        choice: dict[str, np.ndarray] = {}
-        if selection is not None:
-            choice = {"temperatures": selection.temperatures, "keys": selection.keys}
+        choice = {} if selection is None else selection.needed
         arrays = grid.arrays | choice | {"sequences": grid.sequences}
         arrays |= {"cell_sequences": grid.cells[0][wanted], "cell_rows": grid.cells[1][wanted]}
-        layout = PackedLayout({name: array.shape for name, array in arrays.items()}, floats=frozenset({"temperatures"}))
+        layout = PackedLayout({name: array.shape for name, array in arrays.items()}, floats=FLOAT_CHOICE_ARRAYS)
 
         def run(words: Tensor) -> Tensor:
             inputs = layout.unpack(words)
@@ -180,7 +176,14 @@ class DeviceRunner:
         return self.recorder.run(run, layout.pack(arrays))
 
     def _select(self, logits: Tensor, inputs: dict[str, Tensor], *, has_noise: bool) -> Tensor:
-        return select_tokens(logits, inputs["temperatures"], inputs["keys"], self.column_ids, has_noise=has_noise)
+        return select_tokens(
+            logits,
+            inputs["temperatures"],
+            inputs["keys"],
+            self.column_ids,
+            has_noise=has_noise,
+            truncation=Truncation.of(inputs),
+        )
 
     def move_slots(self, sequence: int, sources: list[int], targets: list[int]) -> None:
         """As :meth:`forerun.core.protocols.LanguageModel.move_slots`.

@@ -6,9 +6,10 @@ its key, its results lie in a tensor that the next replay overwrites, and it ask
 all that is built on it run on a CPU too, by :class:`EagerRecorder`.
 """
 
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Final, Protocol
 
 import numpy as np
@@ -59,6 +60,13 @@ class Recorder(Protocol):
         """Return a context in which torch works after all that was launched, and before all that will be."""
         ...
 
+    def take_busy_s(self) -> float:
+        """Return how long replays kept the device busy since the last call, which is measured from the first call on.
+
+        Waits for what has been launched.
+        """
+        ...
+
 
 class GraphPool:
     """Recorded functions by key; the one not used for longest makes room.
@@ -102,10 +110,11 @@ class EagerRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._busy_s = 0.0
 
     def record(self, function: Function, inputs: np.ndarray) -> Replay:
         """Keep a buffer for the inputs."""
-        return _EagerReplay(function, torch.from_numpy(inputs).to(self.device, copy=True))
+        return _EagerReplay(function, torch.from_numpy(inputs).to(self.device, copy=True), self._add_busy)
 
     def run(self, function: Function, inputs: np.ndarray) -> Pending:
         """Run a function once."""
@@ -114,6 +123,14 @@ class EagerRecorder:
     def in_order(self) -> AbstractContextManager[object]:
         """Nothing is launched ahead: any order is the order of the calls."""
         return nullcontext()
+
+    def take_busy_s(self) -> float:
+        """As :meth:`Recorder.take_busy_s`; with the host's own time, which on a CPU is the device's."""
+        busy_s, self._busy_s = self._busy_s, 0.0
+        return busy_s
+
+    def _add_busy(self, seconds: float) -> None:
+        self._busy_s += seconds
 
 
 class CudaGraphRecorder:
@@ -131,6 +148,7 @@ class CudaGraphRecorder:
         self.device = device
         self._stream = torch.cuda.Stream(device, priority=priority)
         self._memory = torch.cuda.graph_pool_handle()
+        self._launches: list[tuple[torch.cuda.Event, torch.cuda.Event]] | None = None
 
     def record(self, function: Function, inputs: np.ndarray) -> Replay:
         """Capture a function, after running it to load kernels and settle what its libraries choose."""
@@ -142,7 +160,7 @@ class CudaGraphRecorder:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._memory, stream=self._stream):
                 outputs = function(buffer)
-        return _CudaReplay(graph, buffer, outputs, self._stream)
+        return _CudaReplay(graph, buffer, outputs, self._stream, self._timed)
 
     def run(self, function: Function, inputs: np.ndarray) -> Pending:
         """Run a function once, in the stream."""
@@ -154,6 +172,25 @@ class CudaGraphRecorder:
         """Return the stream as a context."""
         return torch.cuda.stream(self._stream)
 
+    def take_busy_s(self) -> float:
+        """As :meth:`Recorder.take_busy_s`, by events in the stream."""
+        self._stream.synchronize()
+        busy_ms = sum(begin.elapsed_time(end) for begin, end in self._launches or ())
+        self._launches = []
+        return busy_ms / 1e3
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Note when what is launched within begins and ends, once that is asked for."""
+        if self._launches is None:
+            yield
+            return
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record(self._stream)
+        yield
+        end.record(self._stream)
+        self._launches.append((begin, end))
+
 
 class _Done:
     def __init__(self, results: np.ndarray) -> None:
@@ -164,17 +201,28 @@ class _Done:
 
 
 class _EagerReplay:
-    def __init__(self, function: Function, inputs: Tensor) -> None:
-        self._function, self._inputs = function, inputs
+    def __init__(self, function: Function, inputs: Tensor, add_busy: Callable[[float], None]) -> None:
+        self._function, self._inputs, self._add_busy = function, inputs, add_busy
 
     def launch(self, inputs: np.ndarray) -> Pending:
+        started = time.perf_counter()
         self._inputs.copy_(torch.from_numpy(inputs))
-        return _Done(_without_gradient(self._function, self._inputs).cpu().numpy().copy())
+        results = _without_gradient(self._function, self._inputs).cpu().numpy().copy()
+        self._add_busy(time.perf_counter() - started)
+        return _Done(results)
 
 
 class _CudaReplay:
-    def __init__(self, graph: torch.cuda.CUDAGraph, inputs: Tensor, outputs: Tensor, stream: torch.cuda.Stream) -> None:
+    def __init__(
+        self,
+        graph: torch.cuda.CUDAGraph,
+        inputs: Tensor,
+        outputs: Tensor,
+        stream: torch.cuda.Stream,
+        timed: Callable[[], AbstractContextManager[None]],
+    ) -> None:
         self._graph, self._inputs, self._outputs, self._stream = graph, inputs, outputs, stream
+        self._timed = timed
         self._host_inputs = torch.empty_like(inputs, device="cpu", pin_memory=True)
         self._host_outputs = torch.empty_like(outputs, device="cpu", pin_memory=True)
         self._last: _PendingCopy | None = None
@@ -185,7 +233,8 @@ class _CudaReplay:
         self._host_inputs.copy_(torch.from_numpy(inputs))
         with torch.cuda.stream(self._stream):
             self._inputs.copy_(self._host_inputs, non_blocking=True)
-            self._graph.replay()
+            with self._timed():
+                self._graph.replay()
             self._last = _PendingCopy(self._outputs, self._host_outputs, self._stream)
         return self._last
 

@@ -59,6 +59,26 @@ def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def projection_shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
+    """Return the matrices of the layers by name, each with its outputs and inputs."""
+    shapes = parameter_shapes(config).items()
+    return {name: (shape[0], shape[1]) for name, shape in shapes if name.startswith("layers.") and len(shape) == 2}
+
+
+def bytes_per_pass(config: DecoderConfig, *, bytes_per_weight: float) -> int:
+    """Return how many bytes of weights one pass of the decoder must read.
+
+    Every matrix but the embedding, of which a pass reads one row per token; the output head counts once, tied or not.
+
+    Args:
+        config: Shape of the decoder.
+        bytes_per_weight: 1 for int8.
+    """
+    num_weights = config.vocab_size * config.hidden_size
+    num_weights += sum(rows * columns for rows, columns in projection_shapes(config).values())
+    return round(num_weights * bytes_per_weight)
+
+
 def check_shapes(source: str, found: Mapping[str, tuple[int, ...]], config: DecoderConfig) -> None:
     """Check that the parameters found are exactly those that a decoder's configuration asks for.
 

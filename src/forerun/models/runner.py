@@ -5,6 +5,7 @@ from itertools import groupby
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from forerun.core.dtype_choice import DtypeName
 from forerun.core.env import cpu_info
@@ -12,15 +13,14 @@ from forerun.core.errors import ConfigError
 from forerun.core.protocols import LanguageModel
 from forerun.models.checkpoint import Checkpoint, Ensemble
 from forerun.models.config import DecoderConfig
-from forerun.models.decoder_weights import fill_decoder
+from forerun.models.decoder import Decoder
 from forerun.models.device import DeviceOptions, affordable_sequences, cache_limit_bytes, sequence_bytes
 from forerun.models.device_runner import DeviceRunner
 from forerun.models.ensemble_runner import EnsemblePart, EnsembleRunner
 from forerun.models.int8_runner import Int8Runner
 from forerun.models.stacked_decoder import stack_decoders
 from forerun.models.torch_runner import TorchRunner
-
-_TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+from forerun.models.weight_format import load_decoder
 
 
 def build_target(
@@ -75,7 +75,7 @@ def _build_stacked(
     config = members[0].config
     _check_capacity(capacity, config)
     decoders = [
-        fill_decoder(config, member.tensors.tensor, dtype=_TORCH_DTYPES[dtype], device=device) for member in members
+        load_decoder(config, member.tensors.tensor, dtype=dtype, device=torch.device(device)) for member in members
     ]
     return TorchRunner(stack_decoders(decoders), num_sequences=len(members) * num_sequences, capacity=capacity)
 
@@ -98,7 +98,7 @@ def build_runner(
     Args:
         config: Shape of the model.
         tensor: Gives a weight by its name in ``Decoder.state_dict()`` as float32.
-        dtype: Format of the weights; ``int8`` chooses :class:`Int8Runner`, the others :class:`TorchRunner`
+        dtype: Format of the weights; ``int8`` chooses :class:`Int8Runner`, all others :class:`TorchRunner`
             (:func:`forerun.core.dtype_choice.choose_dtype` decides ``auto``).
         num_sequences: Sequences the cache holds.
         capacity: Slots per sequence; at most the context the model was trained for.
@@ -124,7 +124,7 @@ def build_runner(
             options=options,
         )
     if dtype != "int8":
-        decoder = fill_decoder(config, tensor, dtype=_TORCH_DTYPES[dtype], device=device)
+        decoder = load_decoder(config, tensor, dtype=dtype, device=torch.device(device))
         return TorchRunner(decoder, num_sequences=num_sequences, capacity=capacity, vocab_ids=vocab_ids)
     if device != "cpu":
         raise ConfigError(f'dtype="int8": its kernels run on a CPU, not on {device}; choose "bfloat16" or "float32"')
@@ -158,20 +158,48 @@ def _build_device_runner(
             'dtype="int8": its kernels have no passes of fixed shape; choose "bfloat16" or "float32", or graphs="auto" '
             "on a CPU"
         )
-    decoder = fill_decoder(config, tensor, dtype=_TORCH_DTYPES[dtype], device=options.device)
+    decoder = load_decoder(config, tensor, dtype=dtype, device=options.device)
+    return run_on_device(decoder, options, num_sequences=num_sequences, capacity=capacity, vocab_ids=vocab_ids)
+
+
+def run_on_device(
+    decoder: Decoder,
+    options: DeviceOptions,
+    *,
+    num_sequences: int,
+    capacity: int,
+    vocab_ids: np.ndarray | None = None,
+    head: Callable[[Tensor], Tensor] | None = None,
+    agree: Callable[[int], int] = int,
+) -> DeviceRunner:
+    """Build the runner of a decoder that is on its device, with as many sequences as memory allows.
+
+    Args:
+        decoder: The model, or a share of one.
+        options: Of the device.
+        num_sequences: Sequences wanted.
+        capacity: Slots of each.
+        vocab_ids: As for :class:`DeviceRunner`.
+        head: As for :class:`DeviceRunner`.
+        agree: From what this process can hold to what all that share the model hold.
+
+    Raises:
+        ConfigError: Not even one sequence fits.
+    """
     limit = cache_limit_bytes(options)
     if limit is not None:
         num_slots = capacity + options.num_tree_slots + 1
-        each = sequence_bytes(config, num_slots=num_slots, item_bytes=decoder.lm_head.weight.element_size())
+        each = sequence_bytes(decoder.config, num_slots=num_slots, item_bytes=decoder.lm_head.weight.element_size())
         num_sequences = affordable_sequences(wanted=num_sequences, bytes_each=each, cache_bytes=limit)
     return DeviceRunner(
         decoder,
-        num_sequences=num_sequences,
+        num_sequences=agree(num_sequences),
         capacity=capacity,
         vocab_ids=vocab_ids,
         recorder=options.recorder,
         backend=options.backend,
         num_tree_slots=options.num_tree_slots,
+        head=head,
     )
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from forerun.core.rng import CELL, MULTIPLIER_1, MULTIPLIER_2, SQRT_HALF_BITS, WEYL
+from forerun.nn.truncation import Truncation, truncation_cut
 
 
 def _signed(word: int) -> int:
@@ -50,11 +51,12 @@ def select_tokens(
     ids: Int64[Tensor, " columns"],
     *,
     has_noise: bool,
+    truncation: Truncation | None = None,
 ) -> Int64[Tensor, "*rows"]:
     """Return the token of each row: the likeliest, or with a temperature the one that its noise picks.
 
     The choice is that of greedy decoding and of :func:`forerun.engine.speculative.coupling.coupled_token` on a law
-    that nothing but the temperature has shaped.
+    that nothing but temperature, top-k, top-p and min-p has shaped.
 
     Args:
         logits: Of each row.
@@ -62,6 +64,7 @@ def select_tokens(
         keys: As for :func:`gumbel_noise`; of no account at temperature 0.
         ids: Vocabulary ids of the columns, ascending.
         has_noise: Whether any row has a temperature; without, no noise is computed.
+        truncation: What each row with a temperature keeps; ``None``: everything.
 
     Returns:
         Vocabulary ids, the lowest on a tie; -1 where the largest logit is not finite.
@@ -71,6 +74,9 @@ def select_tokens(
     if has_noise:
         is_greedy = (temperatures == 0).unsqueeze(-1)
         scores = scores / torch.where(is_greedy, 1.0, temperatures.unsqueeze(-1).float())
+        if truncation is not None:
+            is_kept = is_greedy | (scores >= truncation_cut(scores, truncation))
+            scores = torch.where(is_kept, scores, -torch.inf)
         scores = scores.double() + torch.where(is_greedy, 0.0, gumbel_noise(keys, ids)).double()
     # The first of the largest, on every device: argmax promises no order among equals, which bfloat16 has often.
     columns = torch.arange(scores.shape[-1], device=scores.device)

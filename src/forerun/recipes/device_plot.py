@@ -23,9 +23,15 @@ def save_device_plot(result: dict[str, Any], path: Path) -> None:
     figure, (rates, parts) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for method in dict.fromkeys(case["method"] for case in cases):
         own = [case for case in cases if case["method"] == method]
-        rates.plot([case["batch"] for case in own], [case["tokens_per_s"] for case in own], "o-", label=LABELS[method])
+        rates.plot(
+            [case["batch"] for case in own],
+            [case["tokens_per_s"] for case in own],
+            "o-",
+            label=LABELS.get(method, method),
+        )
     rates.set(xlabel="requests side by side", ylabel="tokens per second, all requests", xscale="log", yscale="log")
     rates.legend()
+    cases = [case for case in cases if case["method"] in LABELS]
     names = [f"{LABELS[case['method']]} {case['batch']}" for case in cases]
     verify = [case["verify_ms"] for case in cases]
     parts.bar(names, verify, label="verification")

@@ -17,7 +17,7 @@ from typing import Any, Final
 from forerun.core.errors import ConfigError
 from forerun.engine.speculative.theory import sequential_speedup, ssd_speedup
 from forerun.models.config import DecoderConfig
-from forerun.recipes.decode_benchmark.machine import bytes_per_pass
+from forerun.models.layout import bytes_per_pass
 
 LLAMA_70B: Final = DecoderConfig(
     vocab_size=128256, hidden_size=8192, intermediate_size=28672, num_layers=80, num_heads=64, num_kv_heads=8,

@@ -8,7 +8,8 @@ import pytest
 
 from forerun.core.errors import ConfigError
 from forerun.models.config import DecoderConfig
-from forerun.recipes.decode_benchmark.machine import bytes_per_pass, git_revision, machine_manifest
+from forerun.models.layout import bytes_per_pass
+from forerun.recipes.decode_benchmark.machine import git_revision, machine_manifest
 from forerun.recipes.decode_benchmark.plan import load_prompts, own_engines, peer_engines
 from forerun.recipes.decode_benchmark.run import DecodeBenchmarkConfig
 

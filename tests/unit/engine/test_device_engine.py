@@ -1,6 +1,8 @@
 """The engine as users start it, with passes of fixed shape on a CPU; and the benchmark of devices, tiny."""
 
 import json
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import pytest
 from simulated.byte_model import save_byte_model
@@ -8,6 +10,8 @@ from simulated.byte_model import save_byte_model
 from forerun import LLM, SamplingParams
 from forerun.cli.main import main
 from forerun.core.errors import ConfigError
+from forerun.engine.config import EngineConfig
+from forerun.recipes.device_benchmark import DeviceBenchmarkConfig
 
 PROMPTS = ["The sea is calm, the sea is calm, the sea", "One", "abcabcabcabc"]
 PARAMS = [
@@ -24,8 +28,19 @@ def model(tmp_path_factory):
     return str(directory)
 
 
-def outputs(model, **options):
-    with LLM(model, draft="self", dtype="float32", max_model_len=128, max_num_seqs=2, **options) as llm:
+def bench_gpu_script():
+    """The file that users start for the benchmark of a GPU, as a module."""
+    file = Path(__file__).parents[3] / "benchmarks" / "gpu" / "bench_gpu.py"
+    spec = spec_from_file_location("bench_gpu", file)
+    assert spec is not None
+    module = module_from_spec(spec)
+    assert spec.loader is not None
+    spec.loader.exec_module(module)
+    return module
+
+
+def outputs(model, *, dtype="float32", **options):
+    with LLM(model, draft="self", dtype=dtype, max_model_len=128, max_num_seqs=2, **options) as llm:
         completions = llm.generate(PROMPTS, PARAMS)
         return [completion.token_ids for completion in completions], llm.last_metrics
 
@@ -39,6 +54,14 @@ def test_every_method_on_a_device_gives_the_text_of_the_plain_path(model):
             assert metrics.num_proposed > 0
         if method == "ssd":
             assert 0 < metrics.cache_hit_rate <= 1
+
+
+@pytest.mark.parametrize("dtype", ["float8", "int4"])
+def test_methods_agree_in_narrow_formats_too(model, dtype):
+    expected, _ = outputs(model, method="none", dtype=dtype, graphs="eager")
+    found, metrics = outputs(model, method="ssd", dtype=dtype, graphs="eager")
+    assert found == expected
+    assert metrics.num_proposed > 0
 
 
 def test_memory_for_fewer_sequences_than_asked_for_decodes_in_turns(model):
@@ -63,24 +86,41 @@ def test_a_device_that_is_not_there_is_one_line(model, capsys):
 
 
 def test_the_benchmark_of_devices_runs_on_a_cpu(model, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
+    for package in ("matplotlib", "transformers"):
+        pytest.importorskip(package)
     file, plot = tmp_path / "gpu.json", tmp_path / "gpu.png"
-    sizes = ["--batch-sizes", "1,2", "--contexts", "8", "--tokens", "6", "--micro-mib", "1", "--matmul-size", "64"]
-    models = ["--target", f"inflated:2e5:{model}", "--draft", "self", "--dtype", "float32", "--graphs", "eager"]
-    assert main(["bench", "gpu", *models, *sizes, "--json", str(file), "--plot", str(plot)]) == 0
+    sizes = ["--batch-sizes", "1", "--contexts", "8,30", "--tokens", "6", "--micro-mib", "1", "--matmul-size", "64"]
+    models = ["--target", f"inflated:2e5:{model}", "--draft", model, "--dtype", "float32", "--graphs", "eager"]
+    given = [*models, *sizes, "--device", "cpu", "--json", str(file), "--plot", str(plot)]
+    assert main(bench_gpu_script().arguments(given)) == 0
     result = json.loads(file.read_text())
-    assert {(case["method"], case["batch"]) for case in result["cases"]} == {
-        (method, batch) for method in ("none", "sequential", "ssd", "auto") for batch in (1, 2)
+    peers = {f"transformers-{mode}" for mode in ("plain", "look-up", "assisted")}
+    assert {(case["method"], case["context"]) for case in result["cases"]} == {
+        (method, context) for method in {"none", "sequential", "ssd", "auto"} | peers for context in (8, 30)
     }
     for case in result["cases"]:
         assert case["tokens_per_s"] > 0
+        assert case["num_as_ar"] == 6  # the inflated model is one model, whoever runs it
+        if case["method"].startswith("transformers"):
+            continue
         assert 0 < case["verify_ms"] <= case["step_ms"]
+        assert 0 < case["target_busy_ms"] <= case["step_ms"]
+        assert (case["draft_busy_ms"] is None) == (case["method"] == "none")
+        assert case["over_transformers"] > 0
         if case["method"] == "none":
             assert case["over_ar"] == pytest.approx(1)
     assert result["left_out"] == []
+    assert result["select_ms"].keys() == {"1"}
     assert result["floor"]["bytes"] > 4 * 1.5e5
     assert "has the cost of a model of 0.0002 billion weights" in capsys.readouterr().out
     assert plot.stat().st_size > 1000
+
+
+def test_the_benchmark_measures_what_matters_most_first():
+    config = DeviceBenchmarkConfig(engine=EngineConfig(), batch_sizes=(1, 4, 32), context_tokens=(512, 2048, 8000))
+    assert config.sizes == [
+        (1, 512), (4, 512), (32, 512), (1, 2048), (1, 8000), (32, 2048), (32, 8000),
+    ]  # fmt: skip
 
 
 def test_the_benchmark_says_what_it_left_out(model, tmp_path, capsys):

@@ -6,8 +6,9 @@ import torch
 from simulated.recording import TracingRecorder
 
 from forerun.core.rows import Rows
+from forerun.core.selection import Choice
 from forerun.engine.config import SpeculativeConfig
-from forerun.engine.law import ProcessedLaw
+from forerun.engine.logits import LogitsProcessor
 from forerun.engine.sampling import SamplingParams
 from forerun.engine.speculative.choice import DraftChoice
 from forerun.engine.speculative.coupling import coupled_token
@@ -38,8 +39,10 @@ def decoder():
 class Draft:
     """A draft in rounds, and what it should do, worked out from scratch."""
 
-    def __init__(self, *, recorder=None, vocab_ids=None, temperature=0.0, capacity=120):
-        self.decoder, self.vocab_ids, self.temperature = decoder(), vocab_ids, temperature
+    def __init__(self, *, recorder=None, vocab_ids=None, temperature=0.0, capacity=120, **truncation):
+        self.decoder, self.vocab_ids, self.truncation = decoder(), vocab_ids, truncation
+        self.temperature = temperature
+        self.params = SamplingParams(temperature=temperature, seed=SEED, **truncation)
         self.runner = DeviceRunner(
             self.decoder, num_sequences=3, capacity=capacity, vocab_ids=vocab_ids, recorder=recorder, num_tree_slots=64
         )
@@ -51,9 +54,11 @@ class Draft:
         if start:
             self.runner.read(Rows.chains([(sequence, 0, text[:start])]))
         return Chain(
-            sequence=sequence, start=start, tokens=text[start:], temperature=self.temperature, seed=SEED,
-            request=sequence,
-        )  # fmt: skip
+            sequence=sequence,
+            start=start,
+            tokens=text[start:],
+            choice=Choice(temperature=self.temperature, seed=SEED, request=sequence, **self.truncation),
+        )
 
     def logits(self, text: list[int]) -> np.ndarray:
         with torch.no_grad():
@@ -61,10 +66,8 @@ class Draft:
         return row if self.vocab_ids is None else row[self.vocab_ids]
 
     def token(self, text: list[int], request: int) -> int:
-        row = self.logits(text)
-        if self.temperature == 0:
-            return int((np.arange(len(row)) if self.vocab_ids is None else self.vocab_ids)[row.argmax()])
-        law = ProcessedLaw(vocab_size=CONFIG.vocab_size, ids=self.vocab_ids, scores=row / np.float32(self.temperature))
+        processor = LogitsProcessor(self.params, [], frozenset(), CONFIG.vocab_size, candidate_ids=self.vocab_ids)
+        law = processor.process(self.logits(text), [])
         return coupled_token(law, seed=SEED, request=request, position=len(text))
 
     def continuation(self, text: list[int], request: int, length: int) -> list[int]:
@@ -75,7 +78,7 @@ class Draft:
 
     def outcomes(self, text: list[int], num_speculated: int, request: int, budget: int) -> list[tuple[int, int]]:
         choice = DraftChoice(
-            SamplingParams(temperature=self.temperature, seed=SEED),
+            self.params,
             SpeculativeConfig(copy_from_context=False),
             text[:1],
             frozenset(),
@@ -95,12 +98,19 @@ def text(length, seed=0) -> list[int]:
     return np.random.default_rng(seed).integers(0, CONFIG.vocab_size, length).tolist()
 
 
-CASES = [(0.0, None), (0.8, None), (0.0, REDUCED), (1.3, REDUCED)]
+CASES = [
+    {},
+    {"temperature": 0.8},
+    {"vocab_ids": REDUCED},
+    {"temperature": 1.3, "vocab_ids": REDUCED},
+    {"temperature": 1.1, "top_p": 0.7, "min_p": 0.02},
+    {"temperature": 1.3, "top_k": 5, "vocab_ids": REDUCED},
+]
 
 
-@pytest.mark.parametrize(("temperature", "vocab_ids"), CASES)
-def test_extending_is_drafting_one_token_after_the_other(temperature, vocab_ids):
-    draft = Draft(temperature=temperature, vocab_ids=vocab_ids)
+@pytest.mark.parametrize("options", CASES)
+def test_extending_is_drafting_one_token_after_the_other(options):
+    draft = Draft(**options)
     texts = {0: text(12), 2: text(30, seed=1)}
     chains = [draft.chain(0, texts[0], 1), draft.chain(2, texts[2], 2)]
     tokens = draft.rounds.extend(chains, num_tokens=4).result()
@@ -108,10 +118,10 @@ def test_extending_is_drafting_one_token_after_the_other(temperature, vocab_ids)
         assert tokens[sequence].tolist() == draft.continuation(before, sequence, 4)
 
 
-@pytest.mark.parametrize(("temperature", "vocab_ids"), CASES)
-def test_outcomes_are_the_hosts_and_continuations_the_drafts_own(temperature, vocab_ids):
-    draft = Draft(temperature=temperature, vocab_ids=vocab_ids)
-    texts = {0: [*text(10), *([4, 9, 16] if vocab_ids is not None else [])], 1: text(41, seed=1)}
+@pytest.mark.parametrize("options", CASES)
+def test_outcomes_are_the_hosts_and_continuations_the_drafts_own(options):
+    draft = Draft(**options)
+    texts = {0: [*text(10), *([4, 9, 16] if "vocab_ids" in options else [])], 1: text(41, seed=1)}
     num_speculated = {0: 3, 1: 2}
     chains = [draft.chain(sequence, some, num_speculated[sequence] + 1) for sequence, some in texts.items()]
     found = draft.rounds.prepare(chains, num_outcomes=7, depth=3).result()
@@ -129,7 +139,7 @@ def test_a_prepared_chain_is_cached_and_the_tree_is_out_of_its_way():
     some = text(20)
     chain = draft.chain(0, some, 4)
     draft.rounds.prepare([chain], num_outcomes=5, depth=2).result()
-    later = Chain(sequence=0, start=len(some), tokens=[3], temperature=0.0, seed=SEED, request=0)
+    later = Chain(sequence=0, start=len(some), tokens=[3], choice=Choice(temperature=0.0, seed=SEED, request=0))
     tokens = draft.rounds.extend([later], num_tokens=3).result()[0]
     assert tokens.tolist() == draft.continuation([*some, 3], 0, 3)
 

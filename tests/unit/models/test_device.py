@@ -115,6 +115,11 @@ def test_the_report_says_why():
     old = GpuInfo(name="T4", capability=(7, 5), num_multiprocessors=40, total_bytes=2**34, free_bytes=2**33)
     two = device_report([old, H100], cuda_build="13.0", has_triton=False)
     assert "emulated" in two["cuda:0_dtype_why"]
+    assert two["cuda:0_weights"] == (
+        "--dtype float8 halves the memory, and takes longer: its products need compute capability 8.9; --dtype int4 is "
+        "refused: its kernel needs compute capability 8.0"
+    )
+    assert two["cuda:1_weights"] == "--dtype float8 halves what a pass reads; --dtype int4 reads less than a third"
     assert "emulated" not in two["cuda:1_dtype_why"]
     assert "needs Triton" in two["attention_why"]
     assert "--draft-device cuda:1" in two["draft"]

@@ -10,7 +10,10 @@ from simulated.recording import TracingRecorder
 from forerun.core.errors import ConfigError
 from forerun.core.rng import gumbel_argmax, stream_key
 from forerun.core.rows import Rows
-from forerun.core.selection import Selection
+from forerun.core.selection import Choice, Selection
+from forerun.engine.logits import LogitsProcessor
+from forerun.engine.sampling import SamplingParams
+from forerun.engine.speculative.coupling import coupled_tokens
 from forerun.models.config import DecoderConfig
 from forerun.models.decoder_weights import fill_decoder
 from forerun.models.device_runner import MAX_GRAPH_WIDTH, DeviceRunner
@@ -44,6 +47,10 @@ def pair(recorder=None, *, config=CONFIG, **options) -> tuple[DeviceRunner, Torc
 
 def text(length, *, seed=0) -> list[int]:
     return np.random.default_rng(seed).integers(0, CONFIG.vocab_size, length).tolist()
+
+
+def choice(temperature: float, *, seed: int = 1, request: int = 0, **truncation) -> Choice:
+    return Choice(temperature=temperature, seed=seed, request=request, **truncation)
 
 
 def agree(device: DeviceRunner, twin: TorchRunner, rows: Rows, **options) -> None:
@@ -101,7 +108,7 @@ def test_tokens_are_those_that_the_logits_and_the_noise_give(width, vocab_ids):
     for start in (0, width):
         rows = Rows.chains([(0, start, text(width, seed=start)), (2, start, text(width, seed=start + 1))])
         wanted = np.array([0, width - 1, width, 2 * width - 1])
-        selection = Selection.of_positions([(0.0, 7, 0, 5, 2), (0.8, 7, 3, 5, 2)])
+        selection = Selection.of_positions([(choice(0.0, seed=7), 5, 2), (choice(0.8, seed=7, request=3), 5, 2)])
         chosen = device.forward_ids(rows, selection, logit_rows=wanted)
         logits = twin.forward(rows, logit_rows=wanted)
         noisy = [
@@ -116,8 +123,37 @@ def test_greedy_and_noisy_passes_are_recorded_apart():
     recorder = TracingRecorder()
     device, _ = pair(recorder)
     for start, temperature in enumerate([0.0, 1.0, 0.0, 0.5]):
-        device.forward_ids(Rows.chains([(0, start, [1])]), Selection.of_positions([(temperature, 1, 0, start, 1)]))
+        device.forward_ids(Rows.chains([(0, start, [1])]), Selection.of_positions([(choice(temperature), start, 1)]))
     assert recorder.num_records == 2
+
+
+@pytest.mark.parametrize("width", [2, MAX_GRAPH_WIDTH + 8])
+def test_truncated_choices_are_those_of_the_host(width):
+    """One pass with requests that cut differently, and one that does not; then on other numbers."""
+    recorder = TracingRecorder()
+    device, twin = pair(recorder)
+    params = [
+        SamplingParams(temperature=1.2, top_k=7, top_p=0.8, seed=5),
+        SamplingParams(temperature=0.9, min_p=0.05, seed=6),
+        SamplingParams(temperature=0, top_k=3),
+    ]
+    for start in (0, width):
+        rows = Rows.chains([(place, start, text(width, seed=start + place)) for place in range(3)])
+        logits = twin.forward(rows)
+        parts = [
+            (
+                choice(some.temperature, seed=some.seed or 0, top_k=some.top_k, top_p=some.top_p, min_p=some.min_p),
+                9,
+                width,
+            )
+            for some in params
+        ]
+        chosen = device.forward_ids(rows, Selection.of_positions(parts)).reshape(3, width)
+        for some, tokens, own in zip(params, chosen, logits.reshape(3, width, -1), strict=True):
+            laws = LogitsProcessor(some, [], frozenset(), CONFIG.vocab_size).laws(own, [], [0] * (width - 1))
+            expected = coupled_tokens(laws, seed=some.seed or 0, request=0, first_position=9)
+            assert tokens.tolist() == list(expected)
+    assert recorder.num_records == (width <= MAX_GRAPH_WIDTH)
 
 
 def test_flex_attention_gives_the_same_logits():
@@ -141,7 +177,7 @@ def test_broken_numbers_are_told_as_such():
     device, _ = pair()
     device.cache.values[0].fill_(torch.nan)
     rows = Rows.chains([(0, 1, [3])])
-    assert device.forward_ids(rows, Selection.of_positions([(0.0, 0, 0, 2, 1)])).tolist() == [-1]
+    assert device.forward_ids(rows, Selection.of_positions([(choice(0.0), 2, 1)])).tolist() == [-1]
 
 
 def test_a_recorder_of_another_device_is_refused():
@@ -212,7 +248,7 @@ def test_cuda_graphs_replay_what_the_cpu_computes():
         rows = Rows.chains([(0, start, text(width, seed=seed)), (2, start, text(width, seed=seed + 50))])
         np.testing.assert_allclose(runner.forward(rows), twin.forward(rows), atol=2e-3, rtol=0)
         start += width
-    selection = Selection.of_positions([(0.9, 3, 0, start, 1)])
+    selection = Selection.of_positions([(choice(0.9, seed=3), start, 1)])
     logits = twin.forward(Rows.chains([(0, start, [5])]))[0]
     chosen = runner.forward_ids(Rows.chains([(0, start, [5])]), selection)
     expected = gumbel_argmax(logits / np.float32(0.9), ids=None, seed=3, request=0, position=start)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from forerun.core.rng import gumbel_argmax, gumbel_row, stream_key
-from forerun.core.selection import Selection, position_keys
+from forerun.core.selection import Choice, Selection
 from forerun.nn.gumbel import gumbel_noise, select_tokens
 
 KEYS = [(0, 0, 0), (5, 2, 77), (2**64 - 1, 9, 4095), (1 << 63, 0, 1)]
@@ -65,11 +65,16 @@ def test_a_row_without_a_finite_largest_logit_says_so(broken, has_noise):
 
 
 def test_keys_of_positions_follow_each_other_and_are_absent_where_greedy():
-    keys = position_keys(0.5, seed=3, request=1, first_position=10, num_positions=3)
+    greedy, noisy = (Choice(temperature=temperature, seed=3, request=1, top_k=4) for temperature in (0.0, 0.5))
+    keys = noisy.keys(first_position=10, num_positions=3)
     expected = [stream_key(3, 1, position, "coupling") for position in (10, 11, 12)]
     assert keys.view(np.uint64).tolist() == expected
-    selection = Selection.of_positions([(0.0, 3, 1, 10, 2), (0.5, 3, 1, 10, 3)])
-    assert selection.temperatures.tolist() == [0, 0, 0.5, 0.5, 0.5]
-    assert selection.keys.tolist() == [0, 0, *keys.tolist()]
+    selection = Selection.of_positions([(greedy, 10, 2), (noisy, 10, 3)])
+    assert selection.arrays["temperatures"].tolist() == [0, 0, 0.5, 0.5, 0.5]
+    assert selection.arrays["keys"].tolist() == [0, 0, *keys.tolist()]
+    assert selection.arrays["top_ks"].tolist() == [0, 0, 4, 4, 4]
     assert selection.has_noise
-    assert not Selection.of_positions([(0.0, 3, 1, 10, 2)]).has_noise
+    assert selection.truncates
+    alone = Selection.of_positions([(greedy, 10, 2)])
+    assert not alone.has_noise
+    assert alone.needed.keys() == {"temperatures", "keys"}

@@ -81,9 +81,7 @@ class DeviceDraft:
             sequence=request.sequence,
             start=start,
             tokens=[*decided[start:], *speculation],
-            temperature=request.params.temperature,
-            seed=request.params.seed or 0,
-            request=request.number,
+            choice=request.choice,
         )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forerun.core.selection import position_keys
+from forerun.core.selection import CHOICE_ARRAYS, FLOAT_CHOICE_ARRAYS, Choice
 from forerun.engine.speculative.fan_out import REACH_NATS
 from forerun.models.device_runner import DeviceRunner
 from forerun.models.graph_pool import Pending
@@ -28,8 +28,7 @@ from forerun.models.packing import PackedLayout
 from forerun.models.row_grid import padded_count, padded_span
 from forerun.models.static_pass import PassGrid
 from forerun.nn.gumbel import gumbel_noise, select_tokens
-
-_FLOATS = frozenset({"temperatures"})
+from forerun.nn.truncation import Truncation, truncation_cut
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,17 +39,13 @@ class Chain:
         sequence: Of the draft's cache.
         start: Slot and position of the first of the tokens; all before it are cached.
         tokens: The tokens, at least one; for :meth:`DraftRounds.prepare` the last decided one and the speculation.
-        temperature: Of the request; 0 is greedy.
-        seed: Of the request.
-        request: Its number among those that share the seed.
+        choice: How the request's tokens are chosen.
     """
 
     sequence: int
     start: int
     tokens: Sequence[int]
-    temperature: float
-    seed: int
-    request: int
+    choice: Choice
 
 
 class DraftRounds:
@@ -75,9 +70,10 @@ class DraftRounds:
             int64 ``[N, E]`` target ids by sequence; -1 and after it nothing of use where logits are not finite.
         """
         arrays, shape, has_noise = self._inputs(chains, num_keys=num_tokens, num_positions=num_tokens, from_end=True)
-        layout = PackedLayout({name: array.shape for name, array in arrays.items()}, floats=_FLOATS)
+        layout = PackedLayout({name: array.shape for name, array in arrays.items()}, floats=FLOAT_CHOICE_ARRAYS)
         function = partial(self._extend, layout, num_tokens=num_tokens, span=shape.span, has_noise=has_noise)
-        return self._runner.graphs.launch(("extend", shape, num_tokens, has_noise), function, layout.pack(arrays))
+        key = ("extend", shape, num_tokens, has_noise, "top_ks" in arrays)
+        return self._runner.graphs.launch(key, function, layout.pack(arrays))
 
     def prepare(self, chains: Sequence[Chain], *, num_outcomes: int, depth: int) -> Pending:
         """Read the chains, choose outcomes of their verification, and draft a continuation for each.
@@ -93,11 +89,11 @@ class DraftRounds:
         assert num_outcomes * depth <= self._runner.num_tree_slots, "the runner has too few slots for this tree"
         arrays, shape, has_noise = self._inputs(chains, num_keys=None, num_positions=depth, from_end=False)
         arrays["drafted"] = self._drafted_columns(arrays["token_ids"])
-        layout = PackedLayout({name: array.shape for name, array in arrays.items()}, floats=_FLOATS)
+        layout = PackedLayout({name: array.shape for name, array in arrays.items()}, floats=FLOAT_CHOICE_ARRAYS)
         function = partial(
             self._prepare, layout, num_outcomes=num_outcomes, depth=depth, span=shape.span, has_noise=has_noise
         )
-        key = ("prepare", shape, num_outcomes, depth, has_noise)
+        key = ("prepare", shape, num_outcomes, depth, has_noise, "top_ks" in arrays)
         return self._runner.graphs.launch(key, function, layout.pack(arrays))
 
     def _inputs(
@@ -122,22 +118,20 @@ class DraftRounds:
             "token_ids": np.zeros((shape.num_sequences, width), np.int64),
             "start": np.zeros(shape.num_sequences, np.int64),
             "count": np.zeros(shape.num_sequences, np.int64),
-            "temperatures": np.zeros(shape.num_sequences, np.float64),
             "keys": np.zeros((shape.num_sequences, num_keys), np.int64),
         }
+        truncates = any(chain.choice.truncates for chain in chains)
+        for name in CHOICE_ARRAYS if truncates else ("temperatures",):
+            arrays[name] = np.zeros(shape.num_sequences, CHOICE_ARRAYS[name])
+            for chain in chains:
+                arrays[name][chain.sequence] = chain.choice.numbers[name]
         for chain in chains:
             count = len(chain.tokens)
             arrays["token_ids"][chain.sequence, :count] = chain.tokens
             arrays["start"][chain.sequence], arrays["count"][chain.sequence] = chain.start, count
-            arrays["temperatures"][chain.sequence] = chain.temperature
-            arrays["keys"][chain.sequence] = position_keys(
-                chain.temperature,
-                seed=chain.seed,
-                request=chain.request,
-                first_position=chain.start + (count if from_end else 1),
-                num_positions=num_keys,
-            )
-        return arrays, shape, any(chain.temperature > 0 for chain in chains)
+            first = chain.start + (count if from_end else 1)
+            arrays["keys"][chain.sequence] = chain.choice.keys(first_position=first, num_positions=num_keys)
+        return arrays, shape, any(chain.choice.temperature > 0 for chain in chains)
 
     def _drafted_columns(self, token_ids: np.ndarray) -> np.ndarray:
         """Return the column of the token that follows each place of a chain; -1 where the draft has none for it."""
@@ -169,11 +163,17 @@ class DraftRounds:
         num = len(inputs["start"])
         each = torch.arange(num, device=self._device)
         last = (inputs["count"] - 1).clamp(min=0)
+        truncation = Truncation.of(inputs)
         logits = runner.static.logits(self._chain_grid(inputs), span=span, cells=(each, last))
         chosen: list[Tensor] = []
         for place in range(num_tokens):
             token = select_tokens(
-                logits, inputs["temperatures"], inputs["keys"][:, place], runner.column_ids, has_noise=has_noise
+                logits,
+                inputs["temperatures"],
+                inputs["keys"][:, place],
+                runner.column_ids,
+                has_noise=has_noise,
+                truncation=truncation,
             )
             chosen.append(token)
             if place + 1 < num_tokens:
@@ -200,6 +200,7 @@ class DraftRounds:
         logits = runner.static.logits(chain, span=span)
         accepted, token = self._outcomes(logits, inputs, num_outcomes=num_outcomes, has_noise=has_noise)
         reached = accepted.clamp(min=0)
+        truncation = Truncation.of(inputs)
 
         branch = torch.arange(num_outcomes, device=self._device)
         # A branch sees the last decided token and all before it, the speculation as far as it is accepted, and itself.
@@ -228,6 +229,7 @@ class DraftRounds:
                     inputs["keys"].gather(1, reached + 1 + level),
                     runner.column_ids,
                     has_noise=has_noise,
+                    truncation=truncation and truncation.repeated(num_outcomes),
                 )
             )
         return torch.stack(columns, dim=2)
@@ -245,6 +247,9 @@ class DraftRounds:
             noise = gumbel_noise(inputs["keys"][:, :width], self._runner.column_ids)
             values = scores + torch.where(is_greedy, 0.0, noise)
         is_near = scores >= scores.amax(dim=-1, keepdim=True) - REACH_NATS
+        truncation = Truncation.of(inputs)
+        if truncation is not None:
+            is_near &= is_greedy | (scores >= truncation_cut(scores, truncation.repeated(width)))
         chances = torch.where(is_near, values, -torch.inf).log_softmax(dim=-1)
         best = chances.topk(min(num_outcomes + 1, num_columns), dim=-1)
 

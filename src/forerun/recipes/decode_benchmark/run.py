@@ -14,14 +14,12 @@ from forerun.core.errors import ConfigError
 from forerun.models.checkpoint import Checkpoint
 from forerun.models.export import save_huggingface
 from forerun.models.load import build_decoder, default_model_path, load_checkpoint
+from forerun.models.weight_format import bytes_per_pass_in
 from forerun.recipes.decode_benchmark.bars import bars
-from forerun.recipes.decode_benchmark.machine import bytes_per_pass
 from forerun.recipes.decode_benchmark.measure import WARM_UP_MESSAGE, Encoded, RecordFile, Workload, run_workload
 from forerun.recipes.decode_benchmark.plan import GREEDY, SAMPLED, Engine, load_prompts, own_engines, peer_engines
 from forerun.recipes.decode_benchmark.plot import plot_results
 from forerun.recipes.decode_benchmark.summary import summarise
-
-_BYTES_PER_WEIGHT = {"int8": 1.0, "bfloat16": 2.0, "float32": 4.0}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,7 +148,7 @@ def _facts(config: DecodeBenchmarkConfig, checkpoint: Checkpoint, *, num_prompts
         "draft": config.draft,
         "draft_bytes": _draft_bytes(config.draft),
         "dtype": choice.dtype,
-        "bytes_per_pass": bytes_per_pass(checkpoint.config, bytes_per_weight=_BYTES_PER_WEIGHT[choice.dtype]),
+        "bytes_per_pass": bytes_per_pass_in(choice.dtype, checkpoint.config),
         "max_tokens": config.max_tokens,
         "num_prompts": num_prompts,
         "temperatures": [GREEDY, SAMPLED],

@@ -1,0 +1,279 @@
+"""The processes that share a model on one machine: what each runs, how they are started, and how they end.
+
+The first process is the caller's. It starts the others (``python -m forerun.models.share_process CONFIG``), each with a
+GPU of its own, or on a CPU; they follow it until it closes. A pipe that only the first process holds tells them when it
+is gone, however it ended.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import distributed
+from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]
+
+from forerun.core import errors
+from forerun.core.dtype_choice import DtypeName
+from forerun.core.errors import ConfigError, DeviceError, ForerunError
+from forerun.models.checkpoint import Checkpoint
+from forerun.models.device import DeviceOptions, checked_cuda_device, recorder_for
+from forerun.models.load import load_checkpoint
+from forerun.models.model_share import ModelSplit
+from forerun.models.runner import run_on_device
+from forerun.models.tensor_parallel import (
+    Collective,
+    LeadingRunner,
+    ProcessCollective,
+    TensorParallelRunner,
+    exchange_failures,
+    follow,
+)
+from forerun.models.weight_format import format_problem
+from forerun.nn.prefix_attention import AttentionBackend
+
+_PATIENCE_S: Final = 180.0
+"""How long the others may take to start."""
+_IDLE: Final = timedelta(days=365)
+"""How long a follower may wait for a message: a server may be idle."""
+_POLL_S: Final = 0.02
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShareConfig:
+    """What the processes run; all of them the same.
+
+    Attributes:
+        target: The model, as for :func:`forerun.models.load.load_checkpoint`.
+        dtype: Format of the weights, any but int8.
+        parts: How much of the model each process gets, in proportion.
+        num_sequences: Sequences of the cache, if memory allows.
+        capacity: Slots of each.
+        device: Of the first process; the others of a GPU's take the ones after it.
+        is_eager: Whether passes are run kernel by kernel.
+        backend: How the common prefix of a sequence's rows is read.
+        cache_bytes: Most bytes of keys and values in each process; ``None``: 80% of what is free.
+        num_threads: Threads of each process on a CPU.
+    """
+
+    target: str
+    dtype: DtypeName
+    parts: tuple[int, ...]
+    num_sequences: int
+    capacity: int
+    device: str = "cpu"
+    is_eager: bool = True
+    backend: AttentionBackend = "matmul"
+    cache_bytes: int | None = None
+    num_threads: int = 1
+
+    def device_of(self, rank: int) -> str:
+        """Return the device of a process.
+
+        Raises:
+            ConfigError: There are fewer GPUs.
+        """
+        if self.device == "cpu":
+            return self.device
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        first = checked_cuda_device(self.device, num_devices=count).index or 0
+        if first + len(self.parts) > count:
+            raise ConfigError(
+                f"tensor_parallel={len(self.parts)} from {self.device} on: there are {count} GPUs here; take fewer "
+                "processes"
+            )
+        return f"cuda:{first + rank}"
+
+
+class SharedModel(LeadingRunner):
+    """A model in several processes, as the first of them has it.
+
+    Args:
+        config: What the processes run.
+        checkpoint: The model.
+
+    Raises:
+        ConfigError: The model or the machine does not allow it.
+        DeviceError: A process ended before it was ready.
+
+    Effects:
+        Starts the other processes, which :meth:`close`, or the end of this one, ends.
+    """
+
+    def __init__(self, config: ShareConfig, checkpoint: Checkpoint) -> None:
+        _check(config, checkpoint)
+        self._folder = tempfile.TemporaryDirectory(prefix="forerun-")
+        store = Path(self._folder.name) / "store"
+        self._processes = [_start(config, rank, store) for rank in range(1, len(config.parts))]
+        try:
+            collective = self._join(config, store)
+            with exchange_failures():
+                super().__init__(build_share(config, checkpoint, collective), collective, check=self._check_alive)
+        except BaseException:
+            self._end()
+            raise
+
+    def close(self) -> None:
+        """Let the others go, and wait for their ends. May be called again."""
+        if self._processes:
+            try:
+                super().close()
+            except DeviceError:
+                pass  # one of them has gone, and is ended below like the others
+            finally:
+                self._end()
+
+    def _join(self, config: ShareConfig, store: Path) -> ProcessCollective:
+        """Wait until the others are there, and meet them."""
+        shared = _open_store(store, size=len(config.parts))
+        deadline = time.monotonic() + _PATIENCE_S
+        for rank in range(1, len(config.parts)):
+            while not shared.check([_ready(rank)]):
+                self._check_alive()
+                if time.monotonic() > deadline:
+                    raise DeviceError(f"process {rank} of the model was not ready after {_PATIENCE_S:.0f} s")
+                time.sleep(_POLL_S)
+            answer = shared.get(_ready(rank)).decode()
+            if answer:
+                failure = json.loads(answer)
+                raise getattr(errors, failure["kind"])(failure["error"])
+        return _meet(config, shared, rank=0)
+
+    def _check_alive(self) -> None:
+        for rank, process in enumerate(self._processes, start=1):
+            if process.poll() is not None:
+                raise DeviceError(f"process {rank} of the model ended (exit code {process.returncode})")
+
+    def _end(self) -> None:
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.close()  # which ends it, whatever it waits for
+        for process in self._processes:
+            process.wait()
+        self._processes = []
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+        self._folder.cleanup()
+
+
+def build_share(config: ShareConfig, checkpoint: Checkpoint, collective: Collective) -> TensorParallelRunner:
+    """Build the runner of this process's share.
+
+    Args:
+        config: What the processes run.
+        checkpoint: The model.
+        collective: The processes.
+
+    Raises:
+        ConfigError: The model, the machine or its memory does not allow it.
+    """
+    recorder = recorder_for(config.device_of(collective.rank), is_eager=config.is_eager, is_urgent=True)
+    assert recorder is not None, "a share runs in passes of fixed shape"
+    options = DeviceOptions(recorder=recorder, backend=config.backend, cache_bytes=config.cache_bytes)
+
+    def least(num_sequences: int) -> int:
+        everyone = collective.gather(torch.tensor([num_sequences], device=options.device))
+        return min(int(other) for other in everyone)
+
+    return TensorParallelRunner(
+        ModelSplit.of(checkpoint.config, config.parts),
+        checkpoint.tensors.tensor,
+        lambda decoder, head: run_on_device(
+            decoder, options, num_sequences=config.num_sequences, capacity=config.capacity, head=head, agree=least
+        ),
+        collective=collective,
+        dtype=config.dtype,
+        device=options.device,
+    )
+
+
+def _check(config: ShareConfig, checkpoint: Checkpoint) -> None:
+    """Refuse what can't be shared before any process is started.
+
+    Raises:
+        ConfigError: It can't.
+    """
+    if config.dtype == "int8":
+        raise ConfigError(
+            'dtype="int8": its kernels have no passes of fixed shape, which processes that share a model run; choose '
+            '"bfloat16" or "float32"'
+        )
+    split = ModelSplit.of(checkpoint.config, config.parts)
+    split.columns(checkpoint.config.vocab_size)
+    for rank in range(len(config.parts)):
+        config.device_of(rank)
+        problem = format_problem(split.share_config(rank), config.dtype)
+        if problem is not None:
+            raise ConfigError(f'dtype="{config.dtype}", in the share of process {rank}: {problem}; choose another')
+
+
+def _start(config: ShareConfig, rank: int, store: Path) -> "subprocess.Popen[bytes]":
+    """Start a follower. In a session of its own, so that Ctrl-C in a terminal is the first process's to handle."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "forerun.models.share_process", str(rank), str(store), json.dumps(asdict(config))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": str(config.num_threads)},
+    )
+
+
+def _open_store(path: Path, *, size: int) -> FileStore:
+    store = FileStore(str(path), size)
+    store.set_timeout(timedelta(seconds=_PATIENCE_S))
+    return store
+
+
+def _ready(rank: int) -> str:
+    return f"ready/{rank}"
+
+
+def _meet(config: ShareConfig, store: FileStore, *, rank: int) -> ProcessCollective:
+    device = config.device_of(rank)
+    if device != "cpu":
+        torch.cuda.set_device(torch.device(device))
+    distributed.init_process_group(
+        "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl",
+        store=store,
+        rank=rank,
+        world_size=len(config.parts),
+        timeout=_IDLE,
+    )
+    return ProcessCollective()
+
+
+def _end_with_parent() -> None:
+    """End this process when the pipe closes that the first one holds."""
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+def main() -> int:
+    """Run a follower: its rank, the file to meet at, and the configuration come as arguments."""
+    rank, path, record = int(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+    config = ShareConfig(**(record | {"parts": tuple(record["parts"])}))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    store = _open_store(path, size=len(config.parts))
+    torch.set_num_threads(config.num_threads)
+    try:
+        checkpoint = load_checkpoint(config.target)
+    except ForerunError as error:
+        store.set(_ready(rank), json.dumps({"kind": type(error).__name__, "error": str(error)}))
+        return 2
+    store.set(_ready(rank), "")
+    collective = _meet(config, store, rank=rank)
+    follow(build_share(config, checkpoint, collective), collective)
+    distributed.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
