@@ -80,14 +80,18 @@ class Bench:
         self.records: list[Record] = []
 
     def _subjects(self, methods: Sequence[str], *, repeats: int = 1) -> list[Subject]:
-        """Return our methods, and peers, in an order that changes; AR and auto, which are compared, repeatedly."""
+        """Return our methods, and peers, in an order that changes; AR and auto, which are compared, repeatedly.
+
+        Nobody finds another's prompts in the cache: else the first to ask would pay for all.
+        """
         ours = [
             Subject(name=method, client=self._ours, extra={"method": method, "return_tokens": True})
             for method in methods
             for _ in range(repeats if method in _OPEN_METHODS else 1)
         ]
         everyone = [replace(subject, max_tokens=self._args.max_tokens) for subject in (*ours, *self._peers)]
-        return self._order.sample(everyone, len(everyone))
+        shuffled = self._order.sample(everyone, len(everyone))
+        return [replace(subject, extra=subject.extra | {"cache_salt": f"{time.time_ns()}"}) for subject in shuffled]
 
     def _prompts(self, number: int, *, seed: int) -> list[str]:
         """Return prompts that begin with words of their own."""

@@ -27,6 +27,7 @@ class Job:
     index: int
     prompt: list[int]
     priority: int = 0
+    cache_salt: str = ""
     sequence: int = -1
     num_prefilled: int = 0
     output: list[int] = field(default_factory=list)
@@ -168,9 +169,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         shared=st.sampled_from([0, 5, 8, 16, 19]),
         own=st.integers(1, 12),
         priority=st.integers(0, 2),
+        salt=st.sampled_from(["", "", "a"]),
     )
-    def add(self, stem, shared, own, priority):
-        job = Job(self.num_jobs, [stem] * shared + [100 + self.num_jobs] * own, priority)
+    def add(self, stem, shared, own, priority, salt):
+        job = Job(self.num_jobs, [stem] * shared + [100 + self.num_jobs] * own, priority, salt)
         self.num_jobs += 1
         self.jobs[job.index] = job
         self.scheduler.add(job)
@@ -254,6 +256,20 @@ def test_a_prompt_that_is_cached_runs_its_last_token_only(twin):
         plan = some.step()
         assert [(part.start, part.stop) for part in plan.prefill] == [((0, 32), (16, 32))[index]]
         some.scheduler.remove(job)
+
+
+def test_a_prompt_is_shared_within_its_salt_only():
+    some = Setting(max_num_seqs=1, max_num_batched_tokens=64, reuses_prefixes=True)
+
+    def first_start(index, salt):
+        job = Job(index, [1] * (BLOCK_TOKENS + 1), cache_salt=salt)
+        some.scheduler.add(job)
+        (part,) = some.step().prefill
+        some.scheduler.remove(job)
+        return part.start
+
+    starts = [first_start(index, salt) for index, salt in enumerate(["", "a", "b", "", "a", "b"])]
+    assert starts == [0, 0, 0, BLOCK_TOKENS, BLOCK_TOKENS, BLOCK_TOKENS]
 
 
 @pytest.mark.parametrize(("twin", "num_copies"), [(PagedTwin, 0), (RowTwin, 2)])

@@ -15,15 +15,16 @@ from itertools import islice, pairwise
 _DIGEST_BYTES = 16
 
 
-def block_hashes(token_ids: Sequence[int], *, block_tokens: int) -> list[bytes]:
+def block_hashes(token_ids: Sequence[int], *, block_tokens: int, salt: str = "") -> list[bytes]:
     """Return the hash of each whole block of a text, each covering the text from its start.
 
     Args:
         token_ids: The text; tokens after the last whole block don't count.
         block_tokens: Tokens per block.
+        salt: Texts of different salts have different hashes.
     """
     hashes: list[bytes] = []
-    before = b""
+    before = blake2b(salt.encode(), digest_size=_DIGEST_BYTES).digest() if salt else b""
     ends = range(0, len(token_ids) + 1, block_tokens)
     for first, last in pairwise(ends):
         block = array("q", token_ids[first:last]).tobytes()

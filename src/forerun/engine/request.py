@@ -24,6 +24,7 @@ class Request:
         max_tokens: Most output tokens, by the parameters and the room in the context.
         round_number: Grows by one per verification, from a number that no other request of the engine has used.
         priority: Smaller goes first.
+        cache_salt: What it computes is shared with requests of the same salt only.
         records_outcomes: Whether chunks tell which outcomes were prepared.
         sequence: Its sequence in the target's cache; -1 while it waits.
         num_prefilled: Tokens, from its start, that the sequence held when it began to decode, or holds so far.
@@ -44,6 +45,7 @@ class Request:
     max_tokens: int
     round_number: int
     priority: int = 0
+    cache_salt: str = ""
     records_outcomes: bool = False
     sequence: int = -1
     num_prefilled: int = 0

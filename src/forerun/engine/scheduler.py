@@ -21,12 +21,14 @@ class Schedulable(Protocol):
     Attributes:
         index: No other request in the scheduler has the same.
         priority: Smaller goes first.
+        cache_salt: Its blocks are shared with requests of the same salt only.
         sequence: Its sequence of the cache; -1 while it waits. Set by the scheduler.
         num_prefilled: Tokens, from its start, that its blocks hold before it decodes. Set by the scheduler.
     """
 
     index: int
     priority: int
+    cache_salt: str
     sequence: int
     num_prefilled: int
 
@@ -250,7 +252,10 @@ class Scheduler(Generic[RequestT]):
     def _wait(self, request: RequestT) -> None:
         self._waiting[request.index] = request
         if self._config.reuses_prefixes:
-            self._hashes[request.index] = block_hashes(request.computed_tokens(), block_tokens=self._block_tokens)
+            self._hashes[request.index] = self._block_hashes(request)
+
+    def _block_hashes(self, request: RequestT) -> list[bytes]:
+        return block_hashes(request.computed_tokens(), block_tokens=self._block_tokens, salt=request.cache_salt)
 
     def _grow(self) -> None:
         """Give everyone who decodes a slot for the token to run next, from those who rank last if need be."""
@@ -355,9 +360,7 @@ class Scheduler(Generic[RequestT]):
         """Take a running request's blocks; the whole ones stay known until they are taken for another text."""
         self._on_release(request)
         if self._config.reuses_prefixes and self._is_decoding(request):
-            tokens = request.computed_tokens()
-            hashes = block_hashes(tokens, block_tokens=self._block_tokens)
-            self._publish(request, hashes, num_tokens=len(tokens))
+            self._publish(request, self._block_hashes(request), num_tokens=request.num_computed_tokens)
         self._pool.release(self._blocks.pop(request.index))
         del self._running[request.index], self._prefill_ends[request.index]
         self._changed.pop(request.index, None)

@@ -20,8 +20,13 @@ def play(controller, *, acceptance_rate, pass_s, draft_s, num_rounds=400, seed=0
     return chosen
 
 
-def play_many(controller, num_requests, *, num_rounds, pass_s, draft_s=0.0, acceptance_rate=0.6, seed=0):
-    """As :func:`play`, for several requests; ``pass_s`` gives a pass's time by its rows. Return choices and rate."""
+def play_many(
+    controller, num_requests, *, num_rounds, pass_s, draft_s=0.0, any_draft_s=0.0, acceptance_rate=0.6, seed=0
+):
+    """As :func:`play`, for several requests; ``pass_s`` gives a pass's time by its rows. Return choices and rate.
+
+    A round with drafts takes ``any_draft_s`` longer, and ``draft_s`` for each token of one.
+    """
     rng, chosen, num_tokens, time_s = random.Random(seed), [], 0, 0.0
     for _ in range(num_rounds):
         length = controller.num_speculative_tokens(num_requests)
@@ -32,7 +37,7 @@ def play_many(controller, num_requests, *, num_rounds, pass_s, draft_s=0.0, acce
                 number += 1
             accepted.append(number)
         forward_s = pass_s(num_requests * (1 + length))
-        round_s = forward_s + draft_s * length
+        round_s = forward_s + draft_s * length + (any_draft_s if length else 0.0)
         controller.observe(proposed=[length] * num_requests, accepted=accepted, round_s=round_s, forward_s=forward_s)
         chosen.append(length)
         num_tokens, time_s = num_tokens + num_requests + sum(accepted), time_s + round_s
@@ -92,6 +97,21 @@ def test_as_the_batch_grows_drafts_get_shorter_down_to_none():
         if num_requests >= 11:
             assert chosen.count(0) >= 190
             assert any(chosen), "tried again now and then"
+
+
+def test_what_any_draft_costs_is_not_taken_for_the_cost_of_none():
+    """Drafts of any length take 25 ms: known from one trial on, and remembered while there are few rounds without."""
+    controller = adaptive()
+    play_many(controller, 4, num_rounds=100, pass_s=lambda num_rows: 0.03, acceptance_rate=0.9)
+    for num_requests in (16, 12):
+        chosen, rate = play_many(
+            controller,
+            num_requests,
+            num_rounds=200,
+            pass_s=lambda num_rows: 1e-2 + 2.6e-3 * num_rows,
+            any_draft_s=0.025,
+        )
+        assert rate >= 0.97 * num_requests / (1e-2 + 2.6e-3 * num_requests), chosen
 
 
 def test_where_rows_are_free_many_requests_get_drafts():

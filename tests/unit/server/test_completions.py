@@ -145,6 +145,8 @@ def test_a_cached_prefix_changes_nothing(client, server):
     assert counters.num_prefilled - before < 16
     ask(client, prompt=prompt + "y")
     assert counters.num_prefilled - before < 32
+    assert ask(client, prompt=prompt + "x", cache_salt="mine")["choices"] == first["choices"]
+    assert counters.num_prefilled - before > len(prompt)
 
 
 def test_what_the_server_says_of_itself(client):

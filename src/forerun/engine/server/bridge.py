@@ -88,6 +88,7 @@ class AsyncEngine:
         num_choices: int = 1,
         method: Method | None = None,
         priority: int = 0,
+        cache_salt: str = "",
         records_outcomes: bool = False,
     ) -> Call:
         """Take a call, or refuse it as a whole.
@@ -98,6 +99,7 @@ class AsyncEngine:
             num_choices: Completions of each prompt: they have the same seed and different noise.
             method: How to decode; ``None``: as the server does.
             priority: Smaller goes first.
+            cache_salt: Prefixes are shared with requests of the same salt only.
             records_outcomes: Whether chunks tell which outcomes were prepared.
 
         Raises:
@@ -125,7 +127,7 @@ class AsyncEngine:
                     name="prompt" if len(prompts) == 1 else f"prompt {place}",
                     priority=priority,
                 )
-                request.records_outcomes = records_outcomes
+                request.cache_salt, request.records_outcomes = cache_salt, records_outcomes
                 # One drawn seed for all choices, as a given one is: their numbers tell them apart.
                 params = replace(params, seed=request.params.seed)
                 call.requests.append(request)

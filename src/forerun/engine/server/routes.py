@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from forerun.core.errors import CompletionFailedError, EngineOverloadedError, EngineStoppedError, RequestError
 from forerun.engine.server.answers import Answer
-from forerun.engine.server.api_error import ApiError
+from forerun.engine.server.api_error import ApiError, overloaded, unavailable
 from forerun.engine.server.bridge import AsyncEngine, Call
 from forerun.engine.server.choice_plan import choice_plan
 from forerun.engine.server.http_io import EventStream, event, read_body, unless_disconnected
@@ -32,7 +32,6 @@ from forerun.engine.server.schemas import (
 )
 
 _CLIENT_HAS_GONE = 499
-_RETRY_AFTER_S = "1"
 BodyT = TypeVar("BodyT", CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest)
 
 
@@ -139,6 +138,7 @@ class Routes:
                 num_choices=plan.num_drawn,
                 method=body.method,
                 priority=body.priority or 0,
+                cache_salt=body.cache_salt or "",
                 records_outcomes=bool(body.return_outcomes),
             )
         except RequestError as error:
@@ -224,13 +224,3 @@ class Routes:
 
     def _late(self) -> ApiError:
         return ApiError(504, f"not done after {self._config.request_timeout_s:g} s: ask for less", code="timeout")
-
-
-def overloaded(error: EngineOverloadedError) -> ApiError:
-    """Return the answer where too many wait."""
-    return ApiError(429, str(error), code="overloaded", headers={"retry-after": _RETRY_AFTER_S})
-
-
-def unavailable(error: EngineStoppedError) -> ApiError:
-    """Return the answer where no engine takes requests."""
-    return ApiError(503, str(error), code="unavailable", headers={"retry-after": _RETRY_AFTER_S})

@@ -51,6 +51,9 @@ class SamplingFields(NullIsAbsent):
     ignore_eos: bool | None = None
     method: Method | None = Field(default=None, description="How to decode this request; the output is the same.")
     priority: int | None = Field(default=None, ge=-100, le=100, description="Smaller goes first.")
+    cache_salt: str | None = Field(
+        default=None, min_length=1, max_length=256, description="Share a prompt's beginning within this word only."
+    )
     return_tokens: bool | None = Field(default=None, description="Add each token's id, text and origin.")
     return_outcomes: bool | None = Field(default=None, description="Add the outcomes that SSD prepared for each round.")
     response_format: ResponseFormat | None = Field(default=None, description="What the output must be.")

@@ -14,6 +14,11 @@ _PRIOR_WEIGHT = 2.0
 _EXPLORE_EVERY, _EXPLORE_SELDOM = 12, 192
 """Rounds from one trial of another length to the next, where one request runs; where several do, at first, and at
 most: there a trial costs more, and one that changes nothing doubles the rounds to the next."""
+_HOPELESS = 0.8
+"""A trial among several requests waits as long as it may where, by passes as large, no more than this share of the best
+rate is to be expected."""
+_WORTH_DRAFTING = 1.03
+"""Among several requests, drafts must promise this many times the tokens of none: noise favours what is rarely tried."""
 _LEAST_MEASURED = 8
 """Rounds from which on a rate is what was measured rather than what is expected."""
 
@@ -162,7 +167,7 @@ class AdaptiveController:
         load, best = self._load(num_requests), self._best(num_requests)
         load.num_rounds += 1
         if num_requests > 1:
-            return self._choose_among_many(load, best)
+            return self._choose_among_many(load, best, num_requests)
         if load.num_rounds % _EXPLORE_EVERY:
             return best
         load.num_trials += 1
@@ -214,7 +219,7 @@ class AdaptiveController:
     def _load(self, num_requests: int) -> _Load:
         return self._loads.setdefault(load_class(num_requests), _Load())
 
-    def _choose_among_many(self, load: _Load, best: int) -> int:
+    def _choose_among_many(self, load: _Load, best: int, num_requests: int) -> int:
         """Return the best length; when a trial is due, a neighbour for two rounds: in the first a draft catches up."""
         if best != load.best:
             load.best, load.interval, load.num_rounds = best, _EXPLORE_EVERY, 0
@@ -222,9 +227,20 @@ class AdaptiveController:
             return best
         if load.num_rounds == load.interval:
             load.num_trials += 1
+            if self._is_hopeless(load, best, num_requests):
+                load.num_trials += 1
+            if load.interval < _EXPLORE_SELDOM and self._is_hopeless(load, best, num_requests):
+                load.interval = _EXPLORE_SELDOM
+                return best
         else:
             load.interval, load.num_rounds = min(2 * load.interval, _EXPLORE_SELDOM), 0
         return self._neighbour(load, best, first=1)
+
+    def _is_hopeless(self, load: _Load, best: int, num_requests: int) -> bool:
+        """Return whether the neighbour whose turn it is can't be much good; then it is the other one's turn."""
+        length = self._neighbour(load, best, first=1)
+        is_known = self._times.covers(num_requests, length)
+        return is_known and self._rate(length, num_requests) < _HOPELESS * self._rate(best, num_requests)
 
     def _neighbour(self, load: _Load, best: int, *, first: int) -> int:
         if best == 0:
@@ -237,7 +253,12 @@ class AdaptiveController:
         if self._time(num_requests, 0) is None:
             start = self._initial if num_requests == 1 else (1 + self._initial) // num_requests - 1
             return min(self._max_tokens, max(self._least_tokens, start))
-        return max(lengths, key=lambda length: self._rate(length, num_requests))
+        best = max(lengths, key=lambda length: self._rate(length, num_requests))
+        if num_requests == 1 or best == self._least_tokens:
+            return best
+        least_rate = self._rate(self._least_tokens, num_requests)
+        is_worth_it = self._rate(best, num_requests) > _WORTH_DRAFTING * least_rate
+        return best if is_worth_it else self._least_tokens
 
     def _rate(self, length: int, num_requests: int) -> float:
         return self._acceptance.expected_tokens(length) / (self._time(num_requests, length) or 1.0)

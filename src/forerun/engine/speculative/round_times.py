@@ -20,6 +20,10 @@ class _Bucket:
     drift: float
 
 
+def _place(num_rows: int) -> int:
+    return int(_BUCKETS_PER_OCTAVE * math.log2(num_rows))
+
+
 class PassTimes:
     """Time of a pass by its number of rows.
 
@@ -34,7 +38,7 @@ class PassTimes:
 
     def add(self, num_rows: int, pass_s: float) -> None:
         """Learn the time of a pass."""
-        place = int(_BUCKETS_PER_OCTAVE * math.log2(num_rows))
+        place = _place(num_rows)
         bucket = self._buckets.get(place)
         if bucket is None:
             self._buckets[place] = _Bucket(num_rows, pass_s, self._drift)
@@ -44,6 +48,10 @@ class PassTimes:
         self._drift *= change**_DRIFT_WEIGHT
         bucket.num_rows += _NEW_WEIGHT * (num_rows - bucket.num_rows)
         bucket.pass_s, bucket.drift = expected * (1 + _NEW_WEIGHT * (change - 1)), self._drift
+
+    def covers(self, num_rows: int) -> bool:
+        """Return whether a pass of about as many rows or more was seen."""
+        return any(_place(num_rows) <= place for place in self._buckets)
 
     def at(self, num_rows: float) -> float | None:
         """Return the time to expect of a pass; ``None``: none was seen."""
@@ -64,11 +72,16 @@ class PassTimes:
 
 
 class RoundTimes:
-    """Time of a round: the target's pass, and what goes on beside it, which is a line in the length of drafts."""
+    """Time of a round: the target's pass, and what goes on beside it.
+
+    The latter is a line in the length of drafts from 1 on, and a level of its own without drafts: to draft at all costs
+    something, whatever the length.
+    """
 
     def __init__(self) -> None:
         self._passes = PassTimes()
-        self._lines: dict[int, TimeLine] = {}
+        self._drafted: dict[int, TimeLine] = {}
+        self._plain: dict[int, TimeLine] = {}
 
     def add(self, num_requests: int, length: float, *, forward_s: float, other_s: float | None) -> None:
         """Learn the times of a round.
@@ -81,22 +94,31 @@ class RoundTimes:
         """
         self._passes.add(round(num_requests * (1 + length)), forward_s)
         if other_s is not None:
-            self._lines.setdefault(load_class(num_requests), TimeLine()).add(length, other_s)
+            lines = self._drafted if length else self._plain
+            lines.setdefault(load_class(num_requests), TimeLine()).add(length, other_s)
+
+    def covers(self, num_requests: int, length: int) -> bool:
+        """Return whether the pass of such a round is known from one as large, not guessed from smaller ones."""
+        return self._passes.covers(num_requests * (1 + length))
 
     def at(self, num_requests: int, length: int) -> float | None:
         """Return the time to expect of a round; ``None``: nothing is known."""
         pass_s = self._passes.at(num_requests * (1 + length))
         if pass_s is None:
             return None
-        if not self._lines:
-            return pass_s
+        return pass_s + self._other(num_requests, length)
+
+    def _other(self, num_requests: int, length: int) -> float:
+        """Return the time to expect beside the pass: with drafts, as long as without until one was timed."""
+        lines = (self._drafted or self._plain) if length else self._plain
+        if not lines:
+            return 0.0
         wanted = load_class(num_requests)
-        nearest = min(self._lines, key=lambda known: abs(known - wanted))
-        return pass_s + self._lines[nearest].at(length)
+        return lines[min(lines, key=lambda known: abs(known - wanted))].at(length)
 
     def fade(self) -> None:
         """Let what is timed next outweigh what was timed before."""
-        for line in self._lines.values():
+        for line in (*self._drafted.values(), *self._plain.values()):
             line.fade()
 
 
