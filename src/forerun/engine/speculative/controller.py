@@ -18,7 +18,7 @@ _HOPELESS = 0.8
 """A trial among several requests waits as long as it may where, by passes as large, no more than this share of the best
 rate is to be expected."""
 _WORTH_DRAFTING = 1.03
-"""Among several requests, drafts must promise this many times the tokens of none: noise favours what is rarely tried."""
+"""Among several requests drafts must promise so many times the tokens of none: noise favours what is seldom tried."""
 _LEAST_MEASURED = 8
 """Rounds from which on a rate is what was measured rather than what is expected."""
 
