@@ -9,12 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from simulated.byte_model import VOCAB_SIZE, save_byte_model
 from simulated.heads import SlowHead, random_head_weights, save_random_head
+from simulated.recording import TracingRecorder
 
 from forerun.core.env import cpu_info
 from forerun.core.errors import ConfigError, ModelLoadError, RequestError, VocabMismatchError
 from forerun.core.features import FeatureReader, FeatureSource
 from forerun.core.rows import Rows
 from forerun.models.config import DecoderConfig
+from forerun.models.device_runner import DeviceRunner
 from forerun.models.draft import load_draft
 from forerun.models.draft_runner import build_draft
 from forerun.models.eagle3 import Eagle3Config
@@ -22,6 +24,7 @@ from forerun.models.eagle3_file import read_eagle3
 from forerun.models.eagle3_runner import Eagle3Runner, fill_head
 from forerun.models.load import build_decoder, load_checkpoint
 from forerun.models.runner import build_target
+from forerun.models.torch_runner import TorchRunner
 
 LAYER = DecoderConfig(
     vocab_size=50,
@@ -303,6 +306,28 @@ def test_targets_keep_what_enters_their_layers(target, dtype):
     for layer_ids in ([1, 1], [4], [-1]):
         with pytest.raises(ConfigError, match="from 0 to 3"):
             runner.keep_features(layer_ids)
+
+
+def test_passes_of_fixed_shape_keep_them_too(target):
+    """Replayed from traces: what is kept follows the slots of each pass, and what was recorded before is not used."""
+    decoder = build_decoder(target)
+    device = DeviceRunner(decoder, num_sequences=2, capacity=64, recorder=TracingRecorder())
+    twin = TorchRunner(decoder, num_sequences=2, capacity=64)
+    assert isinstance(device, FeatureSource)
+    text = [5, 80, 33, 7, 200, 41, 9]
+    device.forward(Rows.chains([(1, 0, text[:2])]))
+    assert device.read_features(1, 0, 2).shape == (2, 0, target.config.hidden_size)
+    for runner in (device, twin):
+        runner.keep_features([3, 0])
+        for start in (0, 2, 4):
+            runner.forward(Rows.chains([(1, start, text[start : start + 2])]))
+        runner.forward(Rows.chains([(0, 0, [9] * 40)]))  # too wide for a graph
+    for sequence, length in ((1, 6), (0, 40)):
+        found = device.read_features(sequence, 0, length)
+        np.testing.assert_allclose(found, twin.read_features(sequence, 0, length), atol=1e-5)
+    assert np.abs(device.read_features(1, 0, 6)).min(axis=(1, 2)).max() > 0
+    device.write_features(0, 3, device.read_features(1, 0, 6))
+    assert np.array_equal(device.read_features(0, 3, 9), device.read_features(1, 0, 6))
 
 
 def test_a_head_runs_in_bfloat16_too(head_directory, target):
