@@ -118,7 +118,13 @@ def _add_adapt(actions: Commands) -> None:
     )
     adapt.add_argument("--models", type=Path, required=True, metavar="DIR", help="from train")
     adapt.add_argument("--play", type=input_file, required=True, metavar="FILE", help="recording of the changed world")
-    adapt.add_argument("--replay", type=input_file, metavar="FILE", help="recording of the old one, mixed in")
+    adapt.add_argument(
+        "--replay",
+        type=input_file,
+        metavar="FILE",
+        help="recording of the old one, to say when it changed, or to mix in",
+    )
+    add_number(adapt, "--replay-share", 0.0, "old episodes mixed in for each new one")
     adapt.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder for the models")
     add_number(adapt, "--rounds", 6, "at most so many")
     add_number(adapt, "--steps", 100, "optimiser steps of a round")
@@ -208,7 +214,9 @@ def _adapt(args: argparse.Namespace) -> int:
             bundle,
             play,
             replay=replay,
-            config=AdaptConfig(num_rounds=args.rounds, steps_per_round=args.steps, seed=args.seed),
+            config=AdaptConfig(
+                num_rounds=args.rounds, steps_per_round=args.steps, replay_share=args.replay_share, seed=args.seed
+            ),
             report=show,
         )
     if replay is not None:

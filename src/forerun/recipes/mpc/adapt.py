@@ -33,7 +33,8 @@ class AdaptConfig:
         steps_per_round: Optimiser steps of a round.
         batch_size: Windows of a step.
         learning_rate: Peak of every round.
-        replay_share: Old episodes for each new one: against forgetting what the play data does not show.
+        replay_share: Old episodes for each new one, against forgetting what the play data does not show. Where the old
+            world contradicts the new one in the same situations, a model that draws learns to draw from both.
         held_out_share: Share of the play episodes that only measure.
         patience: Rounds without a better error after which it stops.
         seed: Of batches and noise.
@@ -43,7 +44,7 @@ class AdaptConfig:
     steps_per_round: int = 100
     batch_size: int = 256
     learning_rate: float = 5e-4
-    replay_share: float = 0.25
+    replay_share: float = 0.0
     held_out_share: float = 0.2
     patience: int = 2
     seed: int = 0
