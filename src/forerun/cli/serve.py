@@ -96,7 +96,7 @@ def _app(config: ServerConfig, engine: EngineConfig, replicas: ReplicaConfig, st
     from forerun.engine.server.ray_replicas import ray_replicas
 
     deployed = stack.enter_context(ray_replicas(config, engine, replicas))
-    return Front(deployed.ask, deployed.num_running, config)
+    return Front(deployed, config)
 
 
 def _given(args: argparse.Namespace, prefix: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Many runs on Ray: the cores and GPUs of this machine, or of a cluster that shares a folder with it."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -8,8 +7,10 @@ from typing import Any, Final, Self
 
 from forerun.core.dependencies import import_optional
 from forerun.core.errors import ConfigError, TrainingError
+from forerun.core.ray_session import connect_ray
 from forerun.pretraining.grid import Grid, Outcome, outcome_of
 from forerun.pretraining.jobs import Job, Report
+from forerun.pretraining.ray_news import News
 from forerun.pretraining.run_store import Run
 
 _POLL_S: Final = 0.5
@@ -51,24 +52,14 @@ class RayExecutor:
             raise ConfigError(
                 f"gpus_per_run={gpus_per_run}: must be a share of one GPU, such as 0.25, or a whole number of them"
             )
-        self._ray: Any = import_optional("ray", extra="ray", purpose="an executor on Ray")
-        settings = {name: value for name, value in os.environ.items() if name.startswith("FORERUN_")}
-        try:
-            self._ray.init(
-                address=address,
-                num_cpus=num_workers if address is None else None,
-                include_dashboard=False if address is None else None,
-                log_to_driver=False,
-                logging_level="ERROR",
-                runtime_env={"env_vars": settings} if settings else None,
-            )
-        except ConnectionError as error:
-            raise ConfigError(f"address={address!r}: no Ray cluster answers there ({error})") from error
-        except Exception as error:  # a daemon that does not come up is a bare Exception of Ray's
-            raise TrainingError(
-                f"Ray did not start ({str(error).strip().splitlines()[0]}); try again when the machine is less busy, "
-                "join a running cluster with --address, or use --executor local"
-            ) from error
+        self._ray = connect_ray(
+            address=address,
+            num_cpus=num_workers,
+            purpose="an executor on Ray",
+            option="address",
+            failure=TrainingError,
+            otherwise="use --executor local",
+        )
         resources = self._ray.cluster_resources()
         self.num_workers = max(1, int(resources.get("CPU", 1)))
         if gpus_per_run > 0:
@@ -77,8 +68,10 @@ class RayExecutor:
                 self._ray.shutdown()
                 raise ConfigError(f"gpus_per_run={gpus_per_run}: Ray knows of {num_gpus:g} GPUs; take 0 for none")
             self.num_workers = min(self.num_workers, int(num_gpus / gpus_per_run))
+        self._news = self._ray.remote(num_cpus=0)(News).remote()
         self._task = self._ray.remote(num_cpus=1, num_gpus=gpus_per_run, max_retries=num_retries)(_work)
         self._pending: list[Any] = []
+        self._num_calls = 0
 
     def __enter__(self) -> Self:
         return self
@@ -94,15 +87,16 @@ class RayExecutor:
     def make(self, jobs: Sequence[Job], *, report: Report = lambda done, total, detail: None) -> list[Run | None]:
         """Make every run, see :meth:`forerun.pretraining.executor.Executor.make`."""
         grid = Grid(jobs, report)
-        news = self._ray.remote(num_cpus=0)(_News).remote()
+        self._num_calls += 1
+        call = self._num_calls
         places: dict[Any, int] = {}
         for index in grid.longest_first():
-            places[self._task.remote(news, index, _anywhere(grid.distinct[index]))] = index
+            places[self._task.remote(self._news, call, index, _anywhere(grid.distinct[index]))] = index
         self._pending = list(places)
         outcomes: dict[int, Outcome] = {}
         while self._pending:
             done, self._pending = self._ray.wait(self._pending, num_returns=len(self._pending), timeout=_POLL_S)
-            for index, heard in self._ray.get(news.take.remote()).items():
+            for index, heard in self._ray.get(self._news.take.remote(call)).items():
                 grid.teller(index)(*heard)
             for reference in done:
                 index = places[reference]
@@ -122,27 +116,13 @@ class RayExecutor:
         return Run(job.store / outcome.folder.name, outcome.identity) if isinstance(outcome, Run) else outcome
 
 
-class _News:
-    """An actor that keeps what runs told last, until it is asked."""
-
-    def __init__(self) -> None:
-        self._heard: dict[int, tuple[int, int, str]] = {}
-
-    def tell(self, index: int, done: int, total: int, detail: str) -> None:
-        self._heard[index] = (done, total, detail)
-
-    def take(self) -> dict[int, tuple[int, int, str]]:
-        heard, self._heard = self._heard, {}
-        return heard
-
-
-def _work(news: Any, index: int, job: Job) -> Outcome:
+def _work(news: Any, call: int, index: int, job: Job) -> Outcome:
     told: list[Any] = []  # one message at a time under way, so that a fast run doesn't flood the actor
 
     def report(done: int, total: int, detail: str) -> None:
         ray = import_optional("ray", extra="ray", purpose="an executor on Ray")
         if not told or ray.wait(told, timeout=0)[0]:
-            told[:] = [news.tell.remote(index, done, total, detail)]
+            told[:] = [news.tell.remote(call, index, done, total, detail)]
 
     return outcome_of(job, report)
 

@@ -5,6 +5,11 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
+from forerun.core.errors import EngineOverloadedError, EngineStoppedError
+
+RETRY_AFTER_S = "1"
+"""When to come back, for who is turned away by a crowd or an end."""
+
 
 class ApiError(Exception):
     """A request that gets an error for an answer.
@@ -40,3 +45,13 @@ class ApiError(Exception):
     def response(self) -> JSONResponse:
         """Return the HTTP answer."""
         return JSONResponse(self.content(), status_code=self.status, headers=self.headers)
+
+
+def overloaded(error: EngineOverloadedError) -> ApiError:
+    """Return the answer where too many wait."""
+    return ApiError(429, str(error), code="overloaded", headers={"retry-after": RETRY_AFTER_S})
+
+
+def unavailable(error: EngineStoppedError) -> ApiError:
+    """Return the answer where no engine takes requests."""
+    return ApiError(503, str(error), code="unavailable", headers={"retry-after": RETRY_AFTER_S})

@@ -1,32 +1,21 @@
-"""The ASGI application: routes, errors in OpenAI's shape, the page, and the engine's life."""
+"""The ASGI application over an engine in this process: its routes, and the engine's life."""
 
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from forerun.engine.server.api_error import ApiError
 from forerun.engine.server.bridge import AsyncEngine
 from forerun.engine.server.config import ServerConfig
 from forerun.engine.server.engine_thread import Resources
 from forerun.engine.server.gate import Gate
 from forerun.engine.server.metrics import ServerMetrics
-from forerun.engine.server.openapi import openapi_document
 from forerun.engine.server.routes import Routes
-
-_WEB = Path(__file__).parent / "web"
-GUARDED = ("/v1/", "/tokenize", "/detokenize")
-"""Beginnings of paths that need a key, if there are keys."""
+from forerun.engine.server.site import GUARDED, application, page_routes
 
 
 class ServerApp:
@@ -61,42 +50,6 @@ class ServerApp:
             await self.engine.close()
 
 
-def application(
-    routes: Sequence[BaseRoute],
-    config: ServerConfig,
-    *,
-    lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]] | None = None,
-) -> Starlette:
-    """Return an application with errors in OpenAI's shape, and the origins that are let in."""
-    middleware = [
-        Middleware(
-            CORSMiddleware,
-            allow_origins=list(config.cors_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-request-id"],
-        )
-    ]
-    return Starlette(
-        routes=routes,
-        middleware=middleware if config.cors_origins else [],
-        exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _unexpected_error},
-        lifespan=lifespan,
-    )
-
-
-def page_routes() -> list[BaseRoute]:
-    """Return the routes that no engine is needed for: the page, and the API's description."""
-    document = openapi_document()
-
-    async def openapi(_: Request) -> Response:
-        return JSONResponse(document)
-
-    async def page(_: Request) -> Response:
-        return FileResponse(_WEB / "index.html")
-
-    return [Route("/", page), Route("/openapi.json", openapi), Mount("/web", StaticFiles(directory=_WEB))]
-
-
 def _routes(routes: Routes) -> list[Route]:
     return [
         Route("/v1/completions", routes.completions, methods=["POST"]),
@@ -116,18 +69,3 @@ def _model_name(target: str) -> str:
         return "SmolLM2-135M-Instruct"
     path = Path(target)
     return path.stem if path.suffix == ".gguf" else path.name or target
-
-
-async def _api_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return error.response()
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path[:200]}: {error.detail}"
-    return ApiError(error.status_code, message, headers=error.headers).response()
-
-
-async def _unexpected_error(_: Request, __: Exception) -> Response:
-    return ApiError(500, "an error of the server; its log has the traceback").response()

@@ -1,8 +1,8 @@
 """The HTTP side of a server whose engines run elsewhere: lets requests in, hands them on, passes answers back."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from typing import Any
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, Protocol
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -10,22 +10,34 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from forerun.core.errors import EngineOverloadedError, EngineStoppedError
-from forerun.engine.server.api_error import ApiError
-from forerun.engine.server.app import GUARDED, application, page_routes
+from forerun.engine.server.api_error import ApiError, overloaded, unavailable
 from forerun.engine.server.config import ServerConfig
+from forerun.engine.server.forwarded_request import END_OF_ANSWER, ForwardedRequest
 from forerun.engine.server.gate import Gate
 from forerun.engine.server.http_io import read_body, unless_disconnected
 from forerun.engine.server.merged_metrics import merged_metrics
 from forerun.engine.server.metrics import ServerMetrics
 from forerun.engine.server.prompt_key import prompt_key
-from forerun.engine.server.replica import END_OF_ANSWER, ForwardedRequest
-from forerun.engine.server.routes import overloaded, unavailable
-
-Ask = Callable[[ForwardedRequest, str], AsyncGenerator[Message]]
-"""Gives a request to a replica, the same one for the same key where it can; yields what :meth:`Replica.answer` does."""
+from forerun.engine.server.site import GUARDED, application, page_routes
 
 _POSTS = ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize")
 _FORWARDED_HEADERS = frozenset({b"content-type", b"x-request-id"})
+
+
+class Replicas(Protocol):
+    """Engines elsewhere, and the way to them."""
+
+    def ask(self, request: ForwardedRequest, key: str) -> AsyncGenerator[Message]:
+        """Give a request to one, the same for the same key where it can; yield what :meth:`Replica.answer` does."""
+        ...
+
+    def num_running(self) -> int:
+        """Return how many can answer; called aside from the event loop."""
+        ...
+
+    async def metrics(self) -> Mapping[str, str]:
+        """Return the metrics of each that answers, by its name."""
+        ...
 
 
 class Outstanding:
@@ -66,8 +78,7 @@ class Front:
     """The application that clients see.
 
     Args:
-        ask: Gives a request to a replica.
-        num_running: Returns how many replicas can answer; called aside from the event loop.
+        replicas: What answers.
         config: The server's.
 
     Attributes:
@@ -75,10 +86,9 @@ class Front:
         engine: Counts what is under way.
     """
 
-    def __init__(self, ask: Ask, num_running: Callable[[], int], config: ServerConfig) -> None:
-        self._ask, self._num_running, self._config = ask, num_running, config
+    def __init__(self, replicas: Replicas, config: ServerConfig) -> None:
+        self._replicas, self._config = replicas, config
         self._metrics = ServerMetrics()
-        self._replica_metrics: dict[str, str] = {}
         self.engine = Outstanding()
         routes = [
             *page_routes(),
@@ -109,24 +119,20 @@ class Front:
             headers=tuple((name, value) for name, value in request.headers.raw if name in _FORWARDED_HEADERS),
             body=body,
         )
-        return _Relay(self._ask(forwarded, prompt_key(body)), self.engine, lambda end: self._learn(request, end))
-
-    def _learn(self, request: Request, end: Message) -> None:
-        """Take what a replica tells at the end of an answer."""
-        request.scope["state"]["log"] |= end["log"] | {"replica": end["replica"]}
-        self._replica_metrics[end["replica"]] = end["metrics"].decode()
+        messages = self._replicas.ask(forwarded, prompt_key(body))
+        return _Relay(messages, self.engine, request.scope["state"]["log"])
 
     async def _health(self, request: Request) -> Response:
-        num_running = await asyncio.to_thread(self._num_running)
+        num_running = await asyncio.to_thread(self._replicas.num_running)
         content: dict[str, Any] = {"status": "ok" if num_running else "failed", "replicas": num_running}
         return JSONResponse(content, status_code=200 if num_running else 503)
 
     async def _ready(self, request: Request) -> Response:
-        is_ready = not self.engine.is_draining and await asyncio.to_thread(self._num_running) > 0
+        is_ready = not self.engine.is_draining and await asyncio.to_thread(self._replicas.num_running) > 0
         return JSONResponse({"status": "ready" if is_ready else "not ready"}, status_code=200 if is_ready else 503)
 
     async def _show_metrics(self, request: Request) -> Response:
-        texts = {"front": self._metrics.text().decode()} | self._replica_metrics
+        texts = {"front": self._metrics.text().decode(), **await self._replicas.metrics()}
         return Response(merged_metrics(texts), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -136,14 +142,12 @@ class _Relay(Response):
     Args:
         messages: The replica's.
         outstanding: Counts it.
-        learn: Given the last message, which is not the client's.
+        log: Fields of the log line; gets what the replica tells beside the answer.
     """
 
-    def __init__(
-        self, messages: AsyncGenerator[Message], outstanding: Outstanding, learn: Callable[[Message], None]
-    ) -> None:
+    def __init__(self, messages: AsyncGenerator[Message], outstanding: Outstanding, log: dict[str, Any]) -> None:
         super().__init__()
-        self._messages, self._outstanding, self._learn = messages, outstanding, learn
+        self._messages, self._outstanding, self._log = messages, outstanding, log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -158,7 +162,7 @@ class _Relay(Response):
         try:
             async for message in self._messages:
                 if message["type"] == END_OF_ANSWER:
-                    self._learn(message)
+                    self._log |= message["log"] | {"replica": message["replica"]}
                 else:
                     has_begun = True
                     await send(message)

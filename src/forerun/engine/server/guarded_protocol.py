@@ -10,15 +10,14 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from forerun.engine.server.api_error import ApiError
+from forerun.engine.server.api_error import RETRY_AFTER_S, ApiError
 from forerun.engine.server.config import ServerConfig
 
-_RETRY_AFTER_S = "1"
 _BUSY = ApiError(
     503,
     "too many connections are open: close some, or come back later",
     code="unavailable",
-    headers={"retry-after": _RETRY_AFTER_S, "connection": "close"},
+    headers={"retry-after": RETRY_AFTER_S, "connection": "close"},
 )
 
 

@@ -1,6 +1,7 @@
 """Replicas of the engine under Ray Serve: it places them, asks after their health and begins dead ones anew."""
 
-import os
+import asyncio
+import logging
 from collections.abc import AsyncGenerator, Generator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,28 +12,18 @@ from starlette.types import Message
 from forerun.core.dependencies import import_optional
 from forerun.core.env import available_cores
 from forerun.core.errors import ConfigError, EngineOverloadedError, EngineStoppedError, ServingError
+from forerun.core.ray_session import connect_ray
 from forerun.engine.config import EngineConfig
 from forerun.engine.server.config import ServerConfig
-from forerun.engine.server.replica import ForwardedRequest, Replica, replica_logging
+from forerun.engine.server.forwarded_request import ForwardedRequest
+from forerun.engine.server.json_log import LOGGER
+from forerun.engine.server.ray_replica import RayReplica
 from forerun.engine.server.replica_config import ReplicaConfig
 
 _APPLICATION: Final = "forerun"
+_METRICS_S: Final = 2
+"""For all replicas to tell their metrics: who reads them asks again soon."""
 _ROUTER: Final = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
-
-
-def core_share(cores: tuple[int, ...], *, rank: int, size: int) -> tuple[int, ...] | None:
-    """Return the cores of one replica of a machine.
-
-    Args:
-        cores: The machine's.
-        rank: Of the replica among those on the machine.
-        size: Cores of each.
-
-    Returns:
-        ``None`` where there are not so many: the system spreads the replica then.
-    """
-    share = cores[rank * size : (rank + 1) * size]
-    return share if len(share) == size else None
 
 
 @contextmanager
@@ -51,26 +42,28 @@ def ray_replicas(config: ServerConfig, engine: EngineConfig, replicas: ReplicaCo
     """
     pool = engine.cores or available_cores()
     num_cores = replicas.num_cores(len(pool))
-    ray: Any = import_optional("ray", extra="ray", purpose="a server with replicas")
-    for package in ("fastapi", "grpc_reflection", "mmh3", "ray.serve"):
-        import_optional(package, extra="ray", purpose="a server with replicas")
-    settings = {name: value for name, value in os.environ.items() if name.startswith("FORERUN_")}
-    is_ours = replicas.ray_address is None
-    try:
-        ray.init(
-            address=replicas.ray_address,
-            num_cpus=len(pool) if is_ours else None,
-            include_dashboard=False if is_ours else None,
-            log_to_driver=False,
-            logging_level="ERROR",
-            runtime_env={"env_vars": settings} if settings else None,
+    if config.max_waiting < 1:
+        raise ConfigError(
+            f"max_waiting={config.max_waiting} with replicas: Ray Serve lets every request wait for a moment; give at "
+            "least 1, better as many as come at once"
         )
-    except ConnectionError as error:
-        raise ConfigError(f"ray_address={replicas.ray_address!r}: no Ray cluster answers there ({error})") from error
+    purpose = "a server with replicas"
+    for package in ("ray", "fastapi", "grpc_reflection", "mmh3", "ray.serve"):
+        import_optional(package, extra="ray", purpose=purpose)
+    told = logging.getLogger("ray.serve")  # its own lines are no JSON, and most are no news
+    told.handlers, told.propagate, told.level = LOGGER.handlers, False, logging.ERROR
+    ray = connect_ray(
+        address=replicas.ray_address,
+        num_cpus=len(pool),
+        purpose=purpose,
+        option="ray_address",
+        failure=ServingError,
+        otherwise="serve with one engine",
+    )
     try:
         yield RayReplicas(ray, config, engine, replicas, num_cores=num_cores)
     finally:
-        if is_ours:
+        if replicas.ray_address is None:
             ray.serve.shutdown()
         else:
             ray.serve.delete(_APPLICATION)
@@ -110,13 +103,16 @@ class RayReplicas:
             ray_actor_options={"num_cpus": num_cores},
             max_ongoing_requests=at_once,
             max_queued_requests=config.max_waiting,
+            max_constructor_retry_count=replicas.replicas,  # one that can't load its model says so at once
+            graceful_shutdown_wait_loop_s=0.1,  # the front has drained
             graceful_shutdown_timeout_s=config.drain_timeout_s,
             health_check_period_s=2,
             request_router_config={"request_router_class": _ROUTER},
             logging_config=quiet,
-        )(_deployed(config, engine, num_cores=num_cores))
+        )(RayReplica)
+        application = deployment.bind(replace(config, api_keys=(), cors_origins=()), engine, num_cores)
         try:
-            self._handle = self._serve.run(deployment.bind(), name=_APPLICATION, route_prefix=None)
+            self._handle = self._serve.run(application, name=_APPLICATION, route_prefix=None)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise ServingError(f"a replica did not start ({reason}); try the same without --replicas") from error
@@ -141,8 +137,18 @@ class RayReplicas:
             raise EngineOverloadedError("too many completions wait; come back later") from error
         except (self._ray.exceptions.RayError, exceptions.RayServeException) as error:
             raise EngineStoppedError("the replica that answered has ended; ask again") from error
-        finally:
+        except (GeneratorExit, asyncio.CancelledError):  # nobody listens any more
             answer.cancel()
+            raise
+
+    async def metrics(self) -> dict[str, str]:
+        """Return the metrics of each replica that answers in time, by its name."""
+        asked: Any = self._handle.broadcast("metrics")
+        try:
+            told = await asked.results_async(timeout_s=_METRICS_S, return_exceptions=True)
+        except (TimeoutError, self._serve.exceptions.RayServeException):
+            return {}
+        return dict(some for some in told if not isinstance(some, Exception))
 
     def num_running(self) -> int:
         """Return how many replicas can answer."""
@@ -150,28 +156,3 @@ class RayReplicas:
         if application is None:
             return 0
         return sum(states.replica_states.get("RUNNING", 0) for states in application.deployments.values())
-
-
-def _deployed(config: ServerConfig, engine: EngineConfig, *, num_cores: int) -> type:
-    """Return the class that Ray Serve makes a replica of, in a process of its own."""
-    config = replace(config, api_keys=(), cors_origins=())
-
-    class Deployed(Replica):
-        """A replica that finds its cores."""
-
-        async def __init__(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] (Ray Serve awaits it)
-            from ray import serve
-
-            from forerun.engine.resources import EngineResources
-
-            replica_logging()
-            context: Any = serve.get_replica_context()
-            pool = engine.cores or available_cores()
-            cores = core_share(pool, rank=context.rank.local_rank, size=num_cores)
-            super().__init__(EngineResources(replace(engine, cores=cores)), config, name=context.replica_id.unique_id)
-            self.start()
-
-        async def __del__(self) -> None:
-            await self.close()
-
-    return Deployed

@@ -1,10 +1,8 @@
 """One engine among several: answers requests that a front has taken, message by message."""
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import Message
@@ -13,43 +11,8 @@ from forerun.core.errors import EngineStoppedError
 from forerun.engine.server.app import ServerApp
 from forerun.engine.server.config import ServerConfig
 from forerun.engine.server.engine_thread import Resources
+from forerun.engine.server.forwarded_request import END_OF_ANSWER, ForwardedRequest
 from forerun.engine.server.json_log import LOGGER
-
-END_OF_ANSWER = "forerun.end"
-"""Type of the last message: what the front is told beside the answer."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ForwardedRequest:
-    """An HTTP request that has been read and let in.
-
-    Attributes:
-        method: HTTP method.
-        path: Without what a proxy cuts off.
-        headers: As ASGI has them.
-        body: Whole.
-    """
-
-    method: str
-    path: str
-    headers: tuple[tuple[bytes, bytes], ...]
-    body: bytes
-
-    def scope(self, log: dict[str, Any]) -> dict[str, Any]:
-        """Return the request as ASGI has it; routes put fields for the log line into ``log``."""
-        return {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": "1.1",
-            "method": self.method,
-            "scheme": "http",
-            "path": self.path,
-            "raw_path": self.path.encode(),
-            "query_string": b"",
-            "root_path": "",
-            "headers": list(self.headers),
-            "state": {"log": log},
-        }
 
 
 class Replica:
@@ -78,7 +41,11 @@ class Replica:
             raise EngineStoppedError("the engine has failed; its log says why")
 
     async def answer(self, request: ForwardedRequest) -> AsyncGenerator[Message]:
-        """Yield the answer as ASGI's messages, then one with what the front is told; leaving early cancels the work."""
+        """Yield the answer as ASGI's messages; leaving early cancels the work.
+
+        The one before the last is of type :data:`END_OF_ANSWER`: what the front is told beside the answer, while the
+        client, who may leave with the last message, is still there.
+        """
         messages: asyncio.Queue[Message | None] = asyncio.Queue()
         log: dict[str, Any] = {}
         bodies: list[Message] = [{"type": "http.request", "body": request.body, "more_body": False}]
@@ -97,6 +64,8 @@ class Replica:
         task = asyncio.create_task(run())
         try:
             while (message := await messages.get()) is not None:
+                if message["type"] == "http.response.body" and not message.get("more_body", False):
+                    yield {"type": END_OF_ANSWER, "log": log, "replica": self._name}
                 yield message
             await asyncio.wait({task})
             if (error := task.exception()) is not None:
@@ -105,13 +74,11 @@ class Replica:
             task.cancel()
             with suppress(asyncio.CancelledError, Exception):
                 await task
-        yield {"type": END_OF_ANSWER, "log": log, "replica": self._name, "metrics": self._server.metrics.text()}
+
+    def metrics(self) -> tuple[str, str]:
+        """Return the replica's name, and its metrics in Prometheus's text format."""
+        return self._name, self._server.metrics.text().decode()
 
     async def close(self) -> None:
         """End the engine and release the models."""
         await self._server.engine.close()
-
-
-def replica_logging() -> None:
-    """Let a replica's warnings be heard where its process writes; the front logs requests."""
-    LOGGER.setLevel(logging.WARNING)
