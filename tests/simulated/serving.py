@@ -66,14 +66,25 @@ class HeldModel(SimulatedModel):
         super().__init__(**options)
         self.may_run = threading.Event()
         self.may_run.set()
+        self._num_free: int | None = None
         self.fails_with: type[Exception] | None = None
+
+    def hold_after(self, num_passes: int) -> None:
+        """Let so many passes run, at least one, and hold the one after them."""
+        self._num_free = num_passes
 
     def forward(self, rows: Rows, *, logit_rows: np.ndarray | None = None) -> np.ndarray:
         assert self.may_run.wait(60), "held for good"
         if self.fails_with is not None:
             error, self.fails_with = self.fails_with, None
             raise error("the logits are no numbers")
-        return super().forward(rows, logit_rows=logit_rows)
+        logits = super().forward(rows, logit_rows=logit_rows)
+        if self._num_free is not None:
+            self._num_free -= 1
+            if self._num_free == 0:  # from here on, before anybody learns of this pass
+                self._num_free = None
+                self.may_run.clear()
+        return logits
 
 
 class SimulatedResources(EngineResources):

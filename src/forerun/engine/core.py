@@ -332,6 +332,9 @@ class EngineCore:
             accepted.append(num_accepted)
             counters.num_verifications += 1
             counters.num_proposed += len(speculation.token_ids)
+            counters.num_prepared += speculation.num_prepared
+            is_prepared = speculation.origin == "cache_hit"
+            counters.num_unused += speculation.num_prepared - is_prepared * len(speculation.token_ids)
             counters.num_accepted += num_accepted
             counters.accepted_counts[num_accepted] += 1
             counters.proposed_counts[len(speculation.token_ids)] += 1

@@ -23,6 +23,8 @@ class DecodeCounters:
         num_verifications: Requests verified, over the rounds.
         num_proposed: Draft tokens verified.
         num_accepted: Of them, accepted.
+        num_prepared: Tokens drafted ahead, for outcomes that might come.
+        num_unused: Of them, not verified: of outcomes that did not come, or deeper than was asked.
         num_hits: Rounds of requests whose outcome had been predicted.
         num_look_ups: Rounds of requests in which a prediction was looked for.
         accepted_counts: How often each number of draft tokens was accepted.
@@ -41,6 +43,8 @@ class DecodeCounters:
     num_verifications: int = 0
     num_proposed: int = 0
     num_accepted: int = 0
+    num_prepared: int = 0
+    num_unused: int = 0
     num_hits: int = 0
     num_look_ups: int = 0
     accepted_counts: Counter[int] = field(default_factory=Counter[int])

@@ -164,7 +164,7 @@ json_values = st.recursive(
 known = st.sampled_from(
     ["prompt", "messages", "max_tokens", "temperature", "top_p", "n", "stop", "seed", "logprobs", "logit_bias",
      "stream", "stream_options", "top_k", "min_p", "stop_token_ids", "min_tokens", "method", "priority", "model",
-     "user", "tokens"]
+     "cache_salt", "user", "tokens"]
 )  # fmt: skip
 
 
@@ -207,6 +207,21 @@ def test_keys():
         raw = {"authorization": "Bearer kl\u00fc".encode("latin-1")}
         assert httpx.get(url + "/v1/models", headers=raw, verify=False).status_code == 401
         assert httpx.get(url + "/health", verify=False).status_code == 200
+
+
+def test_every_key_is_compared_whichever_fits_and_in_constant_time(monkeypatch):
+    compared = []
+
+    def compare(given, known):
+        compared.append(known)
+        return given == known
+
+    monkeypatch.setattr("forerun.engine.server.gate.hmac.compare_digest", compare)
+    with running_server(api_keys=("one", "two", "three")) as running:
+        for key, status in (("one", 200), ("three", 200), ("four", 401)):
+            headers = {"authorization": f"Bearer {key}"}
+            assert httpx.get(running.url + "/v1/models", headers=headers, verify=False).status_code == status
+    assert compared == [b"one", b"two", b"three"] * 3
 
 
 def test_other_origins_are_let_in_only_if_they_are_named():

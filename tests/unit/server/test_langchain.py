@@ -8,7 +8,6 @@ from pydantic import BaseModel
 from simulated.serving import SimulatedResources, running_server
 
 pytest.importorskip("llguidance")
-langchain_openai = pytest.importorskip("langchain_openai")
 
 
 class Sea(BaseModel):
@@ -19,6 +18,7 @@ class Sea(BaseModel):
 
 
 def test_structured_output_and_a_tool():
+    langchain_openai = pytest.importorskip("langchain_openai")  # here: importing it takes seconds
     with running_server(SimulatedResources(capacity=2048)) as server, httpx.Client(verify=False) as http:
         name = http.get(f"{server.url}/v1/models").json()["data"][0]["id"]
         model = langchain_openai.ChatOpenAI(

@@ -186,6 +186,14 @@ def test_the_log_tells_numbers_and_no_text(caplog):
     assert "secret" not in str([record.__dict__ for record in caplog.records])
 
 
+def test_the_log_tells_texts_if_it_is_asked_to(caplog):
+    with caplog.at_level("INFO", logger="forerun.server"), running_server(logs_prompts=True) as server:
+        text = post(server.url, max_tokens=5).json()["choices"][0]["text"]
+        server.idle()
+    (line,) = [record.fields for record in caplog.records if record.getMessage() == "request"]
+    assert (line["prompts"], line["outputs"]) == ([LONG["prompt"]], [text])
+
+
 def test_many_clients_some_of_whom_go():
     """A soak in small: random limits, methods, cancels, errors; whoever stays gets the text of being alone."""
     with running_server(SimulatedResources(num_sequences=3), max_waiting=100) as server:

@@ -98,6 +98,11 @@ class ServerMetrics:
             "forerun_draft_tokens_proposed": ("Draft tokens verified.", counters.num_proposed),
             "forerun_draft_tokens_accepted": ("Of them, accepted.", counters.num_accepted),
             "forerun_draft_tokens_wasted": ("Of them, not accepted.", counters.num_proposed - counters.num_accepted),
+            "forerun_draft_tokens_prepared": ("Tokens drafted ahead for outcomes (SSD).", counters.num_prepared),
+            "forerun_draft_tokens_unused": (
+                "Of them, not verified: the outcome did not come, or so many were not asked for.",
+                counters.num_unused,
+            ),
             "forerun_outcome_look_ups": ("Outcomes looked for in the speculation cache.", counters.num_look_ups),
             "forerun_outcome_hits": ("Of them, predicted.", counters.num_hits),
             "forerun_prefill_seconds": ("Time of prefill.", counters.prefill_s),

@@ -5,7 +5,7 @@ on another; only ids cross. Nothing waits but the read of results, and there is 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -162,8 +162,9 @@ class DeviceSsdSpeculator:
         """Return what is prepared, draft for those that missed, and prepare for all."""
         found: dict[int, Speculation] = {}
         missed: list[tuple[Request, int]] = []
+        num_prepared: dict[int, int] = {}
         for request, limit in zip(requests, limits, strict=True):
-            tokens = self._look_up(request, limit)
+            tokens, num_prepared[request.index] = self._look_up(request, limit)
             if tokens:
                 found[request.index] = Speculation(token_ids=tokens, origin="cache_hit", is_hit=True)
             elif limit > 0:
@@ -179,7 +180,10 @@ class DeviceSsdSpeculator:
             found[request.index] = Speculation(
                 token_ids=drafted.get(request.index, ()), origin="fallback", is_hit=False
             )
-        speculations = [found.get(request.index, Speculation(origin="fallback")) for request in requests]
+        speculations = [
+            replace(found.get(request.index, Speculation(origin="fallback")), num_prepared=num_prepared[request.index])
+            for request in requests
+        ]
         self._prepare(requests, limits, speculations)
         return speculations
 
@@ -199,16 +203,19 @@ class DeviceSsdSpeculator:
     def close(self) -> None:
         """Nothing to release."""
 
-    def _look_up(self, request: Request, limit: int) -> tuple[int, ...]:
-        """Return the continuation prepared for the outcome that came; empty if it was not predicted."""
+    def _look_up(self, request: Request, limit: int) -> tuple[tuple[int, ...], int]:
+        """Return the continuation prepared for the outcome that came, and how many tokens were prepared for any.
+
+        The continuation is empty if the outcome was not predicted.
+        """
         preparation = self._prepared.pop(request.index, None)
         if preparation is None or limit == 0:
-            return ()
+            return (), 0
         num_accepted = len(request.output_ids) - preparation.num_output - 1
         outcomes: np.ndarray = preparation.pending.result()[preparation.sequence]
         is_it = (outcomes[:, 0] == num_accepted) & (outcomes[:, 1] == request.output_ids[-1])
         rows = np.flatnonzero(is_it)
-        return _valid(outcomes[rows[0], 2:], limit) if rows.size else ()
+        return _valid(outcomes[rows[0], 2:], limit) if rows.size else (), outcomes[:, 2:].size
 
     def _prepare(self, requests: Sequence[Request], limits: Sequence[int], speculations: Sequence[Speculation]) -> None:
         """Launch the preparation for the outcomes of the verification that is about to begin."""

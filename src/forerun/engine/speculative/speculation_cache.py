@@ -138,6 +138,13 @@ class SpeculationCache:
         branch, depth = int(found[0]), int(table.header[_DEPTH])
         return PreparedOutcome(branch, table.continuation(branch, depth), depth)
 
+    def num_prepared(self, request: int, round_number: int) -> int:
+        """Reader: return how many tokens are ready for a round, over all of its outcomes."""
+        table = self._tables[request]
+        if table.header[_ROUND] != round_number:
+            return 0
+        return int(table.widths[: int(table.header[_DEPTH])].sum())
+
     def predicted(self, request: int, round_number: int) -> list[PredictedOutcome]:
         """Reader: return every outcome that is prepared for a round, with what is ready of its continuation."""
         table = self._tables[request]

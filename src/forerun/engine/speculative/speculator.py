@@ -17,12 +17,14 @@ class Speculation:
         token_ids: The draft, maybe empty.
         origin: What its accepted tokens are counted as.
         is_hit: Whether the outcome before it was predicted; ``None`` where nothing predicts outcomes.
+        num_prepared: Tokens drafted ahead for that outcome and others that might have come.
         look_up: What was prepared for that outcome, where the request asks.
     """
 
     token_ids: tuple[int, ...] = ()
     origin: TokenOrigin = "draft"
     is_hit: bool | None = None
+    num_prepared: int = 0
     look_up: OutcomeLookUp | None = None
 
 

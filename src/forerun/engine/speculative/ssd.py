@@ -157,6 +157,7 @@ class SsdSpeculator:
         round_number, token = request.round_number, request.output_ids[-1]
         num_accepted = self._last_accepted[request.index]
         hit = self._drafter.cache.look_up(request.sequence, round_number - 1, num_accepted=num_accepted, token=token)
+        num_prepared = self._drafter.cache.num_prepared(request.sequence, round_number - 1)
         look_up = self._recorder.look_up(request, round_number - 1, num_accepted=num_accepted, hit=hit)
         branch, tokens = (-1, []) if hit is None else (hit.branch, hit.tokens[:limit])
         is_ready = bool(tokens)
@@ -185,10 +186,13 @@ class SsdSpeculator:
                 max_depth=min(limit + 1, max(0, request.num_remaining_tokens - 1)) if limit > 0 else 0,
             )
         )
-        if is_ready:
-            return Speculation(token_ids=tuple(tokens), origin="cache_hit", is_hit=True, look_up=look_up)
-        is_hit = False if limit > 0 else None
-        return Speculation(token_ids=tuple(proposed), origin="fallback", is_hit=is_hit, look_up=look_up)
+        return Speculation(
+            token_ids=tuple(tokens if is_ready else proposed),
+            origin="cache_hit" if is_ready else "fallback",
+            is_hit=is_ready if is_ready or limit > 0 else None,
+            num_prepared=num_prepared,
+            look_up=look_up,
+        )
 
     def _wait(self, request: Request, num_tokens: int, missed: Speculation) -> Speculation:
         """Wait for the neural fallback of a request that missed."""
