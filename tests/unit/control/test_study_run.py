@@ -23,7 +23,7 @@ from forerun.recipes.mpc.studies import STUDIES, NewGoal, Study
 
 
 def test_a_study_runs_from_nothing_and_goes_on_from_its_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(damage, "AdaptConfig", partial(AdaptConfig, num_rounds=1, steps_per_round=2))
+    monkeypatch.setattr(damage, "AdaptConfig", partial(AdaptConfig, steps_per_round=2))
     monkeypatch.setattr(study_run, "measure_rate", partial(measure_rate, num_plans=2))
     short = replace(control_task("double-integrator"), num_steps=8, num_episodes=6, horizon=4)
     monkeypatch.setattr(study_run, "control_task", lambda name: short)
@@ -36,6 +36,7 @@ def test_a_study_runs_from_nothing_and_goes_on_from_its_parts(tmp_path, monkeypa
         new_goals=(NewGoal(name="position", value=0.4, tolerance=5.0),),
         constraint="keep_out(velocity=(5.0, 9.0))",
         num_play_episodes=3,
+        num_adapt_rounds=1,
         largest_regret=0.25,
     )
     results = study_run.reproduce(plan, tmp_path)

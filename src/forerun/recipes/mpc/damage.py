@@ -64,7 +64,7 @@ def measure_adaptation(
             make_env=make_env,
             purpose="play with the defect",
         )
-        config = AdaptConfig(seed=seed, batch_size=plan.batch_size)
+        config = AdaptConfig(seed=seed, batch_size=plan.batch_size, num_rounds=plan.num_adapt_rounds)
         found = adapt(setting.bundle, play, replay=made.data, config=config)
         errors["ssr"].append(list(found.errors))
         joint = setting.joint

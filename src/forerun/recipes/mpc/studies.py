@@ -47,6 +47,7 @@ class Study:
         new_goals: What is asked of numbers of the state at run time.
         constraint: A hard constraint that is imposed at run time; ``None``: none.
         num_play_episodes: Of each of the task's damages, to adapt on; 0 leaves them out.
+        num_adapt_rounds: Rounds of tuning on them, at most.
         largest_regret: Against the known optimum; ``None`` where there is none.
         least_return: What SSR is to reach; ``None``: nothing in particular.
         least_success: Share of SSR's episodes that are to succeed; ``None`` where there is no success.
@@ -64,6 +65,7 @@ class Study:
     new_goals: tuple[NewGoal, ...] = ()
     constraint: str | None = None
     num_play_episodes: int = 0
+    num_adapt_rounds: int = 6
     largest_regret: float | None = None
     least_return: float | None = None
     least_success: float | None = None
@@ -83,6 +85,7 @@ STUDIES: Final[dict[str, Study]] = {
         new_goals=(NewGoal(name="position", value=0.4),),
         constraint="keep_out(velocity=(-2.0, -0.15))",
         num_play_episodes=40,
+        num_adapt_rounds=3,
         largest_regret=0.25,
     ),
     "pendulum": Study(
@@ -95,7 +98,7 @@ STUDIES: Final[dict[str, Study]] = {
     "pointmaze": Study(
         task="pointmaze",
         scale="small",
-        num_train_steps=2000,
+        num_train_steps=1200,
         batch_size=256,
         ways=(*_BASELINES, "joint", "ssr-paper", "ssr", "ssr-one-step"),
         constraint="keep_out(x=(-1.0, 0.0), y=(0.4, 0.7))",
@@ -145,7 +148,7 @@ STUDIES: Final[dict[str, Study]] = {
     "push": Study(
         task="push",
         scale="small",
-        num_train_steps=2000,
+        num_train_steps=1200,
         batch_size=256,
         ways=(*_BASELINES, "joint", "ssr-paper", "ssr", "ssr-one-step"),
         constraint="keep_out(hand_x=(-0.05, 0.05), hand_y=(0.70, 0.78), hand_z=(0.0, 0.12))",
