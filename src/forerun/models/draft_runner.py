@@ -7,6 +7,7 @@ from forerun.core.protocols import LanguageModel
 from forerun.models.draft import Draft
 from forerun.models.eagle3_runner import Eagle3Runner, fill_head
 from forerun.models.runner import build_runner
+from forerun.nn.int8_module import Int8Module
 
 
 def build_draft(
@@ -22,7 +23,8 @@ def build_draft(
 
     Args:
         draft: From :func:`forerun.models.draft.load_draft`.
-        dtype: Format of the weights; for one narrower than 16 bits a head has float32 on a CPU, bfloat16 on a GPU.
+        dtype: Format of the weights; of an EAGLE-3 head int8, float32 or bfloat16, for others the one that the device
+            multiplies best.
         num_sequences: Sequences the cache holds.
         capacity: Slots per sequence.
         embedding_of: The target's runner, to hold a borrowed embedding in memory once; ``None`` where it is in another
@@ -34,8 +36,13 @@ def build_draft(
     """
     if draft.eagle3 is not None:
         is_wide = dtype == "float32" or (dtype != "bfloat16" and device == "cpu")
-        head_dtype = torch.float32 if is_wide else torch.bfloat16
-        head = fill_head(draft.eagle3, draft.tensor, dtype=head_dtype, device=device)
+        head = fill_head(
+            draft.eagle3,
+            draft.tensor,
+            dtype=torch.float32 if is_wide else torch.bfloat16,
+            device=device,
+            build_layer=Int8Module if dtype == "int8" else None,
+        )
         return Eagle3Runner(head, num_sequences=num_sequences, capacity=capacity, vocab_ids=draft.vocab_ids)
     return build_runner(
         draft.config,

@@ -39,7 +39,7 @@ class Eagle3Runner:
     def __init__(
         self, head: Eagle3Head, *, num_sequences: int = 1, capacity: int = 2048, vocab_ids: np.ndarray | None = None
     ) -> None:
-        layer, weight = head.config.layer, head.lm_head.weight
+        layer, weight = head.config.layer, head.norm.weight
         self.num_sequences, self.capacity, self.vocab_ids = num_sequences, capacity, vocab_ids
         self._head = head
         self._cache = SlotCache(
@@ -135,7 +135,12 @@ def _slots_before(rows: Rows) -> np.ndarray:
 
 
 def fill_head(
-    config: Eagle3Config, tensor: Callable[[str], np.ndarray], *, dtype: torch.dtype, device: str = "cpu"
+    config: Eagle3Config,
+    tensor: Callable[[str], np.ndarray],
+    *,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    build_layer: Callable[[Tensor], nn.Module] | None = None,
 ) -> Eagle3Head:
     """Build a head and fill it.
 
@@ -144,15 +149,21 @@ def fill_head(
         tensor: Gives a weight by its name as float32.
         dtype: Type of the parameters.
         device: Where they go.
+        build_layer: Makes each linear map from its weight ``[out, in]``, but that of the target's hidden states, whose
+            numbers differ by orders of magnitude; ``None``: plain ones.
 
     Returns:
         The head in evaluation mode.
     """
     with torch.device("meta"):
         head = Eagle3Head(config)
-    for name in head_shapes(config):
+    for name, shape in head_shapes(config).items():
         module_name, _, parameter_name = name.rpartition(".")
         values = torch.from_numpy(np.ascontiguousarray(tensor(name))).to(device=device, dtype=dtype)
-        setattr(head.get_submodule(module_name), parameter_name, nn.Parameter(values, requires_grad=False))
+        if build_layer is not None and len(shape) == 2 and module_name not in ("embed_tokens", "fc"):
+            parent, _, own_name = module_name.rpartition(".")
+            setattr(head.get_submodule(parent), own_name, build_layer(values))
+        else:
+            setattr(head.get_submodule(module_name), parameter_name, nn.Parameter(values, requires_grad=False))
     head.refresh_derived()
     return head.to(device=device).eval()

@@ -330,14 +330,18 @@ def test_passes_of_fixed_shape_keep_them_too(target):
     assert np.array_equal(device.read_features(0, 3, 9), device.read_features(1, 0, 6))
 
 
-def test_a_head_runs_in_bfloat16_too(head_directory, target):
+@pytest.mark.parametrize(("dtype", "atol"), [("bfloat16", 0.15), ("int8", 0.15)])
+def test_a_head_runs_in_narrow_formats_too(head_directory, target, dtype, atol):
+    if dtype == "int8" and not cpu_info().has_int8_dot:
+        pytest.skip("this CPU has no exact int8 products")
     draft = load_draft(str(head_directory), target)
     features = np.random.default_rng(0).standard_normal((4, 3, 32)).astype(np.float32)
     logits = []
-    for dtype in ("float32", "bfloat16"):
-        runner = build_draft(draft, dtype=dtype, num_sequences=1, capacity=32)
+    for one in ("float32", dtype):
+        runner = build_draft(draft, dtype=one, num_sequences=1, capacity=32)
         assert isinstance(runner, FeatureReader)
         runner.take_features(0, 0, features)
         logits.append(runner.forward(Rows.chains([(0, 1, [4, 5, 6, 7])])))
     assert logits[0].shape == (4, 95)
-    np.testing.assert_allclose(logits[1], logits[0], atol=0.15)
+    assert not np.array_equal(logits[1], logits[0])
+    np.testing.assert_allclose(logits[1], logits[0], atol=atol)
