@@ -75,8 +75,6 @@ class Request:
         """Tokens that may still come."""
         return self.max_tokens - len(self.output_ids)
 
-    def append(self, token_ids: Sequence[int], origins: Sequence[TokenOrigin], logprobs: Sequence[TokenLogprob]) -> str:
-        """Add decided tokens up to the end of the request.
     @property
     def choice(self) -> Choice:
         """How its tokens are chosen where nothing else shapes its law."""
@@ -90,6 +88,8 @@ class Request:
             min_p=params.min_p,
         )
 
+    def append(self, token_ids: Sequence[int], origins: Sequence[TokenOrigin], logprobs: Sequence[TokenLogprob]) -> str:
+        """Add decided tokens up to the end of the request.
 
         Returns:
             Text that can be shown now.
