@@ -16,7 +16,7 @@ from tokenizers.models import WordLevel
 from forerun.core.env import cpu_info
 from forerun.core.errors import ConfigError, RequestError
 from forerun.core.paging import PagedModel
-from forerun.core.protocols import LanguageModel
+from forerun.core.protocols import LanguageModel, SlotCopier
 from forerun.core.rows import Rows
 from forerun.models.checkpoint import Checkpoint, Ensemble
 from forerun.models.config import DecoderConfig
@@ -270,6 +270,20 @@ def test_any_chunking_gives_the_same_logits(subject, tokens, widths):
         subject.same(logits, whole[start : start + width])
         start += width
     assert start == len(tokens)
+
+
+def test_slots_are_copied_from_sequence_to_sequence(subject, tokens):
+    runner = subject.build(num_sequences=2)
+    if not isinstance(runner, SlotCopier):
+        pytest.skip("its cache is copied through the host")
+    runner.forward(chain(tokens[:30]))
+    runner.forward(chain(tokens[30:] * 2, sequence=1))
+    runner.copy_slots(0, 1, 0, 24)
+    subject.assert_right(runner.forward(chain(tokens[24:], start=24, sequence=1)), tokens)
+    with pytest.raises(RequestError):
+        runner.copy_slots(0, 2, 0, 3)
+    with pytest.raises(RequestError):
+        runner.copy_slots(0, 1, 0, CAPACITY + 1)
 
 
 def test_overwriting_rolls_back(subject, tokens):

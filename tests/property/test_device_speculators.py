@@ -11,10 +11,13 @@ import pytest
 from simulated.decoding import World
 from simulated.models import markov_law
 
+from forerun.core.errors import DeviceMemoryError
+from forerun.core.rows import Rows
 from forerun.engine.config import Verification
 from forerun.engine.core import EngineCore
 from forerun.engine.metrics import DecodeCounters
 from forerun.engine.sampling import SamplingParams
+from forerun.engine.scheduler import SchedulerConfig
 from forerun.engine.speculative.controller import FixedController
 from forerun.engine.speculative.device_drafter import (
     DeviceDraft,
@@ -127,6 +130,61 @@ def test_output_is_that_of_decoding_without_a_draft(method, params, expected):
     assert 0 < counters.num_accepted < counters.num_proposed
     if method != "sequential":
         assert 0 < counters.num_hits < counters.num_look_ups
+
+
+class ShortOfMemory(DeviceRunner):
+    """A target whose device has no memory for passes over more than so many sequences, prompts included."""
+
+    most_sequences = 1
+
+    def _run(self, rows, selection, logit_rows):
+        if len(set(rows.sequences.tolist())) > self.most_sequences:
+            raise DeviceMemoryError("made up")
+        return super()._run(rows, selection, logit_rows)
+
+
+@pytest.mark.parametrize("reuses_prefixes", [False, True])
+def test_out_of_memory_is_answered_by_fewer_at_a_time(reuses_prefixes, expected):
+    """In the pass over the prompts, then in a round; the tokens are those that there would have been."""
+    target = ShortOfMemory(decoder(), num_sequences=2, capacity=CAPACITY)
+    config = SchedulerConfig(
+        max_num_seqs=2, max_num_batched_tokens=64, prefers_prefill=True, reuses_prefixes=reuses_prefixes
+    )
+    for most_at_first in (1, 2):
+        target.most_sequences = most_at_first
+        requests = WORLD.requests(PROMPTS, PARAMS)
+        counters = DecodeCounters()
+        core = EngineCore(
+            target, verification="coupled", counters=counters, scheduler=config, layer_ids=range(CONFIG.num_layers)
+        )
+        for _ in core.run(requests, speculator("neural", noise=0.3), FixedController(K)):
+            if counters.num_rounds > 1:
+                target.most_sequences = 1
+        assert [request.output_ids for request in requests] == [tokens for tokens, _, _ in expected["plain"]]
+        assert core.num_preempted >= 2
+        core.check_integrity()
+    target.most_sequences = 0
+    with pytest.raises(DeviceMemoryError):
+        decode(target, speculator("neural", noise=0.3), PARAMS)
+
+
+def test_a_common_beginning_is_copied_where_it_lies():
+    target = DeviceRunner(decoder(), num_sequences=2, capacity=CAPACITY)
+    target.read_states = refuse
+    common = list(range(1, 19)) * 2
+    requests = WORLD.requests([[*common, 3], [*common, 4, 5]], [PARAMS[0]] * 2)
+    config = SchedulerConfig(max_num_seqs=2, max_num_batched_tokens=64, reuses_prefixes=True)
+    counters = DecodeCounters()
+    core = EngineCore(
+        target, verification="coupled", counters=counters, scheduler=config, layer_ids=range(CONFIG.num_layers)
+    )
+    for _ in core.run(requests, NoSpeculator(), FixedController(0)):
+        pass
+    assert counters.num_prefilled == 37 + 38 - 32  # two blocks of 16 tokens
+    plain = TorchRunner(decoder(), num_sequences=1, capacity=CAPACITY)
+    for request in requests:
+        logits = plain.forward(Rows.chains([(0, 0, [*request.prompt_ids, *request.output_ids[:-1]])]))
+        assert request.output_ids == logits[len(request.prompt_ids) - 1 :].argmax(axis=1).tolist()
 
 
 @pytest.mark.parametrize("method", ["sequential", "neural"])

@@ -17,6 +17,7 @@
     │   ├── DivergenceError                     the loss or the gradient is infinite or not a number
     │   └── CollapseError                       the embeddings of a world model say less and less
     ├── DeviceError             (RuntimeError)  a device, or a process that shares a model with us, can't go on
+    │   └── DeviceMemoryError                   a pass does not fit the device's memory; with fewer requests it may
     ├── DrafterError            (RuntimeError)  the drafter failed; decoding goes on without it, so users rarely see it
     ├── ServingError            (RuntimeError)  the server can't take or finish a request
     │   ├── EngineOverloadedError               as many completions wait as may wait
@@ -95,7 +96,11 @@ class CollapseError(TrainingError):
 
 
 class DeviceError(ForerunError, RuntimeError):
-    """A device is out of memory even for the least there is to do, or a process that shares the model is gone."""
+    """A device can't go on, or a process that shares the model is gone."""
+
+
+class DeviceMemoryError(DeviceError):
+    """A pass does not fit into a device's memory; the engine tries with fewer requests, so users see it of one only."""
 
 
 class DrafterError(ForerunError, RuntimeError):

@@ -96,6 +96,25 @@ class TokenModel(LanguageModel, Protocol):
         ...
 
 
+@runtime_checkable
+class SlotCopier(LanguageModel, Protocol):
+    """A language model that can copy what is cached from sequence to sequence where it lies."""
+
+    def copy_slots(self, source: int, target: int, start: int, stop: int) -> None:
+        """Copy all that is cached in neighbouring slots of a sequence to the same slots of another.
+
+        Args:
+            source: Sequence to copy from.
+            target: Sequence to copy to.
+            start: First slot.
+            stop: Slot after the last.
+
+        Raises:
+            RequestError: A sequence or a slot lies outside the cache.
+        """
+        ...
+
+
 class Dynamics(Protocol):
     """A world model: what follows when actions are taken. Shapes as in :mod:`forerun.core.control`.
 

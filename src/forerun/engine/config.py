@@ -88,6 +88,8 @@ class EngineConfig:
             ``int4`` are for GPUs (a CPU computes the same, slowly).
         device: Where target and draft run: ``cpu``, ``cuda`` or ``cuda:N``.
         draft_device: Where the draft runs, if elsewhere; ``None``: where the target does, in a stream of its own.
+        draft_sm_share: Share of the multiprocessors that a draft on the target's GPU may use, in (0, 1), where the GPU
+            can set some apart (green contexts); ``None``: any that the target leaves idle.
         graphs: ``auto`` replays passes as CUDA graphs on a GPU; ``eager`` runs the same passes kernel by kernel, on a
             CPU too, where it is the slow twin of a GPU's.
         tensor_parallel: Processes that share the target, each with a GPU of its own: ``device`` and those after it.
@@ -107,6 +109,7 @@ class EngineConfig:
     dtype: Dtype = "auto"
     device: str = "cpu"
     draft_device: str | None = None
+    draft_sm_share: float | None = None
     graphs: Graphs = "auto"
     tensor_parallel: int = 1
     tensor_parallel_parts: tuple[int, ...] | None = None
@@ -142,6 +145,13 @@ class EngineConfig:
                     f'draft_device={self.draft_device!r}: with device="cpu" the draft has a process of its own there; '
                     "set device to a GPU too, or leave draft_device out"
                 )
+        if self.draft_sm_share is not None and not 0 < self.draft_sm_share < 1:
+            raise ConfigError(f"draft_sm_share={self.draft_sm_share}: must be in (0, 1); leave it out for all")
+        if self.draft_sm_share is not None and self.draft_device is not None:
+            raise ConfigError(
+                f"draft_sm_share={self.draft_sm_share} with draft_device={self.draft_device!r}: a draft on a GPU of "
+                "its own has all of it; leave one of them out"
+            )
         if self.cores is not None and len(self.cores) < self.num_threads:
             raise ConfigError(
                 f"cores={self.cores}: fewer than num_threads={self.num_threads}; list a core per thread, and one for "

@@ -8,10 +8,10 @@ from typing import Protocol
 
 import numpy as np
 
-from forerun.core.errors import ConfigError, DeadEndError
+from forerun.core.errors import ConfigError, DeadEndError, DeviceMemoryError
 from forerun.core.features import FeatureSource
 from forerun.core.paging import PagedModel
-from forerun.core.protocols import LanguageModel
+from forerun.core.protocols import LanguageModel, SlotCopier
 from forerun.core.rng import uniform
 from forerun.core.rows import Rows
 from forerun.engine.config import Verification
@@ -191,14 +191,18 @@ class EngineCore:
         self._set_tables()
         for request in plan.admitted:
             self._start(request)
+        requests = [part.request for part in plan.prefill] or plan.decode
         chunks: list[StreamChunk] = []
-        finished: list[Request] = []
-        if plan.prefill:
-            chunks = self._prefill(plan.prefill)
-            finished = [part.request for part in plan.prefill if part.request.finish_reason is not None]
-        elif plan.decode:
-            chunks = self._round(plan.decode)
-            finished = [request for request in plan.decode if request.finish_reason is not None]
+        try:
+            if plan.prefill:
+                chunks = self._prefill(plan.prefill)
+            elif plan.decode:
+                chunks = self._round(plan.decode)
+        except DeviceMemoryError:
+            # What the pass was to compute is computed anew, by fewer at a time: nothing was decided in it.
+            if not self._scheduler.shrink(part.request for part in plan.prefill):
+                raise
+        finished = [request for request in requests if request.finish_reason is not None]
         for request in finished:
             self._remove(request)
         return chunks
@@ -240,7 +244,11 @@ class EngineCore:
                 self._tables.set_blocks(sequence, blocks)
 
     def _copy_blocks(self, copy: RowCopy) -> None:
-        """Copy cached states in pieces, so that what is held at a time stays small."""
+        """Copy cached states: where they lie if the target can, else in pieces, so that little is held at a time."""
+        if isinstance(self._target, SlotCopier):
+            start, stop = copy.first * self._block_tokens, copy.last * self._block_tokens
+            self._target.copy_slots(copy.source, copy.target, start, stop)
+            return
         end = copy.last * self._block_tokens
         for start in range(copy.first * self._block_tokens, end, PREFILL_ROWS):
             stop = min(end, start + PREFILL_ROWS)

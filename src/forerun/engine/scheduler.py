@@ -6,7 +6,7 @@ blocks of its text when it is admitted and one more when it has filled them; whe
 last is put aside. It comes back with the same tokens, and computes again what was forgotten meanwhile.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -148,6 +148,7 @@ class Scheduler(Generic[RequestT]):
         self._hashes: dict[int, list[bytes]] = {}
         self._prefill_ends: dict[int, int] = {}
         self._prefilled_last = False
+        self._most_running = config.max_num_seqs
         self.num_preempted = 0
 
     @property
@@ -221,6 +222,26 @@ class Scheduler(Generic[RequestT]):
             self._changed[request.index] = request
         return min(num_tokens, len(blocks) * self._block_tokens)
 
+    def shrink(self, unread: Iterable[RequestT]) -> bool:
+        """Put everyone who runs aside, and let one fewer run from now on, for want of memory.
+
+        Args:
+            unread: Those whose parts of the last plan were not carried out: what their blocks hold is not known.
+
+        Returns:
+            Whether that could be: not where one alone runs.
+        """
+        if len(self._running) < 2:
+            return False
+        self._most_running = len(self._running) - 1
+        blocks = [block for request in unread for block in self._blocks[request.index]]
+        for request in list(self._running.values()):
+            if not set(blocks).isdisjoint(self._blocks[request.index]):
+                request.num_prefilled = 0
+            self._put_aside(request)
+        self._pool.forget(dict.fromkeys(blocks))
+        return True
+
     def take_tables(self) -> Sequence[tuple[int, Sequence[int]]]:
         """Return the block tables that have changed since the last call: each a row and its blocks, in order."""
         tables = [(request.sequence, self._blocks[index]) for index, request in self._changed.items()]
@@ -272,7 +293,7 @@ class Scheduler(Generic[RequestT]):
         self.num_preempted += 1
 
     def _admit(self, plan: Plan[RequestT]) -> None:
-        limit = min(self._config.max_num_seqs, self._config.max_num_batched_tokens)
+        limit = min(self._most_running, self._config.max_num_batched_tokens)
         for request in sorted(self._waiting.values(), key=self._rank):
             if self._awaits_prefix(request):
                 continue

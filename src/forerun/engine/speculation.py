@@ -300,7 +300,12 @@ class SpeculatorFactory:
     def _load_device_draft(self, num_sequences: int) -> DeviceDraft:
         """Load the draft for passes of fixed shape; it has only its own keys and values, not the target's."""
         config, draft, speculative = self._config, self._draft, self._config.speculative
-        recorder = recorder_for(config.draft_device or config.device, is_eager=config.runs_eagerly, is_urgent=False)
+        recorder = recorder_for(
+            config.draft_device or config.device,
+            is_eager=config.runs_eagerly,
+            is_urgent=False,
+            sm_share=config.draft_sm_share,
+        )
         assert recorder is not None, "runs_on_device means passes of fixed shape"
         num_outcomes = speculative.branch_budget or DEFAULT_BRANCH_BUDGET
         runner = build_runner(

@@ -10,6 +10,7 @@ import torch
 from forerun.core.errors import ConfigError
 from forerun.models.config import DecoderConfig
 from forerun.models.graph_pool import CudaGraphRecorder, EagerRecorder, Recorder
+from forerun.models.sm_partition import num_partition_sms, partition_stream
 from forerun.nn.prefix_attention import AttentionBackend
 
 _CACHE_SHARE = 0.8
@@ -38,13 +39,14 @@ class DeviceOptions:
         return self.recorder.device
 
 
-def recorder_for(device: str, *, is_eager: bool, is_urgent: bool) -> Recorder | None:
+def recorder_for(device: str, *, is_eager: bool, is_urgent: bool, sm_share: float | None = None) -> Recorder | None:
     """Return what launches passes on a device; ``None`` where passes are not of fixed shape (a CPU, by default).
 
     Args:
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         is_eager: Whether passes are run kernel by kernel, on a CPU too, instead of as CUDA graphs.
         is_urgent: Whether this work goes first where two share a GPU.
+        sm_share: Share of the multiprocessors that it may use, where the GPU can set some apart; ``None``: all.
 
     Raises:
         ConfigError: There is no such device.
@@ -52,7 +54,18 @@ def recorder_for(device: str, *, is_eager: bool, is_urgent: bool) -> Recorder | 
     if device == "cpu":
         return EagerRecorder(torch.device("cpu")) if is_eager else None
     where = checked_cuda_device(device, num_devices=torch.cuda.device_count() if torch.cuda.is_available() else 0)
-    return EagerRecorder(where) if is_eager else CudaGraphRecorder(where, priority=-1 if is_urgent else 0)
+    if is_eager:
+        return EagerRecorder(where)
+    stream = None
+    if sm_share is not None:
+        properties = torch.cuda.get_device_properties(where)
+        num_sms = num_partition_sms(
+            sm_share,
+            num_sms=properties.multi_processor_count,
+            capability=(properties.major, properties.minor),
+        )
+        stream = partition_stream(num_sms=num_sms, device_id=where.index)
+    return CudaGraphRecorder(where, priority=-1 if is_urgent else 0, stream=stream)
 
 
 def checked_cuda_device(device: str, *, num_devices: int) -> torch.device:

@@ -173,7 +173,7 @@ class DeviceRunner:
                 return logits
             return self._select(logits, inputs, has_noise=selection.has_noise)
 
-        return self.recorder.run(run, layout.pack(arrays))
+        return self.graphs.run(run, layout.pack(arrays))
 
     def _select(self, logits: Tensor, inputs: dict[str, Tensor], *, has_noise: bool) -> Tensor:
         return select_tokens(
@@ -193,6 +193,11 @@ class DeviceRunner:
         """
         with self.recorder.in_order():
             self.cache.move_slots(sequence, sources, targets)
+
+    def copy_slots(self, source: int, target: int, start: int, stop: int) -> None:
+        """As :meth:`forerun.core.protocols.SlotCopier.copy_slots`; nothing passes through the host."""
+        with self.recorder.in_order():
+            self.cache.copy_slots(source, target, start, stop)
 
     def read_states(self, sequence: int, start: int, stop: int, *, layer_ids: Sequence[int]) -> np.ndarray:
         """As :meth:`forerun.core.protocols.LanguageModel.read_states`."""

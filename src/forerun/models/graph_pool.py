@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from forerun.core.errors import DeviceMemoryError
+
 Function = Callable[[Tensor], Tensor]
 """From the buffer of inputs, int64 ``[size]``, to one tensor of results."""
 
@@ -87,11 +89,42 @@ class GraphPool:
     def launch(self, key: Hashable, function: Function, inputs: np.ndarray) -> Pending:
         """Run the function of a key, which is recorded the first time.
 
+        Where memory is short, all that is recorded goes, and the function is tried once more.
+
         Args:
             key: All that the function depends on beside its inputs.
             function: Not looked at where the key is known.
             inputs: int64, of the same size for every launch of a key.
+
+        Raises:
+            DeviceMemoryError: There is too little memory even so.
         """
+        return self._with_memory(lambda: self._launch(key, function, inputs))
+
+    def run(self, function: Function, inputs: np.ndarray) -> Pending:
+        """Run a function once, of inputs of any size; as :meth:`launch` where memory is short.
+
+        Raises:
+            DeviceMemoryError: As :meth:`launch`.
+        """
+        return self._with_memory(lambda: self._recorder.run(function, inputs))
+
+    def _with_memory(self, work: Callable[[], Pending]) -> Pending:
+        try:
+            return work()
+        except torch.OutOfMemoryError:
+            self._replays.clear()
+        if self._recorder.device.type == "cuda":
+            torch.cuda.empty_cache()
+        try:
+            return work()
+        except torch.OutOfMemoryError as error:
+            raise DeviceMemoryError(
+                f"a pass does not fit into the memory of {self._recorder.device} beside weights and cache; set a "
+                "smaller kv_cache_bytes, max_num_seqs or max_model_len"
+            ) from error
+
+    def _launch(self, key: Hashable, function: Function, inputs: np.ndarray) -> Pending:
         replay = self._replays.get(key)
         if replay is None:
             replay = self._replays[key] = self._recorder.record(function, inputs)
@@ -142,11 +175,12 @@ class CudaGraphRecorder:
     Args:
         device: A CUDA device.
         priority: Of the stream; -1 is urgent, 0 is not.
+        stream: To use instead of a new one.
     """
 
-    def __init__(self, device: torch.device, *, priority: int = 0) -> None:
+    def __init__(self, device: torch.device, *, priority: int = 0, stream: "torch.cuda.Stream | None" = None) -> None:
         self.device = device
-        self._stream = torch.cuda.Stream(device, priority=priority)
+        self._stream = stream or torch.cuda.Stream(device, priority=priority)
         self._memory = torch.cuda.graph_pool_handle()
         self._launches: list[tuple[torch.cuda.Event, torch.cuda.Event]] | None = None
 

@@ -88,6 +88,17 @@ class SlotCache:
             keys[sequence, :, start:stop], values[sequence, :, start:stop] = layer_KGSD
         self.positions[sequence, start:stop] = torch.arange(start, stop, device=device)
 
+    @torch.inference_mode()
+    def copy_slots(self, source: int, target: int, start: int, stop: int) -> None:
+        """As :meth:`forerun.core.protocols.SlotCopier.copy_slots`."""
+        for sequence in (source, target):
+            check_span(sequence, start, stop, num_sequences=self.num_sequences, capacity=self.capacity)
+        for half in (*self.keys, *self.values):
+            half[target, :, start:stop] = half[source, :, start:stop]
+        self.positions[target, start:stop] = self.positions[source, start:stop]
+        if self._features_CSNE is not None:
+            self._features_CSNE[target, start:stop] = self._features_CSNE[source, start:stop]
+
     def layers(self) -> list[tuple[Tensor, Tensor]]:
         """Return keys and values, layer by layer."""
         return list(zip(self.keys, self.values, strict=True))

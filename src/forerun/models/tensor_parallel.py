@@ -29,7 +29,7 @@ from forerun.models.device_runner import DeviceRunner
 from forerun.models.model_share import ModelSplit
 from forerun.models.weight_format import load_decoder
 
-_STOP, _FORWARD, _MOVE, _READ, _WRITE = range(5)
+_STOP, _FORWARD, _MOVE, _COPY, _READ, _WRITE = range(6)
 _CHOICE_NAMES: Final = (*CHOICE_ARRAYS, "keys")
 
 
@@ -194,6 +194,10 @@ class TensorParallelRunner:
         """As :meth:`forerun.core.protocols.LanguageModel.move_slots`."""
         self._own.move_slots(sequence, sources, targets)
 
+    def copy_slots(self, source: int, target: int, start: int, stop: int) -> None:
+        """As :meth:`forerun.core.protocols.SlotCopier.copy_slots`; each process copies its heads."""
+        self._own.copy_slots(source, target, start, stop)
+
     def read_states(self, sequence: int, start: int, stop: int, *, layer_ids: Sequence[int]) -> np.ndarray:
         """As :meth:`forerun.core.protocols.LanguageModel.read_states`, of the heads of all processes."""
         own = torch.from_numpy(self._own.read_states(sequence, start, stop, layer_ids=layer_ids)).to(self._device)
@@ -257,6 +261,13 @@ class LeadingRunner:
         check_slots(sequence, sources, targets, num_sequences=self.num_sequences, capacity=self.capacity)
         self._say(_MOVE, [sequence, len(sources)], np.array([*sources, *targets]))
         self._runner.move_slots(sequence, sources, targets)
+
+    def copy_slots(self, source: int, target: int, start: int, stop: int) -> None:
+        """As :meth:`forerun.core.protocols.SlotCopier.copy_slots`."""
+        for sequence in (source, target):
+            check_span(sequence, start, stop, num_sequences=self.num_sequences, capacity=self.capacity)
+        self._say(_COPY, [source, target, start, stop])
+        self._runner.copy_slots(source, target, start, stop)
 
     def read_states(self, sequence: int, start: int, stop: int, *, layer_ids: Sequence[int]) -> np.ndarray:
         """As :meth:`forerun.core.protocols.LanguageModel.read_states`."""
@@ -343,6 +354,9 @@ def follow(runner: TensorParallelRunner, collective: Collective) -> None:
         elif command == _MOVE:
             sequence, count = words[:2].tolist()
             runner.move_slots(sequence, words[2 : 2 + count].tolist(), words[2 + count :].tolist())
+        elif command == _COPY:
+            source, target, start, stop = words.tolist()
+            runner.copy_slots(source, target, start, stop)
         elif command == _READ:
             sequence, start, stop, *layer_ids = words.tolist()
             runner.read_states(sequence, start, stop, layer_ids=layer_ids)

@@ -106,6 +106,10 @@ class TorchRunner:
         """
         self._cache.move_slots(sequence, sources, targets)
 
+    def copy_slots(self, source: int, target: int, start: int, stop: int) -> None:
+        """As :meth:`forerun.core.protocols.SlotCopier.copy_slots`."""
+        self._cache.copy_slots(source, target, start, stop)
+
     def read_states(self, sequence: int, start: int, stop: int, *, layer_ids: Sequence[int]) -> np.ndarray:
         """As :meth:`forerun.core.protocols.LanguageModel.read_states`."""
         return self._cache.read_states(sequence, start, stop, layer_ids=layer_ids)

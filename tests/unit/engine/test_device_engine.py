@@ -89,18 +89,17 @@ def test_the_benchmark_of_devices_runs_on_a_cpu(model, tmp_path, capsys):
     for package in ("matplotlib", "transformers"):
         pytest.importorskip(package)
     file, plot = tmp_path / "gpu.json", tmp_path / "gpu.png"
-    sizes = ["--batch-sizes", "1", "--contexts", "8,30", "--tokens", "6", "--micro-mib", "1", "--matmul-size", "64"]
+    sizes = ["--batch-sizes", "1", "--contexts", "8", "--tokens", "4", "--micro-mib", "1", "--matmul-size", "64"]
     models = ["--target", f"inflated:2e5:{model}", "--draft", model, "--dtype", "float32", "--graphs", "eager"]
+    models += ["--methods", "none,ssd"]
     given = [*models, *sizes, "--device", "cpu", "--json", str(file), "--plot", str(plot)]
     assert main(bench_gpu_script().arguments(given)) == 0
     result = json.loads(file.read_text())
     peers = {f"transformers-{mode}" for mode in ("plain", "look-up", "assisted")}
-    assert {(case["method"], case["context"]) for case in result["cases"]} == {
-        (method, context) for method in {"none", "sequential", "ssd", "auto"} | peers for context in (8, 30)
-    }
+    assert {case["method"] for case in result["cases"]} == {"none", "ssd"} | peers
     for case in result["cases"]:
         assert case["tokens_per_s"] > 0
-        assert case["num_as_ar"] == 6  # the inflated model is one model, whoever runs it
+        assert case["num_as_ar"] == 4  # the inflated model is one model, whoever runs it
         if case["method"].startswith("transformers"):
             continue
         assert 0 < case["verify_ms"] <= case["step_ms"]

@@ -19,6 +19,7 @@ from forerun.models.device_runner import DeviceRunner
 from forerun.models.graph_pool import EagerRecorder
 from forerun.models.layout import parameter_shapes
 from forerun.models.runner import build_runner
+from forerun.models.sm_partition import num_partition_sms, partition_stream
 
 CONFIG = DecoderConfig(
     vocab_size=11, hidden_size=8, intermediate_size=12, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=4,
@@ -86,6 +87,8 @@ def test_a_runner_for_a_device_takes_as_many_sequences_as_its_cache_may_hold():
         ({"device": "gpu"}, r"device='gpu': must be cpu, cuda or cuda:N"),
         ({"device": "cuda", "draft_device": "cuda:x"}, r"draft_device='cuda:x'"),
         ({"draft_device": "cuda"}, "set device to a GPU too"),
+        ({"draft_sm_share": 1.0}, r"draft_sm_share=1.0: must be in \(0, 1\)"),
+        ({"device": "cuda", "draft_device": "cuda:1", "draft_sm_share": 0.2}, "has all of it; leave one of them out"),
         ({"graphs": "none"}, "graphs='none': must be one of auto, eager"),
         ({"attention": "flash"}, "attention='flash': must be one of matmul, flex"),
         ({"kv_cache_bytes": 0}, "kv_cache_bytes=0: must be >= 1"),
@@ -100,6 +103,40 @@ def test_passes_of_fixed_shape_are_for_gpus_and_where_asked():
     assert not EngineConfig().runs_on_device
     assert EngineConfig(device="cuda:1").runs_on_device
     assert EngineConfig(graphs="eager").runs_on_device
+
+
+def test_multiprocessors_are_set_apart_in_the_steps_of_the_gpu():
+    assert num_partition_sms(0.25, num_sms=132, capability=(9, 0)) == 32
+    assert num_partition_sms(0.01, num_sms=132, capability=(9, 0)) == 8
+    assert num_partition_sms(0.99, num_sms=132, capability=(9, 0)) == 128
+    assert num_partition_sms(0.25, num_sms=108, capability=(8, 0)) == 28
+    assert num_partition_sms(0.01, num_sms=108, capability=(8, 0)) == 4
+
+
+def test_a_stream_of_its_own_multiprocessors_or_a_warning_and_none():
+    asked: list[dict[str, int]] = []
+
+    class Partition:
+        def Stream(self):  # noqa: N802 (torch's name)
+            return "stream"
+
+    def create(**options: int) -> Partition:
+        asked.append(options)
+        return Partition()
+
+    def refuse(**_options: int) -> Partition:
+        raise RuntimeError("driver too old")
+
+    assert partition_stream(num_sms=16, device_id=1, create=create) == "stream"
+    assert asked == [{"num_sms": 16, "device_id": 1}]
+    with pytest.warns(RuntimeWarning, match="no 16 multiprocessors apart for the draft .driver too old."):
+        assert partition_stream(num_sms=16, device_id=1, create=refuse) is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a GPU")
+def test_torch_without_a_gpu_has_no_multiprocessors_to_set_apart():
+    with pytest.warns(RuntimeWarning, match="it runs in a stream of lower priority"):
+        assert partition_stream(num_sms=16, device_id=0) is None
 
 
 def test_the_report_says_why():

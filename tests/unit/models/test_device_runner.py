@@ -7,7 +7,7 @@ import pytest
 import torch
 from simulated.recording import TracingRecorder
 
-from forerun.core.errors import ConfigError
+from forerun.core.errors import ConfigError, DeviceMemoryError
 from forerun.core.rng import gumbel_argmax, stream_key
 from forerun.core.rows import Rows
 from forerun.core.selection import Choice, Selection
@@ -194,6 +194,30 @@ def test_a_pool_keeps_what_was_used_last():
         assert result.tolist() == [2, 2]
     assert recorder.num_records == 4  # a, b, c (b goes), b again (c goes)
     assert len(pool) == 2
+
+
+class Forgetful(EagerRecorder):
+    """A device whose memory holds so many rows of numbers, and no recorded pass beside a large one."""
+
+    def __init__(self, most: int):
+        super().__init__(torch.device("cpu"))
+        self.most, self.num_kept = most, 0
+
+    def record(self, function, inputs):
+        if inputs.size > self.most - self.num_kept:
+            self.num_kept = 0  # as when what is recorded is dropped
+            raise torch.OutOfMemoryError("made up")
+        self.num_kept += inputs.size
+        return super().record(function, inputs)
+
+
+def test_what_is_recorded_goes_where_memory_is_short_and_then_the_pass_is_refused():
+    pool = GraphPool(Forgetful(10))
+    for size in (6, 7):  # the second fits once the first is gone
+        assert pool.launch(size, lambda words: 2 * words, np.ones(size, np.int64)).result().sum() == 2 * size
+    assert len(pool) == 1
+    with pytest.raises(DeviceMemoryError, match=r"does not fit into the memory of cpu.* set a smaller kv_cache_bytes"):
+        pool.launch("large", lambda words: words, np.ones(11, np.int64))
 
 
 def test_results_of_a_launch_outlive_the_next_one():

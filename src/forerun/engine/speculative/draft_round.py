@@ -114,7 +114,7 @@ class DraftRounds:
             span=padded_span(max(chain.start for chain in chains) + width + num_positions, self._runner.capacity),
         )
         num_keys = width + num_positions if num_keys is None else num_keys
-        arrays = {
+        arrays: dict[str, np.ndarray] = {
             "token_ids": np.zeros((shape.num_sequences, width), np.int64),
             "start": np.zeros(shape.num_sequences, np.int64),
             "count": np.zeros(shape.num_sequences, np.int64),
