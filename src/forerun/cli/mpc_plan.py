@@ -31,6 +31,7 @@ examples:
   forerun mpc plan --models models --objective "near(cos=-1.0) + 0.1 * energy()" --render episode.gif
   forerun mpc plan --models models --record healthy.npz
   forerun mpc plan --models models --defect --watch-drift healthy.npz     says when the world has changed
+  forerun mpc plan --models models --defect --watch-drift healthy.npz --adapt-after 50     and tunes the dynamics then
   forerun mpc plan --models models --step-ms 50                           plans in a thread while actions run
 """
 
@@ -74,6 +75,12 @@ def add_plan(actions: Commands) -> None:
         type=input_file,
         metavar="FILE",
         help="raise an alarm where predictions fail more than in this recording of the healthy world",
+    )
+    parser.add_argument(
+        "--adapt-after",
+        type=int,
+        metavar="N",
+        help="with --watch-drift: tune the dynamics on the N steps after the first alarm, and go on with them",
     )
     parser.add_argument("--record", type=output_file, metavar="FILE", help="also write the episodes, .npz")
     parser.add_argument("--render", type=output_file, metavar="FILE", help="also draw the first episode, .gif")
@@ -128,6 +135,7 @@ def _plan(args: argparse.Namespace) -> int:
         is_supervised=args.supervise,
         healthy=None if args.watch_drift is None else Trajectories.load(args.watch_drift),
         step_s=None if args.step_ms is None else 1e-3 * args.step_ms,
+        adapts_after=args.adapt_after,
     )
     env = None if args.defect is None else damaged(setting.task, args.defect)(args.episodes)
     acted = act_episodes(setting, config, num_episodes=args.episodes, seed=args.seed, env=env)
@@ -149,6 +157,9 @@ def _plan(args: argparse.Namespace) -> int:
         steps = [step for step in facts["alarms"] if step is not None]
         when = f", at step {sorted(steps)[len(steps) // 2]} in the median" if steps else ""
         write_line(f"drift: an alarm in {len(steps)} of {args.episodes} episodes{when}")
+    if "adapted_at" in facts:
+        at = facts["adapted_at"]
+        write_line("tuned dynamics: not needed" if at is None else f"tuned dynamics took over at step {at}")
     if args.record is not None:
         episodes.save(args.record)
         write_line(f"wrote {args.record}")

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from forerun.cli.main import main
+from forerun.planning.drift_watch import DriftWatch
+from forerun.recipes.mpc.adapt import Adaptation
 from forerun.worldmodels.diffusion.bundle import ModelBundle
 
 
@@ -85,6 +87,26 @@ def test_a_recording_of_the_healthy_world_watches_for_drift(folder):
     watched = ["--watch-drift", str(folder / "healthy.npz"), "--planner", "cloning"]
     assert plan(folder, *watched)["alarms"] == [None, None], "the very episodes of the calibration"
     assert len(plan(folder, *watched, "--defect")["alarms"]) == 2
+
+
+def test_after_an_alarm_the_dynamics_are_tuned_on_what_was_seen_since(folder, monkeypatch):
+    plan(folder, "--record", str(folder / "healthy.npz"), "--planner", "cloning")
+    told = []
+
+    def adapt(bundle, play, *, replay, config):
+        told.append((play, replay))
+        return Adaptation(bundle=bundle, errors=(1.0,))
+
+    monkeypatch.setattr("forerun.recipes.mpc.act.adapt", adapt)
+    watched = ["--watch-drift", str(folder / "healthy.npz"), "--adapt-after", "4"]
+    monkeypatch.setattr(DriftWatch, "alarms", property(lambda self: [None, None]))
+    assert plan(folder, *watched)["adapted_at"] is None
+    monkeypatch.setattr(DriftWatch, "alarms", property(lambda self: [None, 1]))
+    assert plan(folder, *watched)["adapted_at"] == 4
+    [(play, replay)] = told
+    assert [episode.states.shape for episode in play.episodes] == [(5, 2)] * 2
+    assert len(replay.episodes) == 2
+    assert main(["mpc", "plan", "--models", str(folder / "models"), "--adapt-after", "4"]) == 2, "nobody watches"
 
 
 def test_planning_in_a_thread_while_steps_last(folder):

@@ -5,16 +5,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
 from forerun.core.errors import ConfigError
-from forerun.data.trajectories import Trajectories
+from forerun.core.protocols import Planner
+from forerun.data.trajectories import Episode, Trajectories
 from forerun.envs.control_env import BatchEnv
 from forerun.envs.control_task import Policy
+from forerun.planning.adaptation import Adapt, AdaptationConfig, AdaptiveController, Experience
 from forerun.planning.asynchronous import AsynchronousController
 from forerun.planning.drift_watch import DriftWatch, PredictionError
 from forerun.planning.episodes import run_episodes
+from forerun.recipes.mpc.adapt import AdaptConfig, adapt
 from forerun.recipes.mpc.collect import episode_seeds
 from forerun.recipes.mpc.contenders import Setting, contender
 from forerun.recipes.mpc.distill import Distilled, Supervisor
@@ -31,6 +35,9 @@ class ActConfig:
         is_supervised: Whether the way plans where the policy is not sure.
         healthy: A recording of the healthy world, to watch for drift by; ``None``: nobody watches.
         step_s: Seconds of a step: the way plans in a thread of its own while they pass; ``None``: the world waits.
+        adapts_after: Steps to record after the first alarm; the dynamics are then tuned on them and act from there on.
+            ``None``: an alarm is only told.
+        tuning: How they are tuned.
     """
 
     way: str = "ssr"
@@ -38,8 +45,15 @@ class ActConfig:
     is_supervised: bool = False
     healthy: Trajectories | None = None
     step_s: float | None = None
+    adapts_after: int | None = None
+    tuning: AdaptConfig = field(default_factory=AdaptConfig)
 
     def __post_init__(self) -> None:
+        if self.adapts_after is not None and (self.healthy is None or self.distilled is not None or self.step_s):
+            raise ConfigError(
+                f"adapting after {self.adapts_after} steps: needs a recording of the healthy world, and a "
+                "planner that the world waits for"
+            )
         if self.step_s is not None and (not self.step_s > 0 or self.distilled is not None):
             raise ConfigError(
                 f"a step of {self.step_s} s: must be above 0, and goes with a planner, not with a distilled policy"
@@ -55,7 +69,8 @@ class Acted:
     Attributes:
         episodes: The episodes.
         cpu_seconds: Of everything.
-        facts: What else was counted, as JSON types: failed and late plans, share of planned steps, steps of alarms.
+        facts: What else was counted, as JSON types: failed and late plans, share of planned steps, steps of alarms, the
+            step at which tuned dynamics took over.
     """
 
     episodes: Trajectories
@@ -66,6 +81,29 @@ class Acted:
 def prediction_error(bundle: ModelBundle, *, seed: int = 0) -> PredictionError:
     """Return how wrong the models' dynamics is, in units of a typical change in one step."""
     return PredictionError(bundle.dynamics, unit=bundle.dynamics.offsets.scale[0], seed=seed)
+
+
+def tuned_planner(way: str, setting: Setting, healthy: Trajectories, tuning: AdaptConfig) -> Adapt:
+    """Return what answers an alarm: the way's planner with dynamics tuned on what was seen since.
+
+    Args:
+        way: Name of the way.
+        setting: Task, models, objective; not changed.
+        healthy: Mixed in, against forgetting.
+        tuning: How.
+    """
+
+    def adapted(seen: Experience) -> Planner:
+        states, actions = (part.numpy(force=True).astype(np.float32) for part in (seen.states, seen.actions))
+        episodes = [
+            Episode(states=ours, actions=done, rewards=np.zeros(len(done), np.float32), terminated=False)
+            for ours, done in zip(states, actions, strict=True)
+        ]
+        play = replace(healthy, episodes=tuple(episodes), source="what was seen since the alarm")
+        found = adapt(setting.bundle, play, replay=healthy, config=tuning)
+        return contender(way).controller(replace(setting, bundle=found.bundle)).planner
+
+    return adapted
 
 
 def act_episodes(
@@ -92,7 +130,7 @@ def act_episodes(
     chosen = contender(config.way)
     with ExitStack() as stack:
         act: Policy
-        controller = supervisor = None
+        controller = supervisor = adaptive = None
         if config.distilled is not None:
             planner = chosen.controller(setting).planner if config.is_supervised else None
             supervisor = Supervisor(config.distilled, planner=planner, seed=seed)
@@ -102,6 +140,14 @@ def act_episodes(
         elif config.step_s is None:
             controller = chosen.controller(setting)
             act = controller.act
+            if config.adapts_after is not None and watch is not None and config.healthy is not None:
+                adaptive = AdaptiveController(
+                    AdaptationConfig(num_steps=config.adapts_after),
+                    controller=controller,
+                    watch=watch,
+                    adapt=tuned_planner(config.way, setting, config.healthy, config.tuning),
+                )
+                act = adaptive.act
         else:
             controller = stack.enter_context(
                 AsynchronousController(
@@ -112,14 +158,15 @@ def act_episodes(
                 )
             )
             act = controller.act
+        told = watch if adaptive is None else None  # an adaptive controller tells its watch itself
         step_s, began = config.step_s or 0.0, time.process_time()
 
         def watched(states: Float[Tensor, "envs state"], env_step: int, /) -> Float[Tensor, "envs action"]:
-            if watch is not None:
-                watch.observe(states)
+            if told is not None:
+                told.observe(states)
             actions = task.bounds.clamp(act(states, env_step))
-            if watch is not None:
-                watch.expect(states, actions)
+            if told is not None:
+                told.expect(states, actions)
             return actions
 
         episodes = run_episodes(
@@ -138,4 +185,6 @@ def act_episodes(
         facts["planned_share"] = supervisor.num_planned / max(1, supervisor.num_acted)
     if watch is not None:
         facts["alarms"] = watch.alarms
+    if adaptive is not None:
+        facts["adapted_at"] = adaptive.adapted_at
     return Acted(episodes=episodes, cpu_seconds=seconds, facts=facts)
