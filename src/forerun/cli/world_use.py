@@ -103,7 +103,7 @@ def add_reproduce(actions: Commands) -> None:
         summary="collect, train, plan and be surprised, in one command",
         description="Collects episodes, trains world models and collapsed controls, and writes OUT/report.md with the\n"
         "table, a GIF of a plan, the plot of surprise and the health of every run. The same command goes on where it\n"
-        "was cut.\n\n  smoke  about five minutes on two idle cores: shows that everything works\n"
+        "was cut.\n\n  smoke  107 CPU seconds, two minutes on idle cores: shows that everything works\n"
         "  cpu    three seeds of the 'small' configuration, about an hour on two idle cores",
         epilog="examples:\n  forerun world reproduce --task two-room --scale smoke --out world\n"
         "  forerun world reproduce --task two-room --scale cpu --out study --seeds 1",
