@@ -37,21 +37,25 @@ def connect_ray(
     ray: Any = import_optional("ray", extra="ray", purpose=purpose)
     settings = {name: value for name, value in os.environ.items() if name.startswith("FORERUN_")}
     is_ours = address is None
-    try:
-        ray.init(
-            address=address,
-            num_cpus=num_cpus if is_ours else None,
-            include_dashboard=False if is_ours else None,
-            log_to_driver=False,
-            logging_level="ERROR",
-            runtime_env={"env_vars": settings} if settings else None,
-        )
-    except ConnectionError as error:
-        raise ConfigError(f"{option}={address!r}: no Ray cluster answers there ({error})") from error
-    except Exception as error:  # a daemon that does not come up is a bare Exception of Ray's
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise failure(
-            f"Ray did not start ({reason}); try again when the machine is less busy, join a running cluster with "
-            f"{option}, or {otherwise}"
-        ) from error
+    for is_last in (False, True):  # its daemons give up after 30 s; what they were loading is in memory then
+        try:
+            ray.init(
+                address=address,
+                num_cpus=num_cpus if is_ours else None,
+                include_dashboard=False if is_ours else None,
+                log_to_driver=False,
+                logging_level="ERROR",
+                runtime_env={"env_vars": settings} if settings else None,
+            )
+            break
+        except ConnectionError as error:
+            raise ConfigError(f"{option}={address!r}: no Ray cluster answers there ({error})") from error
+        except Exception as error:  # a daemon that does not come up is a bare Exception of Ray's
+            ray.shutdown()
+            if is_last:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise failure(
+                    f"Ray did not start ({reason}); try again when the machine is less busy, join a running cluster "
+                    f"with {option}, or {otherwise}"
+                ) from error
     return ray

@@ -50,6 +50,7 @@ class Tokenizer:
         self._compiled_template = None if chat_template is None else ChatTemplate(chat_template, self.special_tokens)
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(index for index, token in added.items() if token.special)
+        self._token_bytes: dict[int, bytes] = {}
         self._added_text = {index: token.content for index, token in added.items()}
 
     @property
@@ -86,6 +87,12 @@ class Tokenizer:
         In a vocabulary with spaces as word marks (SentencePiece) the first token of a text has a leading space here
         that :meth:`decode` leaves out.
         """
+        found = self._token_bytes.get(token_id)
+        if found is None:
+            found = self._token_bytes[token_id] = self._find_token_bytes(token_id)
+        return found
+
+    def _find_token_bytes(self, token_id: int) -> bytes:
         if token_id in self.special_ids:
             return b""
         if token_id in self._added_text:

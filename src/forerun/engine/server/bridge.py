@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from forerun.core.errors import CompletionFailedError, EngineOverloadedError, EngineStoppedError, RequestError
@@ -33,8 +33,8 @@ class Call:
 
     started_s: float
     requests: list[Request]
-    deliveries: asyncio.Queue[tuple[int, Delivery] | None] = field(
-        default_factory=asyncio.Queue["tuple[int, Delivery] | None"]
+    deliveries: asyncio.Queue[tuple[int, Delivery] | Exception] = field(
+        default_factory=asyncio.Queue["tuple[int, Delivery] | Exception"]
     )
     choices: list[_Choice] = field(default_factory=list[_Choice])
 
@@ -139,11 +139,12 @@ class AsyncEngine:
         self._metrics.num_prompt_tokens += sum(len(request.prompt_ids) for request in call.requests)
         return call
 
-    async def deliveries(self, call: Call) -> AsyncIterator[tuple[int, Delivery]]:
+    async def deliveries(self, call: Call, *, timeout_s: float) -> AsyncGenerator[tuple[int, Delivery]]:
         """Yield each choice's chunks as they are decided; leaving the iterator early cancels what is left.
 
         Args:
             call: From :meth:`submit`; its deliveries are read once.
+            timeout_s: Time for all of them, from now on.
 
         Yields:
             The place of the choice, and the chunk.
@@ -152,13 +153,16 @@ class AsyncEngine:
             EngineStoppedError: The engine has failed.
             CompletionFailedError: A choice could not be decoded.
             RequestError: A choice could not go on as its parameters ask.
+            TimeoutError: Time is up.
         """
         num_left = len(call.choices)
+        # One timer for the call: one for each chunk would cost as much as the chunk.
+        alarm = asyncio.get_running_loop().call_later(timeout_s, call.deliveries.put_nowait, TimeoutError())
         try:
             while num_left > 0:
                 item = await call.deliveries.get()
-                if item is None:
-                    raise EngineStoppedError("the engine has failed; the server's log says why")
+                if isinstance(item, Exception):
+                    raise item
                 place, delivery = item
                 if delivery.error is not None:
                     raise CompletionFailedError(f"choice {place} could not be decoded: {delivery.error}")
@@ -167,6 +171,7 @@ class AsyncEngine:
                 num_left -= delivery.chunk.finish_reason is not None
                 yield place, delivery
         finally:
+            alarm.cancel()
             self.cancel(call)
 
     def cancel(self, call: Call) -> None:
@@ -221,7 +226,7 @@ class AsyncEngine:
     def _take_failure(self) -> None:
         self._has_failed = True
         for call in {id(call): call for call, _ in self._choices.values()}.values():
-            call.deliveries.put_nowait(None)
+            call.deliveries.put_nowait(EngineStoppedError("the engine has failed; the server's log says why"))
 
     def _end(self, choice: _Choice) -> None:
         choice.is_over = True

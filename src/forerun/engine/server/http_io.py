@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -13,6 +13,8 @@ from starlette.types import Receive, Scope, Send
 from forerun.engine.server.api_error import ApiError
 
 ResultT = TypeVar("ResultT")
+_JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+"""Made once: ``json.dumps`` makes one for each call that asks for other than the defaults."""
 
 
 async def read_body(request: Request, *, max_bytes: int, timeout_s: float) -> bytes:
@@ -67,7 +69,7 @@ async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, Result
 
 def event(content: Mapping[str, Any] | str) -> bytes:
     """Return one server-sent event."""
-    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    text = content if isinstance(content, str) else _JSON.encode(content)
     return f"data: {text}\n\n".encode()
 
 

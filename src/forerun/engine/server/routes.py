@@ -204,18 +204,14 @@ class Routes:
 
     async def _chunks(self, call: Call, answer: Answer, log: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         """Yield what there is to stream, in time."""
-        deadline_s = asyncio.get_running_loop().time() + self._config.request_timeout_s
-        deliveries = aiter(self._engine.deliveries(call))
+        deliveries = self._engine.deliveries(call, timeout_s=self._config.request_timeout_s)
         try:
-            while True:
-                async with asyncio.timeout_at(deadline_s):
-                    item = await anext(deliveries, None)
-                if item is None:
-                    return
-                content = answer.add(*item)
+            async for place, delivery in deliveries:
+                content = answer.add(place, delivery)
                 if content is not None:
                     yield content
         finally:
+            await deliveries.aclose()
             usage = answer.usage()
             log |= {"prompt_tokens": usage["prompt_tokens"], "completion_tokens": usage["completion_tokens"]}
             if self._config.logs_prompts:
