@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from simulated.decoding import Way, World
 from simulated.models import history_law, markov_law, mixture_law
 
+from forerun.core.rows import Rows
 from forerun.engine.config import SpeculativeConfig
 from forerun.engine.sampling import SamplingParams
 from forerun.engine.speculative.speculator import Speculation
@@ -27,6 +28,8 @@ WAYS = {
     "ssd, no fallback": Way(method="ssd", branch_budget=2, speculative=replace(REJECTION, fallback="none")),
     "ssd, drafter dead at once": Way(method="ssd", speculative=REJECTION, dies_after=0),
     "ssd, drafter dies": Way(method="ssd", speculative=REJECTION, dies_after=5),
+    "sequential, hidden states": Way(method="sequential", speculative=REJECTION, reads="features"),
+    "ssd, hidden states": Way(method="ssd", speculative=REJECTION, reads="features"),
 }
 PROMPTS = ((1, 2, 3), (4, 4))
 SAMPLED = SamplingParams(temperature=1.0, seed=5, max_tokens=30)
@@ -36,8 +39,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:the simulated drafter is dead")
 class Host:
     """Plays the engine core by hand: a verification accepts as many tokens as it is told."""
 
-    def __init__(self, way, params=SAMPLED, prompts=PROMPTS, *, speculator=None):
-        self.speculator = speculator or way.speculator(WORLD)
+    def __init__(self, way, params=SAMPLED, prompts=PROMPTS, *, used=None):
+        self.reads = way.reads
+        self.target = used.target if used else WORLD.target_model()
+        self.speculator = used.speculator if used else way.speculator(WORLD, self.target)
         self.requests = WORLD.requests(prompts, [params] * len(prompts))
         for request in self.requests:
             request.sequence = request.index
@@ -46,6 +51,8 @@ class Host:
 
     def round(self, limits, accept):
         """Return the drafts of a round; ``accept[i]`` of request i's tokens are accepted, as far as there are."""
+        for request in self.requests if self.reads != "nothing" else ():
+            self.target.forward(Rows.chains([(request.sequence, 0, request.computed_tokens())]))
         drafts = self.speculator.speculate(self.requests, limits)
         for request, draft, limit, most in zip(self.requests, drafts, limits, accept, strict=True):
             assert len(draft.token_ids) <= limit
@@ -108,7 +115,7 @@ def test_a_request_in_a_used_place_gets_nothing_of_the_one_before(way):
         used.round([3, 3], [2, 0])
     used.finish()
     other = ([7, 7, 7, 1], [2])
-    again = Host(way, prompts=other, speculator=used.speculator)
+    again = Host(way, prompts=other, used=used)
     for request in again.requests:
         assert request.output_ids == [5]
     fresh = Host(way, prompts=other)
@@ -133,7 +140,7 @@ def test_requests_may_come_and_go_while_others_run(way):
 
 
 def test_it_can_be_finished_without_a_start_and_closed_twice(way):
-    speculator = way.speculator(WORLD)
+    speculator = way.speculator(WORLD, WORLD.target_model())
     (request,) = WORLD.requests([[1]], [SAMPLED])
     request.sequence = 0
     speculator.finish(request)

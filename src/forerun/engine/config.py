@@ -81,7 +81,8 @@ class EngineConfig:
         target: ``"default"`` (embedded SmolLM2-135M-Instruct), a GGUF file, a Hugging Face directory or hub name, or
             the folder of a pre-training run or of an ensemble.
         draft: ``"default"`` (the shipped draft where it fits the target, the first member of an ensemble), ``"ngram"``,
-            ``"self"`` (layer skip; the first member of an ensemble), ``None``, or a path or name as for ``target``.
+            ``"self"`` (layer skip; the first member of an ensemble), ``None``, an EAGLE-3 head, or a path or name as
+            for ``target``.
         method: Decoding method.
         dtype: ``"auto"`` keeps quantised weights in int8 on a CPU that has a kernel for them, averages ensembles in
             float32, and runs drafts in int8 where the CPU can; else the weights of both as named. ``float8`` and

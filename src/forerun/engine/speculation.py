@@ -228,8 +228,8 @@ class SpeculatorFactory:
             return TargetStates.keys_and_values(target, layer_ids=layer_ids) if layer_ids else None
         if not isinstance(target, FeatureSource):
             raise ConfigError(
-                f"draft={self._draft_name!r}: an EAGLE-3 head reads hidden states, which this target gives no one; "
-                "choose another draft"
+                f"draft={self._draft_name!r}: an EAGLE-3 head reads hidden states, and this kind of target does not "
+                "keep them; choose another draft"
             )
         return TargetStates.features(target, layer_ids=head.layer_ids)
 
