@@ -148,11 +148,9 @@ STUDIES: Final[dict[str, Study]] = {
     "push": Study(
         task="push",
         scale="small",
-        num_train_steps=1200,
         batch_size=256,
-        ways=(*_BASELINES, "joint", "ssr-paper", "ssr", "ssr-one-step"),
+        ways=(*_BASELINES, "ssr-paper", "ssr"),
         constraint="keep_out(hand_x=(-0.05, 0.05), hand_y=(0.70, 0.78), hand_z=(0.0, 0.12))",
-        num_play_episodes=40,
         least_success=0.9,
     ),
 }
