@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import cycle
@@ -32,7 +33,7 @@ pytestmark = [
 ]
 
 NUM_TOKENS = 12
-LONG = 200
+LONG = 100
 PROGRAM = "import sys; from forerun.cli.main import main; sys.exit(main())"
 
 
@@ -140,11 +141,12 @@ def test_two_replicas_are_one_server_a_dead_one_is_replaced_and_sigterm_lets_wha
         assert len(cores) == 2, "each has cores of its own"
         killed = min(engines)
         engines[killed].kill()
-        assert {prompt: server.text(prompt) for prompt in prompts} == expected, "the other one goes on"
+        assert all(server.text(prompt) == expected[prompt] for prompt in place), "the other one goes on"
         turns = cycle(prompts)
         while not {name for name, tokens in server.generated().items() if tokens > 0} - set(place.values()):
             prompt = next(turns)
             assert server.text(prompt) == expected[prompt], "the new one answers alike"
+            time.sleep(0.1)  # leaves it the processor: it is loading
         assert server.num_alive() == 2
         assert {tuple(engine.cpu_affinity()) for engine in server.engines().values()} == cores
 
