@@ -24,7 +24,16 @@ def state(shoulder, wrist, speeds=(0.0, 0.0)):
 
 
 @pytest.fixture
-def drawing():
+def simulator():
+    """Skip where MuJoCo is there but can't be imported for want of OpenGL."""
+    try:
+        reacher._simulator()
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def drawing(simulator):
     """Skip where MuJoCo has no OpenGL to draw with."""
     try:
         TASK.worlds(np.zeros((1, 0)), state(0, 0)).render(32)
@@ -75,6 +84,7 @@ def test_a_missing_renderer_is_named_with_its_variable(monkeypatch):
 
 
 @needs_simulator
+@pytest.mark.usefixtures("simulator")
 def test_worlds_are_their_states_alone():
     """What a world does next depends on its state, not on the worlds beside it or on how it came there."""
     starts = np.concatenate([state(0.3, 0.5), state(-2.0, 1.0, (3.0, -4.0))])
@@ -91,6 +101,7 @@ def test_worlds_are_their_states_alone():
 
 
 @needs_simulator
+@pytest.mark.usefixtures("simulator")
 def test_the_spring_reaches_what_it_wants():
     start = TASK.begin("expert", frozenset(), np.random.default_rng(0))
     world = TASK.worlds(np.zeros((1, 0)), start.state[None])
