@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from forerun.worldmodels.jepa.model import Jepa
     from forerun.worldmodels.jepa.predictor import AdaLnBlock
 
-_ROWS_AT_ONCE = 256
-"""Candidates at a time: what a block of them takes stays in a core's cache."""
+_MOST_ROWS, _LEAST_ROWS = 1024, 64
+_MODULATION_BYTES = 32 << 20
+"""What all steps of some candidates modulate by may take: so many candidates are rolled out at a time."""
+_SHIFT, _GATE, _MLP_SHIFT, _MLP_GATE = 0, 2, 3, 5
+"""Places among the six parts of a block's modulation; a scale follows each shift."""
 
 
 def can_fuse(model: "Jepa") -> bool:
@@ -78,7 +81,9 @@ class FusedRollout:
             actions_MFA: Actions to come, likewise.
         """
         actions = torch.cat([past_actions_MHA, actions_MFA], dim=1)
-        parts = zip(latents_MHD.split(_ROWS_AT_ONCE), actions.split(_ROWS_AT_ONCE), strict=True)
+        row_bytes = 4 * 6 * self._width * len(self._blocks) * actions.shape[1]
+        num_rows = min(_MOST_ROWS, max(_LEAST_ROWS, _MODULATION_BYTES // row_bytes))
+        parts = zip(latents_MHD.split(num_rows), actions.split(num_rows), strict=True)
         return torch.cat([self._run_some(*part) for part in parts])
 
     def _run_some(self, latents_MHD: Tensor, actions_MSA: Tensor) -> Tensor:
@@ -103,14 +108,14 @@ class FusedRollout:
         return torch.stack(states, dim=1)
 
     def _modulations(self, actions_MSA: Tensor) -> list[np.ndarray]:
-        """Return for each block the shifts, scales and gates of every step, [S, M, 6 C]."""
+        """Return for each block the shifts, scales and gates of every step, [S, M, 6, C]."""
         rows = actions_MSA.transpose(0, 1).reshape(-1, self._num_in)
         condition = silu(self._embed.of(silu(self._embed_hidden.of(rows), inplace=True)), inplace=True)
         num_rows, num_steps, _ = actions_MSA.shape
         found: list[np.ndarray] = []
         for place, block in enumerate(self._blocks):
             room = self._room(f"modulation {place}", num_steps * num_rows, 6 * self._width)
-            found.append(block.modulation.of(condition, out=room).view(num_steps, num_rows, -1).numpy())
+            found.append(block.modulation.of(condition, out=room).view(num_steps, num_rows, 6, -1).numpy())
         return found
 
     def _token(self, latent_MD: Tensor) -> Tensor:
@@ -134,7 +139,7 @@ class FusedRollout:
         for place, token in enumerate(tokens):
             torch.add(token, self._positions[place], out=room[place])
         seen = slice(step - num_tokens + 1, step + 1)
-        rows = [part[seen].reshape(num_tokens * num_rows, -1) for part in modulations]
+        rows = [part[seen].reshape(num_tokens * num_rows, 6, -1) for part in modulations]
         return self._through(room.flatten(0, 1), rows, windows, num_tokens=num_tokens, num_new=num_tokens)
 
     def _through(
@@ -152,7 +157,7 @@ class FusedRollout:
         width, num_rows = self._width, len(tokens) // num_new
         normed = self._room("normed", len(tokens), width)
         first = self._blocks[0]
-        modulated_norm(tokens.numpy(), modulations[0], 0, width, *first.attention_norm, normed.numpy())
+        modulated_norm(tokens.numpy(), modulations[0], _SHIFT, *first.attention_norm, normed.numpy())
         for place, block in enumerate(self._blocks):
             is_last, rows = place + 1 == len(self._blocks), modulations[place]
             window = windows[place][:num_tokens]
@@ -166,18 +171,20 @@ class FusedRollout:
             else:
                 block.qkv.of(normed, out=new)
             normed = normed[: len(tokens)]
-            attended = self._room("attended", num_new, num_rows, block.num_inner)
-            window_attention(window.numpy(), block.num_heads, block.head_dim, attended.numpy())
-            block.out.of(attended.flatten(0, 1), out=normed)
+            attended = self._room("attended", num_new, num_rows, block.num_heads, block.head_dim)
+            window_attention(
+                window.view(num_tokens, num_rows, 3, block.num_heads, block.head_dim).numpy(), attended.numpy()
+            )
+            block.out.of(attended.view(len(tokens), -1), out=normed)
             added = normed.numpy()
-            gated_norm(tokens.numpy(), added, rows, 2 * width, rows, 3 * width, 4 * width, *block.mlp_norm, added)
+            gated_norm(tokens.numpy(), added, rows, _GATE, rows, _MLP_SHIFT, *block.mlp_norm, added)
             hidden = block.widen.of(normed, out=self._room("hidden", len(tokens), block.num_hidden))
             block.narrow.of(torch.ops.aten.gelu_(hidden), out=normed)
             if is_last:
-                gated_sum(tokens.numpy(), added, rows, 5 * width)
+                gated_sum(tokens.numpy(), added, rows, _MLP_GATE)
             else:
                 following = self._blocks[place + 1].attention_norm
-                gated_norm(tokens.numpy(), added, rows, 5 * width, modulations[place + 1], 0, width, *following, added)
+                gated_norm(tokens.numpy(), added, rows, _MLP_GATE, modulations[place + 1], _SHIFT, *following, added)
         return tokens
 
     def _room(self, name: str, *shape: int) -> Tensor:
