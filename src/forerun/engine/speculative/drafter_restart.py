@@ -35,7 +35,7 @@ class RestartConfig:
     max_tries: int = 5
     first_pause_s: float = 0.25
     timeout_s: float = 120.0
-    healthy_s: float = 30.0
+    healthy_s: float = 10.0
 
 
 class DrafterRestarts:
