@@ -99,4 +99,4 @@ def _print(result: dict[str, Any]) -> None:
             + f"  {_number(case.get('cache_hit_rate'))}"
         )
     if result["left_out"]:
-        write_line(f"left out for want of time: {'; '.join(result['left_out'])}")
+        write_line(f"left out: {'; '.join(result['left_out'])}")

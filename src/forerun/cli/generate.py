@@ -24,7 +24,8 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         epilog="""examples:
   forerun generate "Name three rivers." --max-tokens 48 --temperature 0
   forerun generate "Is the sea salty?" --regex "(yes|no)"
-  forerun generate "Describe a cat." --json-schema cat.schema.json --method ssd --stats""",
+  forerun generate "Describe a cat." --json-schema cat.schema.json --method ssd --stats
+  forerun generate "Hello" --device cuda --target path/to/model --dtype float8 --tensor-parallel 2""",
     )
     parser.add_argument(
         "prompt", nargs="?", default="-", metavar="PROMPT", help="the prompt; - or none: read from standard input"

@@ -252,7 +252,9 @@ def _meet(config: ShareConfig, store: FileStore, *, rank: int) -> ProcessCollect
 
 def _end_with_parent() -> None:
     """End this process when the pipe closes that the first one holds."""
-    sys.stdin.buffer.read()
+    # Not by sys.stdin, whose lock a reader that waits would hold while the process ends.
+    while os.read(0, 1):
+        continue
     os._exit(1)
 
 

@@ -7,8 +7,9 @@ Each group of neighbouring inputs of an output has a scale and an offset, both b
 so that a weight is off by at most half a scale, but for the rounding of scale and offset. A weight takes 4 bits and its
 share of 32 bits a group.
 
-PyTorch has kernels of this very form for GPUs from compute capability 8.0 on, and for CPUs. Where it has none, and as
-their slow twin, the weights are widened in each product.
+PyTorch has kernels of this very form for GPUs from compute capability 8.0 on, and for CPUs; rows and results are
+bfloat16. (The one for CPUs takes float32 too, and a hundred times as long.) As their slow twin, the weights are widened
+in each product, and rows are what they are.
 """
 
 from dataclasses import dataclass
@@ -113,13 +114,14 @@ class Int4Linear(nn.Module):
         """Multiply rows of any leading shape."""
         rows = x.reshape(-1, self.in_features)
         packed, pairs = self.get_buffer("packed"), self.get_buffer("scales")
-        if self.kernel == "cuda":
-            product = torch.ops.aten._weight_int4pack_mm(rows.to(torch.bfloat16), packed, self.group_size, pairs)
-            out = product.to(x.dtype)
-        elif self.kernel == "cpu":
-            out = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, packed, self.group_size, pairs.to(rows.dtype))
-        else:
+        if self.kernel == "widened":
             out = linear(rows, self.dequantized().to(rows.dtype))
+        else:
+            operators = torch.ops.aten
+            multiply = operators._weight_int4pack_mm
+            if self.kernel == "cpu":
+                multiply = operators._weight_int4pack_mm_for_cpu
+            out = multiply(rows.to(torch.bfloat16), packed, self.group_size, pairs).to(x.dtype)
         if self.bias is not None:
             out = out + self.bias
         return out.view(*x.shape[:-1], self.out_features)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, Final
 
 import torch
@@ -200,6 +201,9 @@ def _peer(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Measure `transformers`; return what it is, and its cases."""
     engine = config.engine
+    if find_spec("transformers") is None:
+        turns.left_out.append("transformers, which is not installed: pip install 'forerun[bench]'")
+        return {}, []
     if not turns.has_time("transformers"):
         return {}, []
     target = load_checkpoint(engine.target)

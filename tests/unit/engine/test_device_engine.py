@@ -11,7 +11,8 @@ from forerun import LLM, SamplingParams
 from forerun.cli.main import main
 from forerun.core.errors import ConfigError
 from forerun.engine.config import EngineConfig
-from forerun.recipes.device_benchmark import DeviceBenchmarkConfig
+from forerun.recipes import device_benchmark
+from forerun.recipes.device_benchmark import DeviceBenchmarkConfig, run_device_benchmark
 
 PROMPTS = ["The sea is calm, the sea is calm, the sea", "One", "abcabcabcabc"]
 PARAMS = [
@@ -122,10 +123,21 @@ def test_the_benchmark_measures_what_matters_most_first():
     ]  # fmt: skip
 
 
+def test_the_benchmark_does_without_a_peer_that_is_not_there(model, monkeypatch):
+    monkeypatch.setattr(device_benchmark, "find_spec", lambda _name: None)
+    config = DeviceBenchmarkConfig(
+        engine=EngineConfig(target=model, draft=None, dtype="float32", graphs="eager"), methods=("none",),
+        batch_sizes=(1,), context_tokens=(8,), max_tokens=2, with_peers=True, micro_bytes=2**16, matmul_size=8,
+    )  # fmt: skip
+    result = run_device_benchmark(config)
+    assert result["left_out"] == ["transformers, which is not installed: pip install 'forerun[bench]'"]
+    assert [case["method"] for case in result["cases"]] == ["none"]
+
+
 def test_the_benchmark_says_what_it_left_out(model, tmp_path, capsys):
     sizes = ["--batch-sizes", "1", "--contexts", "8", "--tokens", "6", "--micro-mib", "1", "--matmul-size", "64"]
     options = ["--target", model, "--draft", "self", "--dtype", "float32", "--graphs", "eager", "--methods", "none,ssd"]
     assert main(["bench", "gpu", *options, *sizes, "--time-limit", "0"]) == 0
-    assert "left out for want of time: AR, batch 1, context 8; SSD, batch 1, context 8" in capsys.readouterr().out
+    assert "left out: AR, batch 1, context 8; SSD, batch 1, context 8" in capsys.readouterr().out
     assert main(["bench", "gpu", *options, "--batch-sizes", "1;2"]) == 2
     assert "--batch-sizes 1;2: must be whole numbers" in capsys.readouterr().err

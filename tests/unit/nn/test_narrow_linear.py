@@ -71,7 +71,9 @@ def test_float8_products_are_those_of_rounded_rows_and_weights(has_bias):
     expected = expected + (layer.bias.double() if has_bias else 0)
     out = layer(x)
     assert out.shape == (7, 1, 48)
-    torch.testing.assert_close(out.view(7, 48).double(), expected, rtol=2e-6, atol=1e-6 * float(expected.detach().abs().max()))
+    torch.testing.assert_close(
+        out.view(7, 48).double(), expected, rtol=2e-6, atol=1e-6 * float(expected.detach().abs().max())
+    )
 
 
 def test_scaled_and_widened_float8_products_agree():
@@ -96,9 +98,10 @@ def test_int4_kernels_agree_with_the_widened_weight(columns, group_size):
     torch.testing.assert_close(slow.dequantized(), round_to_int4(weight, group_size=group_size).dequantized())
     expected = x.double() @ slow.dequantized().double().t()
     size = x.abs().double() @ slow.dequantized().abs().double().t()
-    for layer in (slow, Int4Linear(weight)):
+    # Rows are rounded to bfloat16, as the weights that a kernel widens are, and its sum at the end.
+    for layer, rounding in ((slow, 1e-5), (Int4Linear(weight), 3 * ROUNDING_OF_BFLOAT16)):
         assert layer(x).dtype == torch.float32
-        assert bool(((layer(x).double() - expected).abs() <= 1e-5 * size).all()), layer.kernel
+        assert bool(((layer(x).double() - expected).abs() <= rounding * size).all()), layer.kernel
 
 
 @pytest.mark.gpu
