@@ -1,5 +1,6 @@
 """Tasks that MuJoCo simulates: what is special to each, and the simulator as a world model."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +10,8 @@ from forerun.envs import control_pointmaze as pointmaze
 from forerun.envs import control_push as push
 from forerun.envs import control_walker2d as walker
 from forerun.envs.control_tasks import control_task
+from forerun.recipes.mpc.figure import Frame
+from forerun.recipes.mpc.maze_film import animate_maze
 
 pytest.importorskip("mujoco")
 pytest.importorskip("imageio")  # Gymnasium's MuJoCo environments import it
@@ -97,3 +100,12 @@ def test_the_expert_pushes_the_puck_to_its_goal():
         states, total = made.states, total + made.rewards
     assert bool((total > 10).all())
     assert bool(made.truncated.all())
+
+
+def test_an_episode_in_the_maze_is_drawn(tmp_path):
+    pytest.importorskip("gymnasium_robotics")
+    pytest.importorskip("matplotlib")
+    seen = np.array([[0.5, 0.5, 0, 0, -2.5, 2.5], [0.3, 0.5, 0, 0, -2.5, 2.5]])
+    frames = [Frame(seen=seen[: end + 1], future=seen, others=seen[None]) for end in range(2)]
+    animate_maze(frames, tmp_path / "maze.gif", title="maze")
+    assert (tmp_path / "maze.gif").read_bytes().startswith(b"GIF89a")
