@@ -122,14 +122,12 @@ class SharedModel(LeadingRunner):
             raise
 
     def close(self) -> None:
-        """Let the others go, and wait for their ends. May be called again."""
+        """End the others, and wait for that. May be called again.
+
+        No message is sent: after an interrupted pass they may wait for something else, and would not hear it.
+        """
         if self._processes:
-            try:
-                super().close()
-            except DeviceError:
-                pass  # one of them has gone, and is ended below like the others
-            finally:
-                self._end()
+            self._end()
 
     def _join(self, config: ShareConfig, store: Path) -> ProcessCollective:
         """Wait until the others are there, and meet them."""
