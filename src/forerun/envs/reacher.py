@@ -178,6 +178,9 @@ def _simulator() -> tuple[ModuleType, Any]:
 def _renderer(size: int) -> Any:
     """Return what draws frames of a size; made once, as a context of OpenGL takes a while."""
     mujoco, model = _simulator()
+    # To draw with it all the same can end the process.
+    if mujoco.GLContext.__module__.endswith("glfw") and sys.platform == "linux" and "DISPLAY" not in os.environ:
+        raise _without_renderer(RuntimeError("it was imported to draw in windows, and there is no screen"))
     model.vis.global_.offwidth = max(model.vis.global_.offwidth, size)
     model.vis.global_.offheight = max(model.vis.global_.offheight, size)
     try:

@@ -71,16 +71,25 @@ def test_policies_stay_in_the_box_and_are_functions_of_their_generator(policy):
         assert np.array_equal(action, again.act(again.state))
 
 
-def test_a_missing_renderer_is_named_with_its_variable(monkeypatch):
+@pytest.mark.parametrize(("backend", "num_tries"), [("egl", 1), ("glfw", 0)])
+def test_a_missing_renderer_is_named_with_its_variable(monkeypatch, backend, num_tries):
+    """Nothing is drawn in a window where there is no screen: that can end the process."""
+    tries = []
+
     def no_renderer(model, height, width):
+        tries.append(model)
         raise RuntimeError("an OpenGL platform library has not been loaded")
 
-    mujoco = SimpleNamespace(Renderer=no_renderer, FatalError=ValueError)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    context = SimpleNamespace(__module__=f"mujoco.{backend}")
+    mujoco = SimpleNamespace(Renderer=no_renderer, FatalError=ValueError, GLContext=context)
     screen = SimpleNamespace(offwidth=10, offheight=10)
     model = SimpleNamespace(vis=SimpleNamespace(global_=screen))
     monkeypatch.setattr(reacher, "_simulator", lambda: (mujoco, model))
     with pytest.raises(MissingDependencyError, match=r"MUJOCO_GL.*libegl1.*libosmesa6"):
         reacher._renderer(7)
+    assert len(tries) == num_tries
 
 
 @needs_simulator
