@@ -109,7 +109,8 @@ class Bench:
         solo_s = [float(str(record["spent_s"])) / int(str(record["num_requests"])) for record in self._of("none", 1)]
         for level in self._args.open_levels if solo_s else ():
             await self._open(level, level / median(solo_s))
-        await self._prefix()
+        if self._args.prefix_pairs:
+            await self._prefix()
 
     async def _closed(self, level: int) -> None:
         prompts = self._prompts(8 + round(self._args.requests_per_client * level), seed=level)
@@ -313,7 +314,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2, help="times that AR and auto get each closed load")
     parser.add_argument("--open-levels", type=int, nargs="*", default=[2, 4], help="rates, times that of AR alone")
     parser.add_argument("--open-requests", type=int, default=20, help="requests of an open load")
-    parser.add_argument("--prefix-pairs", type=int, default=5, help="long prompts, each asked about twice")
+    parser.add_argument("--prefix-pairs", type=int, default=5, help="long prompts, each asked about twice; 0 for none")
     parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="most tokens of an answer")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--url", help="a server of ours that runs already, with every method ready")
