@@ -54,7 +54,7 @@ def test_the_same_states(name, num_frames):
     history = history_of(model, num_frames, 2)
     actions = torch.randn(2, 3, 6, 3, generator=keyed_generator(2, "actions"))
     with torch.no_grad():
-        assert can_fuse(model)
+        assert can_fuse(model.predictor)
         fused = model.rollout(history, actions, generator=keyed_generator(0))
         slow = model.uncached_rollout(history, actions)
         model.fuses_rollouts = False
@@ -85,11 +85,11 @@ def test_weights_are_those_of_the_moment_and_gradients_go_through_the_modules():
         model.prediction_projector[3].bias += 1.0
         after = model.rollout(history, actions, generator=keyed_generator(0))
     torch.testing.assert_close(after[:, :, 0], before[:, :, 0] + 1.0, rtol=1e-4, atol=1e-5)
-    assert not can_fuse(model)
+    assert not can_fuse(model.predictor)
     leaf = actions.clone().requires_grad_()
     states = model.rollout(history, leaf, generator=keyed_generator(0))
     torch.testing.assert_close(states.detach(), after, rtol=1e-4, atol=1e-5)
     assert bool((torch.autograd.grad(states[..., -1, :].sum(), leaf)[0].abs().sum(dim=-1) > 0).all())
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not can_fuse(model)
+        assert not can_fuse(model.predictor)
         assert float((model.rollout(history, actions, generator=keyed_generator(0)).float() - after).abs().max()) < 1.0

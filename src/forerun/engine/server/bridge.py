@@ -58,7 +58,8 @@ class AsyncEngine:
         self._idle.set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.thread = EngineThread(resources, config, deliver=self._deliver, fail=self._fail)
-        metrics.watch(self)
+        capacity = resources.target.num_sequences * resources.max_len
+        metrics.watch(self.thread, num_cached_tokens=min(capacity, config.max_cached_tokens or capacity))
 
     @property
     def is_alive(self) -> bool:

@@ -1,13 +1,12 @@
 """What the server counts, for Prometheus: how long clients wait, and what speculation is worth."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-if TYPE_CHECKING:
-    from forerun.engine.server.bridge import AsyncEngine
+from forerun.engine.server.engine_thread import EngineThread
 
 _TTFT_BUCKETS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _ITL_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -20,7 +19,7 @@ class ServerMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.num_prompt_tokens = 0
-        self._engine: AsyncEngine | None = None
+        self._watched: tuple[EngineThread, int] | None = None
         self._ttft = Histogram(
             "forerun_time_to_first_token_seconds",
             "From a call's arrival to a completion's first token.",
@@ -48,9 +47,9 @@ class ServerMetrics:
         )
         self.registry.register(self)  # pyright: ignore[reportArgumentType] (a collector is what has collect())
 
-    def watch(self, engine: "AsyncEngine") -> None:
-        """Report an engine's state and counters."""
-        self._engine = engine
+    def watch(self, thread: EngineThread, *, num_cached_tokens: int) -> None:
+        """Report an engine's state and counters, and how much it holds of the tokens that its cache has room for."""
+        self._watched = (thread, num_cached_tokens)
 
     def observe_tokens(self, *, num_tokens: int, wait_s: float, is_first: bool) -> None:
         """Learn that a completion got tokens, and how long after its last ones, or after its arrival."""
@@ -71,12 +70,10 @@ class ServerMetrics:
 
     def collect(self) -> Iterator[Metric]:
         """Yield what is read off the engine when it is asked for."""
-        engine = self._engine
-        if engine is None:
+        if self._watched is None:
             return
-        state, counters, thread = engine.thread.state, engine.thread.counters, engine.thread
-        capacity = engine.resources.target.num_sequences * engine.resources.max_len
-        capacity = min(capacity, engine.config.max_cached_tokens or capacity)
+        thread, capacity = self._watched
+        state, counters = thread.state, thread.counters
         gauges = {
             "forerun_requests_running": ("Completions that hold a sequence of the cache.", state.num_running),
             "forerun_requests_waiting": ("Completions that wait for one.", state.num_waiting),

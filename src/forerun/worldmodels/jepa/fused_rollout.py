@@ -9,7 +9,7 @@ Shape legend: M candidates, T tokens of a window, S steps, D latent dimension, C
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,10 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, silu
 
 from forerun.nn.modulated_kernels import gated_norm, gated_sum, modulated_norm, window_attention
-
-if TYPE_CHECKING:
-    from forerun.worldmodels.jepa.model import Jepa
-    from forerun.worldmodels.jepa.predictor import AdaLnBlock
+from forerun.worldmodels.jepa.predictor import AdaLnBlock, Predictor
 
 _MOST_ROWS, _LEAST_ROWS = 1024, 64
 _MODULATION_BYTES = 32 << 20
@@ -30,9 +27,9 @@ _SHIFT, _GATE, _MLP_SHIFT, _MLP_GATE = 0, 2, 3, 5
 """Places among the six parts of a block's modulation; a scale follows each shift."""
 
 
-def can_fuse(model: "Jepa") -> bool:
+def can_fuse(predictor: Predictor) -> bool:
     """Return whether :class:`FusedRollout` may stand in for the modules: on a CPU in float32, and no gradient asked."""
-    weight = model.predictor.positions
+    weight = predictor.positions
     return (
         not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
@@ -45,25 +42,27 @@ class FusedRollout:
     """A model's weights as roll-outs use them; made for one call, so that it never outlives a change of the weights.
 
     Args:
-        model: In evaluation mode whatever its flag says: batch norm takes its running moments, nothing is dropped.
+        predictor: In evaluation mode whatever its flag says, like the rest: nothing is dropped.
+        action_embedder: From actions to conditions: two maps without anything between them, and a third.
+        projector: From what the predictor says to embeddings; batch norm takes its running moments.
     """
 
-    def __init__(self, model: "Jepa") -> None:
-        predictor = model.predictor
-        self._history, self._num_in = predictor.history, model.action_dim
-        self._blocks = [_Block.of(cast("AdaLnBlock", block)) for block in predictor.blocks]
+    def __init__(self, predictor: Predictor, *, action_embedder: nn.Sequential, projector: nn.Sequential) -> None:
+        self._history = predictor.history
+        self._blocks = [_Block.of(cast(AdaLnBlock, block)) for block in predictor.blocks]
         self._width = predictor.positions.shape[2]
         self._positions = predictor.positions[0]
         self._to_tokens = _affine(predictor.to_tokens)
         self._to_latent = _affine(predictor.to_latent)
         self._norm = predictor.norm
-        first, second, _, third = (cast(nn.Linear, layer) for layer in model.action_embedder)
+        first, second, _, third = (cast(nn.Linear, layer) for layer in action_embedder)
+        self._num_in = first.in_features
         self._embed_hidden = _Affine(
             weight=second.weight @ first.weight, bias=torch.addmv(second.bias, second.weight, first.bias)
         )
         self._embed = _Affine(weight=third.weight, bias=third.bias)
-        self._project_hidden = _normed(cast(nn.Linear, model.prediction_projector[0]), model.prediction_projector[1])
-        last = cast(nn.Linear, model.prediction_projector[3])
+        self._project_hidden = _normed(cast(nn.Linear, projector[0]), projector[1])
+        last = cast(nn.Linear, projector[3])
         self._project = _Affine(weight=last.weight, bias=last.bias)
         self._rooms: dict[str, Tensor] = {}
 
@@ -225,7 +224,7 @@ class _Block:
     narrow: _Affine
 
     @classmethod
-    def of(cls, block: "AdaLnBlock") -> "_Block":
+    def of(cls, block: AdaLnBlock) -> "_Block":
         attention = block.attention
         num_inner = attention.to_qkv.out_features // 3
         widen, narrow = cast(nn.Linear, block.mlp[0]), cast(nn.Linear, block.mlp[3])

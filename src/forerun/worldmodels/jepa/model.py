@@ -108,9 +108,11 @@ class Jepa(nn.Module):
         but for rounding.
         """
         latents, past_actions = self._repeated(history, actions.shape[1])
-        if self.fuses_rollouts and can_fuse(self):
-            states = FusedRollout(self).run(latents, past_actions, actions.flatten(0, 1))
-            return states.unflatten(0, actions.shape[:2])
+        if self.fuses_rollouts and can_fuse(self.predictor):
+            fused = FusedRollout(
+                self.predictor, action_embedder=self.action_embedder, projector=self.prediction_projector
+            )
+            return fused.run(latents, past_actions, actions.flatten(0, 1)).unflatten(0, actions.shape[:2])
         was_training = self.training
         self.eval()
         parts = zip(
