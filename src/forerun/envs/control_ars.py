@@ -2,10 +2,9 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from forerun.core.control import ActionBounds
+from forerun.envs.control_env import BatchEnv
 from forerun.envs.control_task import Policy, SmoothNoise
 
 
@@ -44,7 +44,7 @@ class ArsConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LinearPolicy:
-    """Actions that are linear in normalised states.
+    """Actions that are linear in normalised states, not clamped.
 
     Attributes:
         weights: Of the normalised state.
@@ -60,68 +60,73 @@ class LinearPolicy:
     trial_return: float
     num_seen: int
 
-    def act(self, states: Float[np.ndarray, "*batch state"]) -> Float[np.ndarray, "*batch action"]:
-        """Return the actions, not clamped."""
-        return ((states - self.mean) / self.std) @ self.weights.T
-
 
 def search_linear_policies(
-    make: Callable[[], Any], config: ArsConfig, *, start: LinearPolicy | None = None
+    env: BatchEnv, config: ArsConfig, *, start: LinearPolicy | None = None
 ) -> Iterator[LinearPolicy]:
     """Yield the policy of every step of the search, the first one first.
 
     Args:
-        make: Makes a Gymnasium environment.
+        env: The task, in a batch of twice as many environments as a step has directions: all trials run side by side.
         config: Options.
         start: To begin from; ``None``: idleness.
+
+    Raises:
+        ConfigError: The batch has another size.
 
     Reference:
         Mania, Guy, Recht 2018 (arXiv 1803.07055), algorithm 2, version V2-t.
     """
-    env = make()
+    num_trials = 2 * config.num_directions
     source = np.random.default_rng(config.seed)
-    state_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
+    state_dim, action_dim = env.reset(range(num_trials)).shape[1], len(env.bounds.low)
     weights = np.zeros((action_dim, state_dim)) if start is None else start.weights
     mean, std = (np.zeros(state_dim), np.ones(state_dim)) if start is None else (start.mean, start.std)
     count = 0 if start is None else start.num_seen
     squares = count * std**2
     for _ in range(config.num_iterations):
         directions = source.standard_normal((config.num_directions, action_dim, state_dim))
-        returns = np.zeros((config.num_directions, 2))
-        seen = []
-        for row, direction in enumerate(directions):
-            for column, sign in enumerate((1.0, -1.0)):
-                tried = (weights + sign * config.noise_std * direction) / std
-                found, states = _trial(env, tried, mean, config.num_env_steps, seed=int(source.integers(2**31)))
-                returns[row, column] = found - config.survival_reward * len(states)
-                seen.append(states)
-        yield LinearPolicy(weights=weights, mean=mean, std=std, trial_return=float(returns.mean()), num_seen=count)
+        signed = np.stack([directions, -directions], axis=1).reshape(num_trials, action_dim, state_dim)
+        present = LinearPolicy(weights=weights, mean=mean, std=std, trial_return=0.0, num_seen=count)
+        tried = [replace(present, weights=weights + config.noise_std * way) for way in signed]
+        found, states = _trials(env, tried, config, source.integers(2**31, size=num_trials).tolist())
+        returns = found.reshape(config.num_directions, 2)
+        yield replace(present, trial_return=float(returns.mean()))
         top = np.argsort(-returns.max(axis=1))[: config.num_top]
         spread = returns[top].std()
         change = np.einsum("k,kas->as", returns[top, 0] - returns[top, 1], directions[top])
         weights = weights + config.step_size / (config.num_top * max(spread, 1e-8)) * change
-        states = np.concatenate(seen)
         # Running moments over everything seen (Chan's update), so that the policy's units settle.
         total = count + len(states)
         gap = states.mean(axis=0) - mean
         squares = squares + ((states - states.mean(axis=0)) ** 2).sum(axis=0) + gap**2 * count * len(states) / total
         mean, count = mean + gap * len(states) / total, total
         std = np.maximum(np.sqrt(squares / count), 1e-3)
-    env.close()
 
 
-def _trial(
-    env: Any, weights: np.ndarray, mean: np.ndarray, num_steps: int, *, seed: int
-) -> tuple[float, Float[np.ndarray, "steps state"]]:
-    state, _ = env.reset(seed=seed)
-    total, seen = 0.0, []
-    for _ in range(num_steps):
-        seen.append(state)
-        state, reward, terminated, truncated, _ = env.step(np.clip(weights @ (state - mean), -1.0, 1.0))
-        total += float(reward)
-        if terminated or truncated:
+def _trials(
+    env: BatchEnv, policies: Sequence[LinearPolicy], config: ArsConfig, seeds: Sequence[int]
+) -> tuple[Float[np.ndarray, " trials"], Float[np.ndarray, "seen state"]]:
+    """Return what each policy got in an episode of its own, and all states that they saw."""
+    act, states = _side_by_side(policies), env.reset(seeds)
+    is_running, totals, seen = torch.ones(env.num_envs, dtype=torch.bool), torch.zeros(env.num_envs), []
+    for _ in range(config.num_env_steps):
+        seen.append(states[is_running].double().numpy())
+        made = env.step(act(states))
+        totals += is_running * (made.rewards - config.survival_reward)
+        is_running, states = is_running & ~(made.terminated | made.truncated), made.states
+        if not bool(is_running.any()):
             break
-    return total, np.array(seen)
+    return totals.double().numpy(), np.concatenate(seen)
+
+
+def _side_by_side(
+    policies: Sequence[LinearPolicy],
+) -> Callable[[Float[Tensor, "envs state"]], Float[Tensor, "envs action"]]:
+    """Return what policies do, one in each environment; actions are not clamped."""
+    weights = torch.from_numpy(np.stack([policy.weights / policy.std for policy in policies])).float()
+    means = torch.from_numpy(np.stack([policy.mean for policy in policies])).float()
+    return lambda states: torch.einsum("eas,es->ea", weights, states - means)
 
 
 @cache
@@ -162,12 +167,11 @@ def noisy_mixture(
         largest_std: Of the noise; each policy's is uniform below it.
     """
     chosen = [known[int(index)] for index in torch.randint(len(known), (num_envs,), generator=generator)]
-    weights = torch.from_numpy(np.stack([policy.weights / policy.std for policy in chosen])).float()
-    means = torch.from_numpy(np.stack([policy.mean for policy in chosen])).float()
+    linear = _side_by_side(chosen)
     std = largest_std * torch.rand((num_envs, 1), generator=generator)
     noise = SmoothNoise((num_envs, len(bounds.low)), std=std, memory=0.5, generator=generator)
 
     def act(states: Float[Tensor, "envs state"], env_step: int, /) -> Float[Tensor, "envs action"]:
-        return bounds.clamp(torch.einsum("eas,es->ea", weights, states - means) + noise.next())
+        return bounds.clamp(linear(states) + noise.next())
 
     return act

@@ -1,7 +1,7 @@
-"""What tasks of MuJoCo share: environments made without noise, and the simulator itself as a world model."""
+"""What tasks of MuJoCo share: environments made without noise, the simulator as a world model and as a batch."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch import Tensor
 from forerun.core.control import ActionBounds, History
 from forerun.core.dependencies import import_optional
 from forerun.core.errors import ConfigError
+from forerun.envs.control_env import RewardFunction, Transition, check_num_seeds
+from forerun.envs.control_task import StateTest
 
 
 def make_mujoco(name: str, *, purpose: str, num_steps: int, registered_by: str | None = None) -> Any:
@@ -62,17 +64,28 @@ class MujocoDynamics:
         make: Makes the task's environment; its model and its simulation steps for each action are taken.
         bounds: Actions are clamped to this box, as the task does.
         largest_velocity: Absolute value at which the task cuts the velocities that it shows; ``None``: it does not.
+        is_coarse: Whether to step by Euler's method where the task does it by Runge and Kutta's: a quarter of the time,
+            for searches, not for evaluations.
 
     Raises:
         ConfigError: The simulator's state has more than time, positions and velocities.
         MissingDependencyError: Gymnasium or MuJoCo is not installed.
     """
 
-    def __init__(self, make: Callable[[], Any], *, bounds: ActionBounds, largest_velocity: float | None = None) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Any],
+        *,
+        bounds: ActionBounds,
+        largest_velocity: float | None = None,
+        is_coarse: bool = False,
+    ) -> None:
         self._mujoco = import_optional("mujoco", extra="worlds", purpose="the simulator as a world model")
         self._rollout = import_optional("mujoco.rollout", extra="worlds", purpose="the simulator as a world model")
         env = make().unwrapped
         self._model, self._frame_skip = env.model, int(env.frame_skip)
+        if is_coarse:
+            self._model.opt.integrator = self._mujoco.mjtIntegrator.mjINT_EULER.value
         self._data = self._mujoco.MjData(self._model)
         env.close()
         size = self._mujoco.mj_stateSize(self._model, self._mujoco.mjtState.mjSTATE_FULLPHYSICS.value)
@@ -92,14 +105,88 @@ class MujocoDynamics:
         generator: torch.Generator,
     ) -> Float[Tensor, "envs samples horizon state"]:
         """As :meth:`forerun.core.protocols.Dynamics.rollout`; draws nothing."""
-        num_envs, num_samples, horizon, _ = actions.shape
-        present = history.present.repeat_interleave(num_samples, dim=0).double().numpy()
+        num_envs, num_samples = actions.shape[:2]
+        present = history.present.repeat_interleave(num_samples, dim=0)
+        after = self.shown(self.simulated(present, actions.flatten(0, 1)))
+        return after.unflatten(0, (num_envs, num_samples))
+
+    def simulated(
+        self, present: Float[Tensor, "rows state"], actions: Float[Tensor, "rows horizon action"]
+    ) -> Float[Tensor, "rows horizon state"]:
+        """Return the states that follow, their velocities whole.
+
+        Args:
+            present: Likewise.
+            actions: Clamped to their box.
+        """
         # Time and the first position are 0: neither changes what follows.
-        first = np.concatenate([np.zeros((len(present), 2)), present], axis=1)
-        control = self._bounds.clamp(actions).flatten(0, 1).double().numpy()
+        first = np.concatenate([np.zeros((len(present), 2)), present.double().numpy()], axis=1)
+        control = self._bounds.clamp(actions).double().numpy()
         states, _ = self._rollout.rollout(self._model, self._data, first, np.repeat(control, self._frame_skip, axis=1))
-        after = torch.from_numpy(states[:, self._frame_skip - 1 :: self._frame_skip, 2:]).float()
-        if self._largest_velocity is not None:
-            speeds = after[..., self._model.nq - 1 :]
-            speeds.clamp_(-self._largest_velocity, self._largest_velocity)
-        return after.reshape(num_envs, num_samples, horizon, -1)
+        return torch.from_numpy(states[:, self._frame_skip - 1 :: self._frame_skip, 2:]).float()
+
+    def shown(self, states: Float[Tensor, "*batch state"]) -> Float[Tensor, "*batch state"]:
+        """Return states as the task shows them, their velocities cut."""
+        if self._largest_velocity is None:
+            return states
+        split = self._model.nq - 1
+        speeds = states[..., split:].clamp(-self._largest_velocity, self._largest_velocity)
+        return torch.cat([states[..., :split], speeds], dim=-1)
+
+
+class MujocoBatch:
+    """A task's environments, stepped together by its simulator: faster than those of Gymnasium in turn, for searches.
+
+    Rewards are those of a function of the states, and each step begins with what a state holds: see
+    :class:`MujocoDynamics`.
+
+    Args:
+        make: Makes the task's environment, which first states are taken from.
+        num_envs: How many.
+        dynamics: The task's simulator.
+        bounds: The box of actions.
+        reward: What a step pays.
+        num_steps: Steps until an episode is truncated.
+        goes_on: Whether a state is one that an episode goes on from; ``None``: every one.
+
+    Raises:
+        MissingDependencyError: Gymnasium or MuJoCo is not installed.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], Any],
+        num_envs: int,
+        *,
+        dynamics: MujocoDynamics,
+        bounds: ActionBounds,
+        reward: RewardFunction,
+        num_steps: int,
+        goes_on: StateTest | None = None,
+    ) -> None:
+        self.num_envs, self.bounds = num_envs, bounds
+        self._env, self._dynamics, self._reward = make(), dynamics, reward
+        self._num_steps, self._goes_on = num_steps, goes_on
+        self._states, self._has_ended, self._num_done = torch.empty(0), torch.empty(0, dtype=torch.bool), 0
+
+    def reset(self, seeds: Sequence[int]) -> Float[Tensor, "envs state"]:
+        """As :meth:`forerun.envs.control_env.BatchEnv.reset`."""
+        check_num_seeds(seeds, self.num_envs)
+        self._states = torch.from_numpy(np.stack([self._env.reset(seed=seed)[0] for seed in seeds])).float()
+        self._has_ended, self._num_done = torch.zeros(self.num_envs, dtype=torch.bool), 0
+        return self._states
+
+    def step(self, actions: Float[Tensor, "envs action"]) -> Transition:
+        """As :meth:`forerun.envs.control_env.BatchEnv.step`."""
+        is_running, chosen = ~self._has_ended, self.bounds.clamp(actions)
+        self._num_done += 1
+        before, after = self._dynamics.shown(self._states), self._states.clone()
+        terminated = torch.zeros(self.num_envs, dtype=torch.bool)
+        if bool(is_running.any()):
+            after[is_running] = self._dynamics.simulated(self._states[is_running], chosen[is_running][:, None])[:, 0]
+        self._states, after = after, self._dynamics.shown(after)
+        rewards = torch.where(is_running, self._reward(before, chosen, after), 0.0)
+        if self._goes_on is not None:
+            terminated = is_running & ~self._goes_on(after)
+        self._has_ended = self._has_ended | terminated | torch.tensor(self._num_done >= self._num_steps)
+        return Transition(states=after, rewards=rewards, terminated=terminated, truncated=self._has_ended & ~terminated)

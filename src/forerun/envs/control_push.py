@@ -24,6 +24,7 @@ STATE_NAMES: Final = (
     "hand_x", "hand_y", "hand_z", "gripper", "puck_x", "puck_y", "puck_z", "goal_x", "goal_y", "goal_z",
 )  # fmt: skip
 ACTION_NAMES: Final = ("x", "y", "z", "grip")
+HAND: Final = (0, 1, 2)
 NUM_STEPS: Final = 100
 BOUNDS: Final = ActionBounds.symmetric(4)
 ARRIVAL: Final = Arrival(moving=(4, 5, 6), goal=(7, 8, 9), radius=0.05)

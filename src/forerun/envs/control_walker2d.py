@@ -14,7 +14,7 @@ from forerun.core.control import ActionBounds
 from forerun.envs.control_ars import LinearPolicy, load_policies, noisy_mixture
 from forerun.envs.control_env import ActuatorFault
 from forerun.envs.control_gymnasium import GymnasiumBatch
-from forerun.envs.control_mujoco import MujocoDynamics, make_mujoco
+from forerun.envs.control_mujoco import MujocoBatch, MujocoDynamics, make_mujoco
 from forerun.envs.control_task import ControlTask, Policy
 
 STATE_NAMES: Final = (
@@ -80,9 +80,31 @@ def behaviour(num_envs: int, generator: torch.Generator) -> Policy:
     return noisy_mixture(linear_policies(), BOUNDS, num_envs, generator=generator, largest_std=0.2)
 
 
-def simulator() -> MujocoDynamics:
-    """Return MuJoCo itself as a world model."""
-    return MujocoDynamics(make_one, bounds=BOUNDS, largest_velocity=_LARGEST_VELOCITY)
+def simulator(*, is_coarse: bool = False) -> MujocoDynamics:
+    """Return MuJoCo itself as a world model.
+
+    Args:
+        is_coarse: See :class:`~forerun.envs.control_mujoco.MujocoDynamics`.
+    """
+    return MujocoDynamics(make_one, bounds=BOUNDS, largest_velocity=_LARGEST_VELOCITY, is_coarse=is_coarse)
+
+
+def make_batch(num_envs: int, *, is_coarse: bool = False) -> MujocoBatch:
+    """Return environments that are stepped together, for searches.
+
+    Args:
+        num_envs: How many.
+        is_coarse: See :class:`~forerun.envs.control_mujoco.MujocoDynamics`.
+    """
+    return MujocoBatch(
+        make_one,
+        num_envs,
+        dynamics=simulator(is_coarse=is_coarse),
+        bounds=BOUNDS,
+        reward=reward,
+        num_steps=NUM_STEPS,
+        goes_on=is_upright,
+    )
 
 
 def task() -> ControlTask:

@@ -1,6 +1,7 @@
 """One episode with its imagined futures, as a GIF."""
 
 from pathlib import Path
+from typing import Final
 
 from jaxtyping import Float
 from torch import Tensor
@@ -13,7 +14,12 @@ from forerun.recipes.mpc.contenders import Setting, contender, opened, task_obje
 from forerun.recipes.mpc.figure import EpisodeRecorder, animate
 from forerun.recipes.mpc.film import Wish, film
 from forerun.recipes.mpc.maze_film import animate_maze
+from forerun.recipes.mpc.push_film import animate_push
+from forerun.recipes.mpc.studies import study
 from forerun.worldmodels.diffusion.bundle import ModelBundle
+
+_SCENES: Final = {"pointmaze": animate_maze, "push": animate_push}
+"""Tasks that are drawn as a scene; of the others the numbers of the state are."""
 
 
 def render_episode(
@@ -50,8 +56,8 @@ def render_episode(
 
     seeds = episode_seeds(seed, "evaluation", 1)
     episodes = run_episodes(task.make_env(1), act, task=task, seeds=seeds, source="rendered")
-    if task.name == "pointmaze":
-        animate_maze(recorder.frames, path, title=title or "seen (blue), imagined (grey), chosen (orange)")
+    if task.name in _SCENES:
+        _SCENES[task.name](recorder.frames, path, title=title or "seen (blue), imagined (grey), chosen (orange)")
     else:
         animate(recorder.frames, bundle.state_names, path, title=title or task.name)
     return float(episodes.returns[0])
@@ -67,8 +73,15 @@ def render_study(models: Path, path: Path) -> None:
     setting = opened(models)
     if setting.task.name == "halfcheetah":
         steady = "near(x_velocity=3.0) + 0.05 * energy()"
-        wishes = (Wish(objective="task()", num_steps=120), Wish(objective=steady, num_steps=120, speed=3.0))
+        wishes = (Wish(objective="task()", num_steps=120), Wish(objective=steady, num_steps=120, value=3.0))
         # Eight denoising steps cost four times as much as the default and hardly ever fall.
         film(setting, wishes, path, way="ssr-8-8")
+    elif setting.task.name == "walker2d":
+        (goal,) = study("walker2d").new_goals
+        wishes = (
+            Wish(objective="task()", num_steps=150),
+            Wish(objective=goal.wish, num_steps=150, value=goal.value),
+        )
+        film(setting, wishes, path, shown=goal.name)
     else:
         render_episode(setting.bundle, path)

@@ -139,7 +139,7 @@ STUDIES: Final[dict[str, Study]] = {
         num_train_steps=3000,
         batch_size=256,
         num_episodes=10,
-        ways=(*_BASELINES, "joint", "ssr-paper", "ssr", "ssr-one-step", "ssr-true"),
+        ways=(*_BASELINES, "joint", "ssr-paper", "ssr", "ssr-one-step"),
         new_goals=(
             NewGoal(name="height", value=1.15, objective="0.2 * task() + 20 * near(height=1.15)", tolerance=0.05),
         ),
@@ -148,9 +148,11 @@ STUDIES: Final[dict[str, Study]] = {
     "push": Study(
         task="push",
         scale="small",
+        num_train_steps=3000,
         batch_size=256,
-        ways=(*_BASELINES, "ssr-paper", "ssr"),
+        ways=(*_BASELINES, "joint", "ssr-paper", "ssr", "ssr-one-step"),
         constraint="keep_out(hand_x=(-0.05, 0.05), hand_y=(0.70, 0.78), hand_z=(0.0, 0.12))",
+        num_play_episodes=60,
         least_success=0.9,
     ),
 }

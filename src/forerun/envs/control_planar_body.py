@@ -1,25 +1,29 @@
-"""Where HalfCheetah's limbs are in a state, seen or imagined, so that it can be drawn without a graphics driver."""
+"""Where a planar runner's limbs are in a state, seen or imagined, so that it can be drawn without a graphics driver."""
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from forerun.core.dependencies import import_optional
-from forerun.envs.control_halfcheetah import make_one
-
-STEP_S = 0.05
-"""Seconds of a step."""
 
 
-class HalfCheetahBody:
-    """The limbs as capsules in the plane of running.
+class PlanarBody:
+    """The limbs as capsules in the plane of running, of HalfCheetah or Walker2d.
+
+    Args:
+        make: Makes the task's environment.
 
     Raises:
         MissingDependencyError: Gymnasium or MuJoCo is not installed.
     """
 
-    def __init__(self) -> None:
-        self._mujoco = import_optional("mujoco", extra="worlds", purpose="HalfCheetah")
-        env = make_one()
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._mujoco = import_optional("mujoco", extra="worlds", purpose="a body")
+        env = make()
+        self.step_s = float(env.unwrapped.dt)
+        """Seconds of a step."""
         self._model = env.unwrapped.model
         self._data = self._mujoco.MjData(self._model)
         env.close()
