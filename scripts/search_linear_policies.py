@@ -3,8 +3,8 @@
 Goes on from what is there: run it again for better policies. Of all that it meets, :data:`NUM_KEPT` are kept whose
 returns are spread evenly from idle to the best. Walker2d's come from::
 
-    scripts/search_linear_policies.py walker2d --fresh --coarse --iterations 600
-    scripts/search_linear_policies.py walker2d --iterations 40
+    scripts/search_linear_policies.py walker2d --fresh --coarse --iterations 420
+    scripts/search_linear_policies.py walker2d --iterations 12
 """
 
 import argparse

@@ -149,7 +149,7 @@ def task() -> ControlTask:
         num_steps=NUM_STEPS,
         discount=0.97,
         horizon=16,
-        num_episodes=200,
+        num_episodes=300,
         make_env=make_env,
         behaviour=behaviour,
         reward=ARRIVAL.reward,

@@ -148,7 +148,7 @@ STUDIES: Final[dict[str, Study]] = {
     "push": Study(
         task="push",
         scale="small",
-        num_train_steps=3000,
+        num_train_steps=2000,
         batch_size=256,
         ways=(*_BASELINES, "joint", "ssr-paper", "ssr", "ssr-one-step"),
         constraint="keep_out(hand_x=(-0.05, 0.05), hand_y=(0.70, 0.78), hand_z=(0.0, 0.12))",
