@@ -8,16 +8,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from simulated.decoding import World
+from simulated.heads import random_head_weights
 from simulated.models import markov_law
 
 from forerun.core.errors import DeviceMemoryError
 from forerun.core.rows import Rows
-from forerun.engine.config import Verification
+from forerun.engine.config import SpeculativeConfig, Verification
 from forerun.engine.core import EngineCore
 from forerun.engine.metrics import DecodeCounters
 from forerun.engine.sampling import SamplingParams
 from forerun.engine.scheduler import SchedulerConfig
+from forerun.engine.speculative.choice import DraftChoice
 from forerun.engine.speculative.controller import FixedController
 from forerun.engine.speculative.device_drafter import (
     DeviceDraft,
@@ -25,10 +28,16 @@ from forerun.engine.speculative.device_drafter import (
     DeviceSsdSpeculator,
 )
 from forerun.engine.speculative.plain import NoSpeculator
+from forerun.engine.speculative.sequential import SequentialSpeculator
+from forerun.engine.speculative.target_states import TargetStates
 from forerun.models.config import DecoderConfig
 from forerun.models.decoder import Decoder
 from forerun.models.decoder_weights import fill_decoder
+from forerun.models.device_head import DeviceHead
 from forerun.models.device_runner import DeviceRunner
+from forerun.models.draft_laws import DraftLaws
+from forerun.models.eagle3 import Eagle3Config
+from forerun.models.eagle3_runner import Eagle3Runner, fill_head
 from forerun.models.layout import parameter_shapes
 from forerun.models.torch_runner import TorchRunner
 
@@ -83,11 +92,18 @@ def decode(target, speculator, params, *, num_tokens=K, verification: Verificati
     return [(request.output_ids, request.logprobs, request.finish_reason) for request in requests], counters
 
 
-def speculator(method: str, *, noise: float, vocab_ids=None):
+def speculator(method: str, *, noise: float, vocab_ids=None, most_drawn: int = 0):
+    """Drafts by shared noise, or drawn from laws that are then held on the draft's device."""
     runner = DeviceRunner(
         decoder(noise=noise), num_sequences=2, capacity=CAPACITY, num_tree_slots=6 * K, vocab_ids=vocab_ids
     )
-    draft = DeviceDraft(runner)
+    laws = None
+    if most_drawn:
+        laws = DraftLaws(
+            num_sequences=2, num_places=most_drawn, vocab_ids=vocab_ids, vocab_size=CONFIG.vocab_size,
+            recorder=runner.recorder,
+        )  # fmt: skip
+    draft = DeviceDraft(runner, laws=laws)
     if method == "sequential":
         return DeviceSequentialSpeculator(draft)
     return DeviceSsdSpeculator(draft, num_outcomes=6, depth=2, fallback=method)
@@ -203,10 +219,123 @@ def test_a_draft_of_few_tokens_changes_nothing(expected):
     assert [tokens for tokens, _, _ in outputs] == [tokens for tokens, _, _ in expected["plain"]]
 
 
-def test_rejection_takes_device_drafts_as_chosen_without_chance(expected):
-    """Greedy requests are decided the same by any rule; the others end, within their limits."""
+def verifying(method: str, target, *, noise: float, vocab_ids=None):
+    """A target that verifies by rejection, and the speculator whose laws it reads: beside it, or on the host."""
+    drafter = speculator(method, noise=noise, vocab_ids=vocab_ids, most_drawn=K)
+    if isinstance(target, DeviceRunner):
+        target.verify_by(drafter._draft._laws)
+        target.forward = refuse
+    return drafter
+
+
+@pytest.mark.parametrize("params", ["plain", "truncated"])
+@pytest.mark.parametrize("method", ["sequential", "neural", "ngram", "none"])
+def test_rejection_where_the_logits_are_is_that_of_the_host(method, params, expected):
+    """The same tokens, accepted and replaced alike, as with logits and laws on the host."""
+    few = np.array([1, 2, 5, 7, 8, 9, 12, 14, 15, 18]) if params == "truncated" else None
+    results = []
+    for kind in (DeviceRunner, TorchRunner):
+        target = kind(decoder(), num_sequences=2, capacity=CAPACITY)
+        drafter = verifying(method, target, noise=0.3, vocab_ids=few)
+        results.append(decode(target, drafter, SETS[params], verification="rejection"))
+    (outputs, counters), (expected_outputs, expected_counters) = results
+    assert outputs == expected_outputs
+    assert counters.accepted_counts == expected_counters.accepted_counts
+    assert 0 < counters.num_accepted < counters.num_proposed
+    for place, params_of_it in enumerate(SETS[params]):
+        if params_of_it.is_greedy:
+            assert outputs[place][0] == expected[params][place][0]
+
+
+def test_rejection_of_requests_that_need_logits_reads_the_laws_on_the_host():
+    results = []
+    for kind in (DeviceRunner, TorchRunner):
+        target = kind(decoder(), num_sequences=2, capacity=CAPACITY)
+        drafter = speculator("neural", noise=0.2, most_drawn=K)
+        if isinstance(target, DeviceRunner):
+            target.verify_by(drafter._draft._laws)
+        results.append(decode(target, drafter, SHAPED, verification="rejection")[0])
+    for (tokens, _, reason), (own, _, own_reason) in zip(*results, strict=True):
+        assert (tokens, reason) == (own, own_reason)
+
+
+def test_drawing_without_a_draft_is_that_of_the_host():
+    results = []
+    for kind in (DeviceRunner, TorchRunner):
+        target = kind(decoder(), num_sequences=2, capacity=CAPACITY)
+        if isinstance(target, DeviceRunner):
+            target.forward = refuse
+        results.append(decode(target, NoSpeculator(), TRUNCATED, num_tokens=0, verification="rejection")[0])
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("method", ["sequential", "neural"])
+def test_rejection_keeps_all_of_a_perfect_draft(method):
+    """p is q, so a law of another token, branch or sequence shows as a rejection; requests begin while others run."""
     target = DeviceRunner(decoder(), num_sequences=2, capacity=CAPACITY)
-    outputs, counters = decode(target, speculator("neural", noise=0.2), PARAMS, verification="rejection")
-    assert outputs[0][0] == expected["plain"][0][0]
-    assert all(reason is not None for _, _, reason in outputs)
-    assert counters.num_accepted > 0
+    drafter = verifying(method, target, noise=0.0)
+    warm = [replace(some, ignore_eos=True, temperature=1.2, seed=place) for place, some in enumerate(TRUNCATED)]
+    _, counters = decode(target, drafter, warm, verification="rejection")
+    assert counters.num_accepted == counters.num_proposed > 15
+
+
+def head_speculator(method: str, target, *, verification: Verification = "coupled"):
+    """A head with random weights, which reads the hidden states of a target."""
+    config = Eagle3Config(
+        layer=replace(CONFIG, num_layers=1),
+        layer_ids=(0, 1),
+        target_hidden_size=CONFIG.hidden_size,
+        draft_vocab_size=CONFIG.vocab_size,
+    )
+    head = fill_head(config, random_head_weights(config).__getitem__, dtype=torch.float32)
+    states = TargetStates.features(target, layer_ids=config.layer_ids)
+    if method == "plain":
+        speculative = SpeculativeConfig(copy_from_context=False)
+        return SequentialSpeculator(
+            Eagle3Runner(head, num_sequences=2, capacity=CAPACITY),
+            lambda request: DraftChoice(
+                request.params, speculative, request.prompt_ids, frozenset((0,)), vocab_size=CONFIG.vocab_size,
+                vocab_ids=None, request_number=request.number,
+            ),
+            states=states,
+        )  # fmt: skip
+    runner = DeviceHead(head, num_sequences=2, capacity=CAPACITY, num_tree_slots=6 * K)
+    laws = None
+    if verification == "rejection":
+        laws = DraftLaws(
+            num_sequences=2, num_places=K, vocab_ids=None, vocab_size=CONFIG.vocab_size, recorder=target.recorder
+        )
+        target.verify_by(laws)
+        target.forward = refuse
+    draft = DeviceDraft(runner, laws=laws, states=states)
+    if method == "sequential":
+        return DeviceSequentialSpeculator(draft)
+    return DeviceSsdSpeculator(draft, num_outcomes=6, depth=2, fallback=method)
+
+
+def test_a_head_on_a_device_drafts_what_the_plain_one_does(expected):
+    """What it is given, and when, shows in what is accepted."""
+    counted = []
+    for method in ("plain", "sequential"):
+        target = DeviceRunner(decoder(), num_sequences=2, capacity=CAPACITY)
+        outputs, counters = decode(target, head_speculator(method, target), PARAMS)
+        assert [tokens for tokens, _, _ in outputs] == [tokens for tokens, _, _ in expected["plain"]]
+        counted.append((counters.num_proposed, counters.accepted_counts))
+    assert counted[0] == counted[1]
+
+
+@pytest.mark.parametrize("fallback", ["neural", "none"])
+def test_a_head_prepares_for_outcomes_on_a_device(fallback, expected):
+    target = DeviceRunner(decoder(), num_sequences=2, capacity=CAPACITY)
+    outputs, counters = decode(target, head_speculator(fallback, target), PARAMS)
+    assert [tokens for tokens, _, _ in outputs] == [tokens for tokens, _, _ in expected["plain"]]
+    assert 0 < counters.num_hits < counters.num_look_ups
+
+
+def test_rejection_of_a_heads_drafts(expected):
+    target = DeviceRunner(decoder(), num_sequences=2, capacity=CAPACITY)
+    outputs, counters = decode(
+        target, head_speculator("neural", target, verification="rejection"), PARAMS, verification="rejection"
+    )
+    assert outputs[0][0] == expected["plain"][0][0]  # greedy, so the same by any rule
+    assert 0 < counters.num_accepted < counters.num_proposed

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from forerun.models.graph_pool import Recorder
+
 Function = Callable[[Tensor], Tensor]
 
 
@@ -37,6 +39,9 @@ class TracingRecorder:
 
     def in_order(self) -> AbstractContextManager[object]:
         return nullcontext()
+
+    def wait_for(self, other: Recorder) -> None:
+        pass
 
 
 class TracedReplay:

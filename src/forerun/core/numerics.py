@@ -1,10 +1,14 @@
-"""Exponentials of a logits row in whole units: their sums are the same in any order and on any machine."""
+"""Exponentials of a logits row and sums of weights, to the same bits in any order and on any machine.
+
+Where few digits are enough, exponentials are rounded down to whole units, whose sums are exact. Where not, a weight in
+[0, 1] is split in two whole numbers, of units of 2**-42 and of 2**-84, and each kind is summed by itself.
+"""
 
 import math
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64, Int64
 from llvmlite import ir  # pyright: ignore[reportMissingTypeStubs]
 from numba import njit, types
 from numba.extending import intrinsic
@@ -20,6 +24,9 @@ LOWEST: Final = np.float32(-87.0)
 SERIES: Final = tuple(np.float32(1 / math.factorial(power)) for power in (5, 4, 3, 2, 1, 0))
 """Coefficients after the first, 1/6!, of the exponential series on half of ln 2 to both sides, in Horner's order."""
 FIRST_COEFFICIENT: Final = np.float32(1 / 720)
+
+PART_UNITS: Final = 2.0**42
+"""Of a weight of 1 in the first of its two parts; a sum may have 2**20 weights before it can overflow."""
 
 _UNITS_FLOAT: Final = np.float32(UNITS)
 _C5, _C4, _C3, _C2, _C1, _C0 = SERIES
@@ -38,7 +45,7 @@ def _float32_of(typingctx: Any, bits: Any) -> Any:
 
 # No fastmath: a contraction or another order would give other bits than :mod:`forerun.nn.truncation`.
 @njit(inline="always", **_OPTIONS)
-def _units(score: Any, largest: Any) -> Any:
+def _exp(score: Any, largest: Any) -> Any:
     x = max(score - largest, LOWEST)
     whole = np.floor(x * LOG2_E + np.float32(0.5))
     r = (x - whole * LN2_HIGH) - whole * LN2_LOW
@@ -51,7 +58,19 @@ def _units(score: Any, largest: Any) -> Any:
     series = series * r + _C0
     bits = (np.int32(whole) + np.int32(127)) << np.int32(23)
     power = _float32_of(bits)  # pyright: ignore[reportCallIssue] (Numba passes the typing context)
-    return np.int64(series * power * _UNITS_FLOAT)
+    return series * power
+
+
+@njit(inline="always", **_OPTIONS)
+def _units(score: Any, largest: Any) -> Any:
+    return np.int64(_exp(score, largest) * _UNITS_FLOAT)
+
+
+@njit(**_OPTIONS)
+def _fill_weights(scores: Any, largest: Any, out: Any) -> None:
+    for i in range(out.shape[0]):
+        weight = _exp(scores[i], largest)
+        out[i] = np.float64(weight) if scores[i] - largest >= LOWEST else 0.0
 
 
 @njit(**_OPTIONS)
@@ -83,3 +102,27 @@ def exp_units(scores: Float32[np.ndarray, " scores"], largest: float) -> Int64[n
 def sum_exp_units(scores: Float32[np.ndarray, " scores"], largest: float) -> int:
     """Return the sum of :func:`exp_units`."""
     return int(_sum_units(scores, np.float32(largest)))
+
+
+def exp_weights(scores: Float32[np.ndarray, " scores"], largest: float) -> Float64[np.ndarray, " scores"]:
+    """Return ``exp(score - largest)`` of each score, relative error below 2e-7; 0 below :data:`LOWEST`.
+
+    Args:
+        scores: Numbers or minus infinity.
+        largest: Their maximum, finite.
+    """
+    out = np.empty(scores.shape[0])
+    _fill_weights(scores, np.float32(largest), out)
+    return out
+
+
+def running_sums(weights: Float64[np.ndarray, " weights"]) -> Float64[np.ndarray, " weights"]:
+    """Return the sums of the first weights, one after the other, in units of 2**-42; each rounded once or twice.
+
+    Args:
+        weights: In [0, 1]; what a weight has below 2**-84 does not count.
+    """
+    scaled = weights * PART_UNITS
+    whole = scaled.astype(np.int64)
+    rest = ((scaled - whole) * PART_UNITS).astype(np.int64)
+    return whole.cumsum().astype(np.float64) + rest.cumsum().astype(np.float64) / PART_UNITS

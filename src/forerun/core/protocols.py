@@ -97,6 +97,17 @@ class TokenModel(LanguageModel, Protocol):
 
 
 @runtime_checkable
+class DraftVerifier(TokenModel, Protocol):
+    """A token model that can verify drafts by the rule of rejection: :meth:`Selection.of_drafts` is no less to it.
+
+    Attributes:
+        verifies_drafts: True.
+    """
+
+    verifies_drafts: bool
+
+
+@runtime_checkable
 class SlotCopier(LanguageModel, Protocol):
     """A language model that can copy what is cached from sequence to sequence where it lies."""
 

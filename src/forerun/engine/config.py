@@ -146,6 +146,11 @@ class EngineConfig:
                     f'draft_device={self.draft_device!r}: with device="cpu" the draft has a process of its own there; '
                     "set device to a GPU too, or leave draft_device out"
                 )
+        if self.runs_on_device and self.speculative.saguaro_c < 1:
+            raise ConfigError(
+                f"speculative.saguaro_c={self.speculative.saguaro_c}: in passes of fixed shape drafts are drawn from "
+                'their law as it is; set saguaro_c=1, or decode on a CPU with graphs="auto"'
+            )
         if self.draft_sm_share is not None and not 0 < self.draft_sm_share < 1:
             raise ConfigError(f"draft_sm_share={self.draft_sm_share}: must be in (0, 1); leave it out for all")
         if self.draft_sm_share is not None and self.draft_device is not None:

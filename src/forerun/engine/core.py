@@ -272,7 +272,7 @@ class EngineCore:
         logits = run_target(
             self._target,
             rows,
-            [(part.request, 1) for part in parts],
+            [(part.request, Speculation()) for part in parts],
             verification=self._verification,
             logit_rows=lasts,
         )
@@ -325,7 +325,7 @@ class EngineCore:
         logits = run_target(
             self._target,
             Rows.chains(parts),
-            [(request, len(tokens)) for request, (_, _, tokens) in zip(requests, parts, strict=True)],
+            list(zip(requests, speculations, strict=True)),
             verification=self._verification,
         )
         forward_s = time.perf_counter() - forward_started

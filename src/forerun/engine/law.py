@@ -2,7 +2,9 @@
 
 Target and draft laws have this one form, so that "the law a token was actually drawn from" is a value that can be kept,
 sent and verified. It is stored as scores (log-probabilities up to a constant); the probabilities are *defined* as the
-normalised ``exp(scores - max)`` in the precision of the scores, summed in float64, and every reader uses that.
+normalised ``exp(scores - max)`` in the precision of the scores, summed so that no order changes the sum
+(:mod:`forerun.core.numerics`), and every reader uses that. So a device has the same law, to the last bit, of float32
+scores (:mod:`forerun.nn.token_laws`).
 """
 
 import math
@@ -12,6 +14,7 @@ from typing import Self
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
+from forerun.core.numerics import PART_UNITS, exp_weights, running_sums
 from forerun.engine.outputs import TokenLogprob
 
 
@@ -63,14 +66,18 @@ class ProcessedLaw:
         index = int(np.searchsorted(self.ids, token_id))
         return index if index < self.ids.shape[0] and self.ids[index] == token_id else None
 
-    def _weights(self) -> Float[np.ndarray, " candidates"]:
-        return np.exp(self.scores - self.scores.max())
+    def _weights(self) -> Float64[np.ndarray, " candidates"]:
+        """Return what the probabilities are in proportion to; the largest is 1."""
+        largest = float(self.scores.max())
+        if not math.isfinite(largest):
+            raise FloatingPointError(f"largest score is {largest}: scores must be finite somewhere, never NaN or +inf")
+        if self.scores.dtype == np.float32:
+            return exp_weights(self.scores, largest)
+        return np.exp(self.scores - largest)
 
     def probs(self) -> Float64[np.ndarray, " candidates"]:
         """Return the probability of each candidate; they sum to 1."""
-        weights = self._weights().astype(np.float64)
-        weights /= weights.sum()
-        return weights
+        return normalized(self._weights())
 
     def dense_probs(self) -> Float64[np.ndarray, " vocab"]:
         """Return the probability of every vocabulary id."""
@@ -83,8 +90,7 @@ class ProcessedLaw:
         index = self.index_of(token_id)
         if index is None:
             return 0.0
-        weights = self._weights()
-        return float(weights[index]) / float(weights.sum(dtype=np.float64))
+        return float(self.probs()[index])
 
     def draw(self, uniform: float) -> int:
         """Return the token at quantile ``uniform`` in (0, 1): one draw by inversion, never a token of probability 0."""
@@ -108,17 +114,22 @@ class ProcessedLaw:
         )
 
 
-def quantile_index(weights: Float[np.ndarray, " candidates"], uniform: float) -> int:
+def normalized(weights: Float64[np.ndarray, " candidates"]) -> Float64[np.ndarray, " candidates"]:
+    """Return weights in [0, 1], not all 0, over their sum."""
+    return weights / (running_sums(weights)[-1] / PART_UNITS)
+
+
+def quantile_index(weights: Float64[np.ndarray, " candidates"], uniform: float) -> int:
     """Return the index at quantile ``uniform`` of unnormalised weights.
 
     Args:
-        weights: Not negative, with a positive sum.
+        weights: In [0, 1], with a positive sum.
         uniform: A number in (0, 1).
 
     Returns:
         The first index whose cumulative weight exceeds ``uniform`` times the total; its weight is positive.
     """
-    cumulative: Float64[np.ndarray, " candidates"] = np.cumsum(weights, dtype=np.float64)
+    cumulative = running_sums(weights)
     total = float(cumulative[-1])
     index = int(np.searchsorted(cumulative, uniform * total, side="right"))
     if index == cumulative.shape[0]:  # the product rounded up to the total

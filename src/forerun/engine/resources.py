@@ -143,10 +143,12 @@ class EngineResources:
 
     def take_device_times(self) -> dict[str, float]:
         """As :meth:`forerun.engine.api.LLM.take_device_times`."""
-        runners = {"target": self.target, "draft": self._factory.device_draft}
-        return {
-            name: runner.recorder.take_busy_s() for name, runner in runners.items() if isinstance(runner, DeviceRunner)
+        target, draft = self.target, self._factory.device_draft
+        recorders = {
+            "target": target.recorder if isinstance(target, DeviceRunner) else None,
+            "draft": None if draft is None else draft.recorder,
         }
+        return {name: recorder.take_busy_s() for name, recorder in recorders.items() if recorder is not None}
 
     def way_for_call(self, num_requests: int) -> Way:
         """As :meth:`forerun.engine.speculation.SpeculatorFactory.way_for_call`."""

@@ -26,6 +26,7 @@ from forerun.engine.speculative.device_drafter import (
     DeviceSequentialSpeculator,
     DeviceSsdSpeculator,
 )
+from forerun.engine.speculative.draft_round import RoundModel
 from forerun.engine.speculative.drafter_process import DrafterProcess
 from forerun.engine.speculative.drafter_restart import DrafterRestarts, RestartConfig
 from forerun.engine.speculative.fallback_length import AdaptiveFallbackLength, OneLess
@@ -38,10 +39,11 @@ from forerun.engine.speculative.ways import Way, WayChooser
 from forerun.engine.speculative.worker import WorkerConfig
 from forerun.models.checkpoint import Checkpoint
 from forerun.models.device import DeviceOptions, recorder_for
+from forerun.models.device_head import DeviceHead
 from forerun.models.device_runner import DeviceRunner
 from forerun.models.draft import Draft, load_draft
-from forerun.models.draft_runner import build_draft
-from forerun.models.runner import build_runner
+from forerun.models.draft_laws import DraftLaws
+from forerun.models.draft_runner import build_device_draft, build_draft
 from forerun.models.weight_format import fitting_format
 
 DEFAULT_NUM_SPECULATIVE_TOKENS = 4
@@ -70,7 +72,7 @@ class SpeculatorFactory:
         self._dtype: DtypeName = dtype
         self._draft_name = self._resolve_draft()
         self._process: DrafterProcess | None = None
-        self._draft_model: LanguageModel | None = None
+        self._draft_model: LanguageModel | DeviceHead | None = None
         self._device_draft: DeviceDraft | None = None
         self._ways: list[Way] = []
         self._chooser: WayChooser | None = None
@@ -125,7 +127,7 @@ class SpeculatorFactory:
         return tuple(self._ways)
 
     @property
-    def device_draft(self) -> DeviceRunner | None:
+    def device_draft(self) -> RoundModel | None:
         """The draft model on a device, if it runs on one."""
         return None if self._device_draft is None else self._device_draft.runner
 
@@ -145,16 +147,9 @@ class SpeculatorFactory:
             raise ConfigError(f'method="{method}": needs a draft; set draft, or method="none" to decode without one')
         if method == "ssd" and name == "ngram":
             raise ConfigError('method="ssd", draft="ngram": look-up costs nothing to hide; use method="sequential"')
-        is_plain_head = self._config.runs_on_device and name != "ngram" and self._draft.eagle3 is not None
-        if method == "ssd" and is_plain_head:
-            raise ConfigError(
-                f'method="ssd", draft={name!r}: on a device an EAGLE-3 head prepares no outcomes; use '
-                'method="sequential" or "auto"'
-            )
         if method == "auto":
             has_core = self._config.runs_on_device or len(self._cores) > self._config.num_threads
-            can_hide = name != "ngram" and has_core and not is_plain_head
-            return ["ssd", "sequential"] if can_hide else ["sequential"]
+            return ["ssd", "sequential"] if name != "ngram" and has_core else ["sequential"]
         return [method]
 
     def _way(self, method: Method, target: LanguageModel) -> Way:
@@ -163,7 +158,7 @@ class SpeculatorFactory:
         num_threads = self._config.num_threads + (self._process is not None and method != "ssd")
         if method == "none":
             speculator = NoSpeculator()
-        elif self._config.runs_on_device and self._draft_name != "ngram" and self._draft.eagle3 is None:
+        elif self._config.runs_on_device and self._draft_name != "ngram":
             speculator = self._device_speculator(method, target)
         elif method == "ssd":
             speculator = self._ssd(target)
@@ -267,7 +262,6 @@ class SpeculatorFactory:
             num_sequences=self._config.max_num_seqs,
             capacity=self._capacity,
             embedding_of=target,
-            device=self._config.draft_device or self._config.device,
         )
 
         def make_choice(request: Request) -> DraftChoice:
@@ -286,7 +280,7 @@ class SpeculatorFactory:
 
     def _device_speculator(self, method: Method, target: LanguageModel) -> Speculator:
         if self._device_draft is None:
-            self._device_draft = self._load_device_draft(target.num_sequences)
+            self._device_draft = self._load_device_draft(target)
         if method == "sequential":
             return DeviceSequentialSpeculator(self._device_draft)
         speculative = self._config.speculative
@@ -297,9 +291,10 @@ class SpeculatorFactory:
             fallback=speculative.fallback,
         )
 
-    def _load_device_draft(self, num_sequences: int) -> DeviceDraft:
-        """Load the draft for passes of fixed shape; it has only its own keys and values, not the target's."""
+    def _load_device_draft(self, target: LanguageModel) -> DeviceDraft:
+        """Load the draft for passes of fixed shape, with its own keys and values; a head reads hidden states."""
         config, draft, speculative = self._config, self._draft, self._config.speculative
+        num_sequences, most_tokens = target.num_sequences, speculative.num_speculative_tokens or MAX_ADAPTIVE_TOKENS
         recorder = recorder_for(
             config.draft_device or config.device,
             is_eager=config.runs_eagerly,
@@ -308,27 +303,29 @@ class SpeculatorFactory:
         )
         assert recorder is not None, "runs_on_device means passes of fixed shape"
         num_outcomes = speculative.branch_budget or DEFAULT_BRANCH_BUDGET
-        runner = build_runner(
-            draft.config,
-            draft.tensor,
-            dtype=fitting_format(draft.config, self._dtype, recorder.device),
+        runner = build_device_draft(
+            draft,
+            dtype=self._dtype,
             num_sequences=num_sequences,
             capacity=self._capacity,
-            vocab_ids=draft.vocab_ids,
             options=DeviceOptions(
-                recorder=recorder,
-                backend=config.attention,
-                num_tree_slots=num_outcomes * (speculative.num_speculative_tokens or MAX_ADAPTIVE_TOKENS),
+                recorder=recorder, backend=config.attention, num_tree_slots=num_outcomes * most_tokens
             ),
         )
-        assert isinstance(runner, DeviceRunner)
-        if runner.num_sequences < num_sequences:
-            raise ConfigError(
-                f"the draft's keys and values fit {runner.num_sequences} of {num_sequences} sequences: set a smaller "
-                "max_num_seqs or max_model_len, or draft_device"
-            )
         self._draft_model = runner
-        return DeviceDraft(runner)
+        states = self._states(target) if draft.eagle3 is not None else None
+        if speculative.verification != "rejection":
+            return DeviceDraft(runner, states=states)
+        laws = DraftLaws(
+            num_sequences=num_sequences,
+            num_places=most_tokens,
+            vocab_ids=draft.vocab_ids,
+            vocab_size=self._checkpoint.config.vocab_size,
+            recorder=target.recorder if isinstance(target, DeviceRunner) else recorder,
+        )
+        if isinstance(target, DeviceRunner):
+            target.verify_by(laws)
+        return DeviceDraft(runner, laws=laws, states=states)
 
     def _worker_config(self, cores: Sequence[int]) -> WorkerConfig:
         speculative, config, model = self._config.speculative, self._config, self._checkpoint.config

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from forerun.core.errors import ConfigError
@@ -16,6 +17,7 @@ from forerun.core.rows import Rows
 from forerun.core.selection import FLOAT_CHOICE_ARRAYS, Selection
 from forerun.models.cache_bounds import check_rows
 from forerun.models.decoder import Decoder
+from forerun.models.draft_laws import DraftLaws
 from forerun.models.graph_pool import EagerRecorder, GraphPool, Pending, Recorder
 from forerun.models.packing import PackedLayout
 from forerun.models.row_grid import RowGrid
@@ -23,6 +25,7 @@ from forerun.models.slot_cache import SlotCache
 from forerun.models.static_pass import PassGrid, StaticPass
 from forerun.nn.gumbel import select_tokens
 from forerun.nn.prefix_attention import AttentionBackend
+from forerun.nn.token_laws import Drafted, drawn_tokens, processed_scores
 from forerun.nn.truncation import Truncation
 
 MAX_GRAPH_WIDTH = 32
@@ -66,6 +69,7 @@ class DeviceRunner:
         weight = decoder.lm_head.weight
         self.config, self.num_sequences, self.capacity = decoder.config, num_sequences, capacity
         self.vocab_ids = vocab_ids
+        self.verifies_drafts = True
         self.num_tree_slots = num_tree_slots
         self.spare_slot = capacity + num_tree_slots
         self.cache = SlotCache(
@@ -78,13 +82,14 @@ class DeviceRunner:
         )
         ids = np.arange(decoder.config.vocab_size) if vocab_ids is None else vocab_ids
         self.column_ids = torch.from_numpy(ids).to(weight.device)
-        self.static = StaticPass(decoder, self.cache, head or decoder.head(vocab_ids), backend=backend)
+        self._static = StaticPass(decoder, self.cache, head or decoder.head(vocab_ids), backend=backend)
         self.recorder = recorder or EagerRecorder(weight.device)
         if self.recorder.device != weight.device:
             raise ConfigError(
                 f"a recorder for {self.recorder.device} and a model on {weight.device}: put both on one device"
             )
         self.graphs = GraphPool(self.recorder)
+        self._draft_laws: DraftLaws | None = None
         if weight.is_cuda:
             # The recorder has a stream of its own: what was filled in the usual one must be there before it begins.
             torch.cuda.synchronize(weight.device)
@@ -109,6 +114,25 @@ class DeviceRunner:
             RequestError: As :meth:`forward`.
         """
         return self._run(rows, selection, logit_rows)
+
+    def verify_by(self, laws: DraftLaws) -> None:
+        """Verify draft tokens by the laws that lie there, where a selection says so; passes are recorded anew.
+
+        Args:
+            laws: On this runner's device.
+        """
+        self._draft_laws = laws
+        self.graphs = GraphPool(self.recorder)
+
+    def pass_logits(
+        self, grid: PassGrid, *, span: int, cells: tuple[Tensor, Tensor] | None = None
+    ) -> Float[Tensor, "_ V"]:
+        """As :meth:`forerun.models.static_pass.StaticPass.logits`."""
+        return self._static.logits(grid, span=span, cells=cells)
+
+    def chain_logits(self, grid: PassGrid, *, span: int) -> Float[Tensor, "N R V"]:
+        """Return the logits of rows of which each follows the one before."""
+        return self._static.logits(grid, span=span)
 
     def read(self, rows: Rows) -> Pending:
         """Write the keys and values of rows, and return without waiting.
@@ -149,10 +173,11 @@ class DeviceRunner:
 
         def run(words: Tensor) -> Tensor:
             inputs = layout.unpack(words)
-            logits = self.static.logits(_pass_grid(inputs), span=shape.span)
+            logits = self.pass_logits(PassGrid.of(inputs), span=shape.span)
             if selection is None:
                 return logits
-            return self._select(logits, inputs, has_noise=has_noise)
+            each, place = (torch.arange(size, device=logits.device) for size in of_all)
+            return self._select(logits, inputs, (each.unsqueeze(1), place), has_noise=has_noise)
 
         key = ("pass", shape, tuple(choice), has_noise)
         return self.graphs.launch(key, run, layout.pack(arrays)).result()[cells]
@@ -167,23 +192,34 @@ class DeviceRunner:
         def run(words: Tensor) -> Tensor:
             inputs = layout.unpack(words)
             cells = (inputs["cell_sequences"], inputs["cell_rows"])
-            grid_of_all = _pass_grid(inputs, sequences=inputs["sequences"])
-            logits = self.static.logits(grid_of_all, span=grid.shape.span, cells=cells)
+            logits = self.pass_logits(PassGrid.of(inputs), span=grid.shape.span, cells=cells)
             if selection is None:
                 return logits
-            return self._select(logits, inputs, has_noise=selection.has_noise)
+            places = (inputs["sequences"][cells[0]], cells[1])
+            return self._select(logits, inputs, places, has_noise=selection.has_noise)
 
         return self.graphs.run(run, layout.pack(arrays))
 
-    def _select(self, logits: Tensor, inputs: dict[str, Tensor], *, has_noise: bool) -> Tensor:
+    def _select(
+        self, logits: Tensor, inputs: dict[str, Tensor], places: tuple[Tensor, Tensor], *, has_noise: bool
+    ) -> Tensor:
+        """Choose the token of each row, whose sequence and place among that sequence's rows are given."""
+        temperatures, truncation = inputs["temperatures"], Truncation.of(inputs)
+        if "draws" in inputs:
+            drafted = Drafted.of(inputs, **self._laws_at(places) if "has_laws" in inputs else {})
+            scores = processed_scores(logits, temperatures, truncation)
+            return drawn_tokens(scores, temperatures, inputs["draws"], self.column_ids, drafted=drafted)
         return select_tokens(
-            logits,
-            inputs["temperatures"],
-            inputs["keys"],
-            self.column_ids,
-            has_noise=has_noise,
-            truncation=Truncation.of(inputs),
+            logits, temperatures, inputs["keys"], self.column_ids, has_noise=has_noise, truncation=truncation
         )
+
+    def _laws_at(self, places: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """Return what lies beside of the laws of drafts; of the last one's for places beyond."""
+        laws = self._draft_laws
+        assert laws is not None, "a selection says that laws lie here, and verify_by() has not been called"
+        sequences, rows = places
+        scores = laws.scores[sequences, rows.clamp(max=laws.scores.shape[1] - 1)]
+        return {"scores": scores, "columns": torch.searchsorted(self.column_ids, laws.columns)}
 
     def move_slots(self, sequence: int, sources: list[int], targets: list[int]) -> None:
         """As :meth:`forerun.core.protocols.LanguageModel.move_slots`.
@@ -224,15 +260,3 @@ class DeviceRunner:
         """As :meth:`forerun.core.features.FeatureSource.write_features`."""
         with self.recorder.in_order():
             self.cache.write_features(sequence, start, features)
-
-
-def _pass_grid(inputs: dict[str, Tensor], *, sequences: Tensor | None = None) -> PassGrid:
-    return PassGrid(
-        token_ids=inputs["token_ids"],
-        positions=inputs["positions"],
-        slots=inputs["slots"],
-        lengths=inputs["lengths"],
-        listed=inputs["listed"],
-        visible=inputs["visible"].bool(),
-        sequences=sequences,
-    )

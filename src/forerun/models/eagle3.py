@@ -3,7 +3,9 @@
 Shape legend: B batch, T positions, E hidden of the head, F hidden of the target, N layers of the target that are read.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int64
@@ -13,6 +15,9 @@ from forerun.core.errors import ConfigError
 from forerun.models.config import DecoderConfig
 from forerun.models.decoder import DecoderAttention, DecoderMlp, KeyValueCache
 from forerun.nn.rope import rope_frequencies, rotations
+
+Attend = Callable[[DecoderAttention, Tensor, Tensor, Tensor], Tensor]
+"""From an attention, what it reads, and the cosines and sines of its positions, to what it adds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,14 +83,13 @@ class Eagle3Layer(nn.Module):
         cos_BTD: Tensor,
         sin_BTD: Tensor,
         *,
-        mask: Tensor | None,
-        cache: KeyValueCache | None,
+        attend: Attend,
     ) -> Tensor:
         """Return the hidden states that follow, ``[B, T, E]``."""
         normed_BTE = self.hidden_norm(hidden_BTE)
         pairs_BTP = torch.cat((self.input_layernorm(embedded_BTE), normed_BTE), dim=-1)
         x_BTE = normed_BTE if self.norm_before_residual else hidden_BTE
-        x_BTE = x_BTE + self.self_attn(pairs_BTP, cos_BTD, sin_BTD, mask=mask, cache=cache)
+        x_BTE = x_BTE + attend(self.self_attn, pairs_BTP, cos_BTD, sin_BTD)
         return x_BTE + self.mlp(self.post_attention_layernorm(x_BTE))
 
 
@@ -139,6 +143,7 @@ class Eagle3Head(nn.Module):
         positions_BT: Int64[Tensor, "B T"],
         mask: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        attend: Attend | None = None,
     ) -> tuple[Float[Tensor, "B T E"], Float[Tensor, "B T E"]]:
         """Run the layer.
 
@@ -148,13 +153,15 @@ class Eagle3Head(nn.Module):
             positions_BT: Rotary positions; only differences matter.
             mask: Boolean ``[B, 1, T, S]``, True where a position may attend; ``None`` is causal.
             cache: Takes these positions' keys and values, and returns all.
+            attend: What is done instead of that, with a cache and a mask of its own.
 
         Returns:
             The hidden states of the tokens, to be read with the tokens that follow, and what :attr:`lm_head` reads.
         """
         embedded_BTE = self.embed_tokens(token_ids_BT)
         cos_BTD, sin_BTD = rotations(self.get_buffer("rope_freqs"), positions_BT, dtype=embedded_BTE.dtype)
-        out_BTE = self.midlayer(embedded_BTE, hidden_BTE, cos_BTD, sin_BTD, mask=mask, cache=cache)
+        attend = attend or partial(DecoderAttention.__call__, mask=mask, cache=cache)
+        out_BTE = self.midlayer(embedded_BTE, hidden_BTE, cos_BTD, sin_BTD, attend=attend)
         normed_BTE = self.norm(out_BTE)
         return (normed_BTE if self.config.norm_output else out_BTE), normed_BTE
 

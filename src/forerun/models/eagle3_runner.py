@@ -87,7 +87,7 @@ class Eagle3Runner:
         sequence_M, place_M = grid.cells
         grid.mask[sequence_M, 0, place_M, 0] = self._tensor(is_first)
 
-        before_M = self._tensor(_slots_before(rows))
+        before_M = self._tensor(slots_before(rows))
         hidden_ME = self._hidden[self._tensor(rows.sequences), before_M]
         hidden_ME[self._tensor(is_first)] = 0
         hidden_CRE = torch.zeros((*grid.token_ids.shape, config.hidden_size)).to(self._hidden)
@@ -126,7 +126,7 @@ class Eagle3Runner:
         self._cache.write_states(sequence, start, states)
 
 
-def _slots_before(rows: Rows) -> np.ndarray:
+def slots_before(rows: Rows) -> np.ndarray:
     """Return the slot of the row before each row, int64 ``[M]``; 0 for that of a first token."""
     index = np.arange(len(rows))
     in_branch = rows.ancestors[index, np.maximum(rows.num_ancestors - 2, 0)]
@@ -139,7 +139,7 @@ def fill_head(
     tensor: Callable[[str], np.ndarray],
     *,
     dtype: torch.dtype,
-    device: str = "cpu",
+    device: torch.device | str = "cpu",
     build_layer: Callable[[Tensor], nn.Module] | None = None,
 ) -> Eagle3Head:
     """Build a head and fill it.

@@ -62,6 +62,10 @@ class Recorder(Protocol):
         """Return a context in which torch works after all that was launched, and before all that will be."""
         ...
 
+    def wait_for(self, other: "Recorder") -> None:
+        """Let what is launched from now on begin when all that another has launched is done; the host goes on."""
+        ...
+
     def take_busy_s(self) -> float:
         """Return how long replays kept the device busy since the last call, which is measured from the first call on.
 
@@ -157,6 +161,9 @@ class EagerRecorder:
         """Nothing is launched ahead: any order is the order of the calls."""
         return nullcontext()
 
+    def wait_for(self, other: Recorder) -> None:
+        """As for :meth:`in_order`, there is nothing to wait for."""
+
     def take_busy_s(self) -> float:
         """As :meth:`Recorder.take_busy_s`; with the host's own time, which on a CPU is the device's."""
         busy_s, self._busy_s = self._busy_s, 0.0
@@ -205,6 +212,11 @@ class CudaGraphRecorder:
     def in_order(self) -> AbstractContextManager[object]:
         """Return the stream as a context."""
         return torch.cuda.stream(self._stream)
+
+    def wait_for(self, other: Recorder) -> None:
+        """As :meth:`Recorder.wait_for`, by an event between the streams."""
+        if isinstance(other, CudaGraphRecorder):
+            self._stream.wait_stream(other._stream)
 
     def take_busy_s(self) -> float:
         """As :meth:`Recorder.take_busy_s`, by events in the stream."""

@@ -8,7 +8,7 @@ Shape legend: N sequences, R rows of each, T listed slots, S slots of the span, 
 P heads of a group, D head_dim, V columns.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from forerun.models.decoder import Decoder, DecoderLayer
+from forerun.models.decoder import Decoder, DecoderAttention, DecoderLayer
 from forerun.models.slot_cache import SlotCache
 from forerun.nn.prefix_attention import AttentionBackend, AttentionPart, flex_prefix_part, masked_part, merge_parts
 
@@ -33,6 +33,7 @@ class PassGrid:
         listed: Further slots ``[N, T]``.
         visible: Which of these each row sees ``[N, R, T]``.
         sequences: Sequences ``[N]`` of the cache, all different; ``None``: the first N, which are read in place.
+        before: Slots of the tokens before, for a draft that reads their hidden states.
     """
 
     token_ids: Int64[Tensor, "N R"]
@@ -42,6 +43,102 @@ class PassGrid:
     listed: Int64[Tensor, "N T"]
     visible: Bool[Tensor, "N R T"]
     sequences: Int64[Tensor, " N"] | None = None
+    before: Int64[Tensor, "N R"] | None = None
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Tensor]) -> "PassGrid":
+        """Return the grid in a pass's arrays, which are those of :class:`forerun.models.row_grid.RowGrid`.
+
+        Args:
+            inputs: Also ``sequences`` and ``before`` where they are given.
+        """
+        arrays = {name: inputs[name] for name in ("token_ids", "positions", "slots", "lengths", "listed")}
+        return cls(
+            **arrays,
+            visible=inputs["visible"].bool(),
+            sequences=inputs.get("sequences"),
+            before=inputs.get("before"),
+        )
+
+    @property
+    def column(self) -> Int64[Tensor, "N 1"]:
+        """The sequences, said."""
+        if self.sequences is not None:
+            return self.sequences.unsqueeze(1)
+        return torch.arange(len(self.lengths), device=self.lengths.device).unsqueeze(1)
+
+
+class GridAttention:
+    """How the rows of a pass attend, the same in every layer.
+
+    Args:
+        grid: The rows.
+        cache: Of keys and values; it is told the rows' positions.
+        span: Slots that hold every prefix.
+        window: Positions that a row sees back; ``None``: all.
+        flex: FlexAttention, to read the prefix by; ``None``: two matrix products.
+        first_slot: Slots before it are seen by no row; ``flex`` reads from the first slot on.
+    """
+
+    def __init__(
+        self,
+        grid: PassGrid,
+        cache: SlotCache,
+        *,
+        span: int,
+        window: int | None = None,
+        flex: Callable[..., tuple[Tensor, Any]] | None = None,
+        first_slot: int = 0,
+    ) -> None:
+        self._grid, self._cache, self._span, self._flex = grid, cache, span, flex
+        self._column = grid.column
+        cache.positions[self._column, grid.slots] = grid.positions
+        slots = torch.arange(span, device=grid.lengths.device)
+        prefix = ((slots >= first_slot) & (slots < grid.lengths.unsqueeze(1))).unsqueeze(1)
+        listed = grid.visible
+        if window is not None:
+            earliest = (grid.positions - window).unsqueeze(2)
+            positions = cache.positions
+            prefix = prefix & (positions[self._column.squeeze(1), :span].unsqueeze(1) > earliest)
+            listed = listed & (positions[self._column, grid.listed].unsqueeze(1) > earliest)
+        self._prefix_visible: Bool[Tensor, "N _ S"] = prefix
+        self._listed_visible: Bool[Tensor, "N R T"] = listed
+
+    def __call__(
+        self, attention: DecoderAttention, x_NRE: Tensor, cos: Tensor, sin: Tensor, *, layer: int
+    ) -> Float[Tensor, "N R E"]:
+        """Write the rows' keys and values of a layer, and return what its attention adds.
+
+        Args:
+            attention: Of the layer.
+            x_NRE: What it reads.
+            cos: As for :meth:`forerun.models.decoder.DecoderAttention.heads`, like ``sin``.
+            sin: See there.
+            layer: Its number.
+        """
+        grid, config, column = self._grid, attention.config, self._column
+        num, width = grid.token_ids.shape
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        grouped = (num, width, config.num_kv_heads, config.num_heads // config.num_kv_heads, config.head_dim)
+        q_NRHD, k_NRGD, v_NRGD = attention.heads(x_NRE, cos, sin)
+        keys[column, :, grid.slots], values[column, :, grid.slots] = k_NRGD, v_NRGD
+        q_NGRPD = q_NRHD.view(grouped).transpose(1, 2)
+        few = [half[column, :, grid.listed].transpose(1, 2) for half in (keys, values)]
+        y_NGRPD = merge_parts(
+            self._prefix_part(q_NGRPD, self._prefix(keys), self._prefix(values)),
+            masked_part(q_NGRPD, few[0], few[1], self._listed_visible),
+        )
+        return attention.o_proj(y_NGRPD.transpose(1, 2).reshape(num, width, -1).to(x_NRE.dtype))
+
+    def _prefix(self, half: Tensor) -> Tensor:
+        if self._grid.sequences is None:
+            return half[: len(self._grid.lengths), :, : self._span]
+        return half[:, :, : self._span][self._grid.sequences]
+
+    def _prefix_part(self, q_NGRPD: Tensor, k_NGSD: Tensor, v_NGSD: Tensor) -> AttentionPart:
+        if self._flex is not None:
+            return flex_prefix_part(q_NGRPD, k_NGSD, v_NGSD, self._grid.lengths, attend=self._flex)
+        return masked_part(q_NGRPD, k_NGSD, v_NGSD, self._prefix_visible)
 
 
 class StaticPass:
@@ -74,54 +171,16 @@ class StaticPass:
 
     def hidden_states(self, grid: PassGrid, *, span: int) -> Float[Tensor, "N R E"]:
         """Write the rows' keys and values, and return the normalised last hidden state; see :meth:`logits`."""
-        num, width = grid.token_ids.shape
-        config, decoder, cache = self._decoder.config, self._decoder, self._cache
-        sequences = grid.sequences
-        is_dense = sequences is None
-        if sequences is None:
-            sequences = torch.arange(num, device=grid.token_ids.device)
-        column = sequences.unsqueeze(1)
-        cache.positions[column, grid.slots] = grid.positions
-        prefix_visible, listed_visible = self._visible(grid, column, sequences, span=span)
+        decoder, column = self._decoder, grid.column
+        attend = GridAttention(grid, self._cache, span=span, window=self._window, flex=self._flex)
         x_NRE = decoder.embed_tokens(grid.token_ids)
         cos, sin = decoder.rotations(grid.positions, dtype=x_NRE.dtype)
-        grouped = (num, width, config.num_kv_heads, config.num_heads // config.num_kv_heads, config.head_dim)
-        for index, (module, keys, values) in enumerate(zip(decoder.layers, cache.keys, cache.values, strict=True)):
+        for index, module in enumerate(decoder.layers):
             layer = cast(DecoderLayer, module)
-            cache.put_features(index, column, grid.slots, x_NRE)
-            attention = layer.self_attn
-            q_NRHD, k_NRGD, v_NRGD = attention.heads(layer.input_layernorm(x_NRE), cos, sin)
-            keys[column, :, grid.slots], values[column, :, grid.slots] = k_NRGD, v_NRGD
-            q_NGRPD = q_NRHD.view(grouped).transpose(1, 2)
-            spans = [half[:num, :, :span] if is_dense else half[:, :, :span][sequences] for half in (keys, values)]
-            few = [half[column, :, grid.listed].transpose(1, 2) for half in (keys, values)]
-            y_NGRPD = merge_parts(
-                self._prefix_part(q_NGRPD, spans[0], spans[1], prefix_visible, grid.lengths),
-                masked_part(q_NGRPD, few[0], few[1], listed_visible),
-            )
-            y_NRE = y_NGRPD.transpose(1, 2).reshape(num, width, -1).to(x_NRE.dtype)
-            x_NRE = x_NRE + attention.o_proj(y_NRE)
+            self._cache.put_features(index, column, grid.slots, x_NRE)
+            x_NRE = x_NRE + attend(layer.self_attn, layer.input_layernorm(x_NRE), cos, sin, layer=index)
             x_NRE = x_NRE + layer.mlp(layer.post_attention_layernorm(x_NRE))
         return decoder.norm(x_NRE)
-
-    def _prefix_part(
-        self, q_NGRPD: Tensor, k_NGSD: Tensor, v_NGSD: Tensor, visible: Tensor, lengths_N: Tensor
-    ) -> AttentionPart:
-        if self._flex is not None:
-            return flex_prefix_part(q_NGRPD, k_NGSD, v_NGSD, lengths_N, attend=self._flex)
-        return masked_part(q_NGRPD, k_NGSD, v_NGSD, visible)
-
-    def _visible(
-        self, grid: PassGrid, column: Tensor, sequences: Tensor, *, span: int
-    ) -> tuple[Bool[Tensor, "N _ S"], Bool[Tensor, "N R T"]]:
-        """Return which slots of the prefix, and which listed ones, each row sees, within the window if there is one."""
-        prefix = (torch.arange(span, device=column.device) < grid.lengths.unsqueeze(1)).unsqueeze(1)
-        if self._window is None:
-            return prefix, grid.visible
-        earliest = (grid.positions - self._window).unsqueeze(2)
-        prefix_positions = self._cache.positions[sequences, :span].unsqueeze(1)
-        listed_positions = self._cache.positions[column, grid.listed].unsqueeze(1)
-        return prefix & (prefix_positions > earliest), grid.visible & (listed_positions > earliest)
 
 
 def _flex_attention(device: torch.device) -> Callable[..., tuple[Tensor, Any]]:

@@ -12,7 +12,8 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from forerun.core.rng import CELL, MULTIPLIER_1, MULTIPLIER_2, SQRT_HALF_BITS, WEYL
-from forerun.nn.truncation import Truncation, truncation_cut
+from forerun.nn.token_laws import first_of_largest, is_broken, processed_scores
+from forerun.nn.truncation import Truncation
 
 
 def _signed(word: int) -> int:
@@ -70,19 +71,11 @@ def select_tokens(
         Vocabulary ids, the lowest on a tie; -1 where the largest logit is not finite.
     """
     scores = logits.float()
-    is_broken = ~scores.amax(dim=-1).isfinite()
     if has_noise:
         is_greedy = (temperatures == 0).unsqueeze(-1)
-        scores = scores / torch.where(is_greedy, 1.0, temperatures.unsqueeze(-1).float())
-        if truncation is not None:
-            is_kept = is_greedy | (scores >= truncation_cut(scores, truncation))
-            scores = torch.where(is_kept, scores, -torch.inf)
+        scores = processed_scores(logits, temperatures, truncation)
         scores = scores.double() + torch.where(is_greedy, 0.0, gumbel_noise(keys, ids)).double()
-    # The first of the largest, on every device: argmax promises no order among equals, which bfloat16 has often.
-    columns = torch.arange(scores.shape[-1], device=scores.device)
-    is_largest = scores == scores.amax(dim=-1, keepdim=True)
-    first = torch.where(is_largest, columns, scores.shape[-1] - 1).amin(dim=-1)
-    return torch.where(is_broken, -1, ids[first])
+    return torch.where(is_broken(logits.float()), -1, ids[first_of_largest(scores)])
 
 
 def _shifted(word: Tensor, places: int) -> Tensor:

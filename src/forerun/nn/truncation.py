@@ -54,6 +54,19 @@ def exp_units(distances: Float32[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
     Args:
         distances: Score less the largest of its row: at most 0.
     """
+    return (_exp(distances) * float(UNITS)).long()
+
+
+def exp_weights(distances: Float32[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+    """Return what :func:`forerun.core.numerics.exp_weights` does.
+
+    Args:
+        distances: As for :func:`exp_units`.
+    """
+    return torch.where(distances >= float(LOWEST), _exp(distances), 0.0).double()
+
+
+def _exp(distances: Tensor) -> Tensor:
     x = distances.clamp(min=float(LOWEST))
     whole = (x * float(LOG2_E) + 0.5).floor()
     r = (x - whole * float(LN2_HIGH)) - whole * float(LN2_LOW)
@@ -61,7 +74,7 @@ def exp_units(distances: Float32[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
     for coefficient in _SERIES:
         series = series * r + coefficient
     power = ((whole.int() + 127) << 23).view(torch.float32)
-    return (series * power * float(UNITS)).long()
+    return series * power
 
 
 def truncation_cut(scores: Float[Tensor, "*rows columns"], truncation: Truncation) -> Float32[Tensor, "*rows 1"]:

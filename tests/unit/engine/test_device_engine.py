@@ -5,28 +5,13 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
-from simulated.byte_model import save_byte_model
 
-from forerun import LLM, SamplingParams
+from forerun import LLM, SpeculativeConfig
 from forerun.cli.main import main
 from forerun.core.errors import ConfigError
 from forerun.engine.config import EngineConfig
 from forerun.recipes import device_benchmark
 from forerun.recipes.device_benchmark import DeviceBenchmarkConfig, run_device_benchmark
-
-PROMPTS = ["The sea is calm, the sea is calm, the sea", "One", "abcabcabcabc"]
-PARAMS = [
-    SamplingParams(temperature=0, max_tokens=20),
-    SamplingParams(temperature=0.8, max_tokens=20, seed=3),
-    SamplingParams(temperature=1.0, top_k=20, max_tokens=12, seed=4, logprobs=1),
-]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("model")
-    save_byte_model(directory)
-    return str(directory)
 
 
 def bench_gpu_script():
@@ -40,16 +25,10 @@ def bench_gpu_script():
     return module
 
 
-def outputs(model, *, dtype="float32", **options):
-    with LLM(model, draft="self", dtype=dtype, max_model_len=128, max_num_seqs=2, **options) as llm:
-        completions = llm.generate(PROMPTS, PARAMS)
-        return [completion.token_ids for completion in completions], llm.last_metrics
-
-
-def test_every_method_on_a_device_gives_the_text_of_the_plain_path(model):
-    expected, _ = outputs(model, method="none")
+def test_every_method_on_a_device_gives_the_text_of_the_plain_path(outputs):
+    expected, _ = outputs(draft="self", method="none")
     for method in ("none", "sequential", "ssd", "auto"):
-        found, metrics = outputs(model, method=method, graphs="eager")
+        found, metrics = outputs(draft="self", method=method, graphs="eager")
         assert found == expected
         if method in {"sequential", "ssd"}:
             assert metrics.num_proposed > 0
@@ -58,20 +37,35 @@ def test_every_method_on_a_device_gives_the_text_of_the_plain_path(model):
 
 
 @pytest.mark.parametrize("dtype", ["float8", "int4"])
-def test_methods_agree_in_narrow_formats_too(model, dtype):
-    expected, _ = outputs(model, method="none", dtype=dtype, graphs="eager")
-    found, metrics = outputs(model, method="ssd", dtype=dtype, graphs="eager")
+def test_methods_agree_in_narrow_formats_too(outputs, dtype):
+    expected, _ = outputs(draft="self", method="none", dtype=dtype, graphs="eager")
+    found, metrics = outputs(draft="self", method="ssd", dtype=dtype, graphs="eager")
     assert found == expected
     assert metrics.num_proposed > 0
 
 
-def test_memory_for_fewer_sequences_than_asked_for_decodes_in_turns(model):
-    expected, _ = outputs(model, method="none")
+def test_memory_for_fewer_sequences_than_asked_for_decodes_in_turns(outputs):
+    expected, _ = outputs(draft="self", method="none")
     bytes_each = 2 * 4 * 2 * 8 * (128 + 1) * 4
-    found, _ = outputs(model, method="ssd", graphs="eager", kv_cache_bytes=bytes_each)
+    found, _ = outputs(draft="self", method="ssd", graphs="eager", kv_cache_bytes=bytes_each)
     assert found == expected
     with pytest.raises(ConfigError, match="set a smaller max_model_len"):
-        outputs(model, method="none", graphs="eager", kv_cache_bytes=bytes_each - 1)
+        outputs(draft="self", method="none", graphs="eager", kv_cache_bytes=bytes_each - 1)
+
+
+@pytest.mark.parametrize("method", ["none", "sequential", "ssd"])
+def test_rejection_on_a_device(outputs, method):
+    """Without a draft the tokens are those of the plain path; with one, the greedy request's, the same by any rule."""
+    speculative = SpeculativeConfig(verification="rejection", num_speculative_tokens=3)
+    expected, _ = outputs(draft=None, method="none", speculative=speculative)
+    found, metrics = outputs(draft="self", method=method, graphs="eager", speculative=speculative)
+    assert found == expected if method == "none" else found[0] == expected[0]
+    assert method == "none" or metrics.num_proposed > 20
+
+
+def test_drafts_of_passes_of_fixed_shape_are_not_rescaled(model):
+    with pytest.raises(ConfigError, match=r"saguaro_c=0\.5: in passes of fixed shape"):
+        LLM(model, graphs="eager", speculative=SpeculativeConfig(verification="rejection", saguaro_c=0.5))
 
 
 def test_int8_has_no_passes_of_fixed_shape(model):

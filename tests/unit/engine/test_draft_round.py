@@ -1,8 +1,11 @@
 """A draft's round in one launch, against the dense decoder and the host's ranking of outcomes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from simulated.heads import SlowHead, random_head_weights
 from simulated.recording import TracingRecorder
 
 from forerun.core.rows import Rows
@@ -16,7 +19,10 @@ from forerun.engine.speculative.draft_round import Chain, DraftRounds
 from forerun.engine.speculative.fan_out import joint_outcomes
 from forerun.models.config import DecoderConfig
 from forerun.models.decoder_weights import fill_decoder
+from forerun.models.device_head import DeviceHead
 from forerun.models.device_runner import DeviceRunner
+from forerun.models.eagle3 import Eagle3Config
+from forerun.models.eagle3_runner import fill_head
 from forerun.models.layout import parameter_shapes
 
 CONFIG = DecoderConfig(
@@ -92,6 +98,38 @@ class Draft:
             for k in range(num_speculated + 1)
         ]
         return joint_outcomes(ranked, text[decided:], budget=budget)
+
+
+class HeadDraft(Draft):
+    """The same of an EAGLE-3 head: what the target has read of a text is known by made-up hidden states."""
+
+    head_config = Eagle3Config(
+        layer=replace(CONFIG, num_layers=1), layer_ids=(0, 1), target_hidden_size=10, draft_vocab_size=len(REDUCED)
+    )
+
+    def __init__(self, *, recorder=None, temperature=0.0, **truncation):
+        super().__init__(vocab_ids=REDUCED, temperature=temperature, **truncation)
+        weights = random_head_weights(self.head_config)
+        head = fill_head(self.head_config, weights.__getitem__, dtype=torch.float32)
+        self.slow = SlowHead(config=self.head_config, weights=weights)
+        self.runner = DeviceHead(
+            head, num_sequences=3, capacity=120, vocab_ids=REDUCED, recorder=recorder, num_tree_slots=64
+        )
+        self.rounds = DraftRounds(self.runner)
+        self.features = np.random.default_rng(3).standard_normal((120, 2, 10)).astype(np.float32)
+        self.num_given = 0
+
+    def chain(self, sequence, text, num_tokens, *, num_speculated=0):
+        self.num_given = len(text) - 1 - num_speculated
+        self.runner.take_features(sequence, 0, self.features[: self.num_given])
+        start = len(text) - num_tokens
+        if start > 1:
+            self.runner.read(Rows.chains([(sequence, 1, text[1:start])]))
+        choice = Choice(temperature=self.temperature, seed=SEED, request=sequence, **self.truncation)
+        return Chain(sequence=sequence, start=start, tokens=text[start:], choice=choice)
+
+    def logits(self, text):
+        return self.slow.logits(text, self.features[: self.num_given])[-1].astype(np.float32)
 
 
 def text(length, seed=0) -> list[int]:
@@ -179,3 +217,25 @@ def test_a_sequence_with_less_room_does_not_disturb_the_others():
     assert tokens[1].tolist() == draft.continuation(other, 1, 6)
     again = draft.rounds.extend([draft.chain(1, [*other, *tokens[1, :5].tolist()], 1)], num_tokens=2).result()
     assert again[1].tolist() == draft.continuation([*other, *tokens[1, :5].tolist()], 1, 2)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.2, "top_k": 5}])
+def test_a_head_drafts_from_the_targets_states_and_then_its_own(options):
+    draft = HeadDraft(**options)
+    some = text(12)
+    tokens = draft.rounds.extend([draft.chain(1, some, 3)], num_tokens=4).result()[1]
+    assert tokens.tolist() == draft.continuation(some, 1, 4)
+
+
+def test_a_head_prepares_along_every_branch_and_is_recorded_once():
+    recorder = TracingRecorder()
+    draft = HeadDraft(recorder=recorder, temperature=0.9)
+    for seed, length in enumerate((9, 14)):
+        some = text(length, seed=seed)
+        chain = draft.chain(0, some, 3, num_speculated=2)
+        found = draft.rounds.prepare([chain], num_outcomes=5, depth=2).result()[0]
+        assert [tuple(row[:2]) for row in found.tolist()] == draft.outcomes(some, 2, 0, 5)
+        for num_accepted, token, *continuation in found.tolist():
+            before = [*some[: len(some) - 2 + num_accepted], token]
+            assert continuation == draft.continuation(before, 0, 2)
+    assert recorder.num_records == 1

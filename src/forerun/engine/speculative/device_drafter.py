@@ -2,9 +2,12 @@
 
 Where the draft's recorder has a stream of its own, what is launched runs while the target verifies, on the same GPU or
 on another; only ids cross. Nothing waits but the read of results, and there is no process, thread or message.
+
+Under rejection verification draft tokens are drawn, and the laws they were drawn from are copied from the draft to the
+target, on the device or from one to the other, for the target to verify by.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,13 +16,17 @@ from forerun.core.rows import Rows
 from forerun.engine.config import Fallback
 from forerun.engine.law import ProcessedLaw
 from forerun.engine.request import Request
-from forerun.engine.speculative.draft_round import Chain, DraftRounds
+from forerun.engine.speculative.draft_round import Chain, DraftRounds, RoundModel
 from forerun.engine.speculative.ngram import context_continuation
-from forerun.engine.speculative.speculator import Speculation
-from forerun.models.device_runner import DeviceRunner
+from forerun.engine.speculative.speculator import LawPlace, Speculation
+from forerun.engine.speculative.target_states import TargetStates
+from forerun.models.device_head import DeviceHead
+from forerun.models.draft_laws import DraftLaws
 from forerun.models.graph_pool import Pending
 
 _PREFILL_ROWS = 256
+_MOST_CHAINED = 16
+"""Tokens before a chain that are read along with it; more are read by themselves."""
 
 
 class DeviceDraft:
@@ -27,28 +34,54 @@ class DeviceDraft:
 
     Args:
         runner: The draft model, with a sequence for each of the target's.
+        laws: Takes the laws that drafts are drawn from; ``None``: tokens are those that the noise shared with the
+            target picks.
+        states: The target's hidden states, for a draft that reads them; it then reads each token anew, once the target
+            has.
     """
 
-    def __init__(self, runner: DeviceRunner) -> None:
+    def __init__(
+        self, runner: RoundModel, *, laws: DraftLaws | None = None, states: TargetStates | None = None
+    ) -> None:
         self.runner = runner
-        self._rounds = DraftRounds(runner)
+        self._laws, self._states = laws, states
+        self._rounds = DraftRounds(runner, most_drawn=0 if laws is None else laws.scores.shape[1])
         self._num_read: dict[int, int] = {}
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether it can read a prompt before the target has."""
+        return self._states is None
+
+    @property
+    def laws_at(self) -> LawPlace:
+        """Where the laws of what it drafts are, once they are handed over."""
+        return "nowhere" if self._laws is None else "target"
 
     def start(self, request: Request) -> None:
         """Read what the target will read before it decides the next token; returns before it is read."""
+        if self._states is not None:
+            self._num_read[request.index] = 1  # the first token is read with nothing
+            return
         self._num_read[request.index] = 0
         self._read(request, request.computed_tokens())
 
     def forget(self, request: Request) -> None:
         """Forget a request."""
         self._num_read.pop(request.index, None)
+        if self._states is not None:
+            self._states.forget(request)
 
     def extend(self, requests: Sequence[Request], *, num_tokens: int) -> Pending:
         """Draft after the last decided token of each request; see :meth:`DraftRounds.extend`."""
+        for request in requests:
+            if self._take_states(request):
+                self._read(request, request.computed_tokens()[: request.num_computed_tokens])
         chains = [self._chain(request, self._num_read[request.index], ()) for request in requests]
         for request, chain in zip(requests, chains, strict=True):
             # The last of the new tokens is chosen, and not read.
-            self._num_read[request.index] = chain.start + len(chain.tokens) + num_tokens - 1
+            num_more = num_tokens - 1 if self._states is None else 0
+            self._num_read[request.index] = chain.start + len(chain.tokens) + num_more
         return self._rounds.extend(chains, num_tokens=num_tokens)
 
     def prepare(
@@ -58,14 +91,63 @@ class DeviceDraft:
         chains: list[Chain] = []
         for request, speculation in zip(requests, speculations, strict=True):
             start = request.num_computed_tokens
+            self._take_states(request)
             self._read(request, request.computed_tokens()[:start])
             chains.append(self._chain(request, start, speculation))
-            self._num_read[request.index] = start + 1 + len(speculation)
+            self._num_read[request.index] = start + 1 + (len(speculation) if self._states is None else 0)
         return self._rounds.prepare(chains, num_outcomes=num_outcomes, depth=depth)
+
+    def hand_over_chains(self, drafts: Mapping[int, int]) -> None:
+        """Copy the laws of what :meth:`extend` drafted last, if they count.
+
+        Args:
+            drafts: Tokens to take, by sequence.
+        """
+        if self._laws is not None:
+            scores = self._rounds.chain_scores
+            parts = [(sequence, scores[sequence, :count]) for sequence, count in drafts.items()]
+            self._laws.put(parts, source=self.runner.recorder)
+
+    def hand_over_branches(self, drafts: Mapping[int, tuple[int, int]], *, num_outcomes: int) -> None:
+        """Copy the laws of branches that :meth:`prepare` drafted last for their sequences, if they count.
+
+        Args:
+            drafts: Branch and tokens to take, by sequence.
+            num_outcomes: With which it was called.
+        """
+        if self._laws is not None:
+            scores = self._rounds.tree_scores
+            parts = [
+                (sequence, scores[sequence, branch : branch + count * num_outcomes : num_outcomes])
+                for sequence, (branch, count) in drafts.items()
+            ]
+            self._laws.put(parts, source=self.runner.recorder)
+
+    def laws(self, request: Request, speculation: Speculation) -> list[ProcessedLaw | None]:
+        """Return the laws of a draft: as handed over, or one-hot ones."""
+        num_tokens = len(speculation.token_ids)
+        if self._laws is None or speculation.laws_at != "target" or request.params.is_greedy:
+            return [None] * num_tokens
+        ids = self.runner.column_ids.cpu().numpy()
+        laws: list[ProcessedLaw | None] = []
+        for scores in self._laws.read(request.sequence, num_tokens):
+            kept = np.flatnonzero(scores > -np.inf)
+            laws.append(ProcessedLaw(vocab_size=self._laws.vocab_size, ids=ids[kept], scores=scores[kept]))
+        return laws
 
     def roll_back(self, request: Request) -> None:
         """Take note that only what is decided counts; the last decided token is still to be read."""
         self._num_read[request.index] = min(self._num_read[request.index], request.num_computed_tokens)
+
+    def _take_states(self, request: Request) -> bool:
+        """Hand over what the target has computed; return whether the draft reads that, and much of it is new."""
+        if self._states is None:
+            return False
+        start, features = self._states.take(request)
+        if len(features):
+            assert isinstance(self.runner, DeviceHead), "states are for a draft that reads them"
+            self.runner.take_features(request.sequence, start, features)
+        return request.num_computed_tokens - self._num_read[request.index] > _MOST_CHAINED
 
     def _read(self, request: Request, tokens: Sequence[int]) -> None:
         """Read the tokens of a request that have not been read yet."""
@@ -88,8 +170,8 @@ class DeviceDraft:
 class DeviceSequentialSpeculator:
     """Speculative decoding with K draft passes in one launch; the target waits for it.
 
-    A draft token is the likeliest, or with a temperature the one that the noise shared with the target picks. Under
-    rejection verification it counts as chosen without chance, for it does not depend on the numbers used there.
+    A draft token is the likeliest, or with a temperature the one that the noise shared with the target picks, or under
+    rejection verification a draw from the draft's law.
 
     Args:
         draft: The draft model.
@@ -106,11 +188,13 @@ class DeviceSequentialSpeculator:
     def speculate(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Speculation]:
         """Draft for all requests together."""
         tokens = _extended(self._draft, requests, limits)
-        return [Speculation(token_ids=tokens.get(request.index, ())) for request in requests]
+        return [
+            Speculation(token_ids=tokens.get(request.index, ()), laws_at=self._draft.laws_at) for request in requests
+        ]
 
     def laws(self, request: Request, speculation: Speculation) -> Sequence[ProcessedLaw | None]:
-        """Return one-hot laws."""
-        return [None] * len(speculation.token_ids)
+        """Return the laws of the draft."""
+        return self._draft.laws(request, speculation)
 
     def observe(self, request: Request, num_accepted: int) -> None:
         """Roll the draft back to the outcome."""
@@ -155,7 +239,7 @@ class DeviceSsdSpeculator:
     def start(self, request: Request) -> None:
         """Let the draft read the prompt and prepare for the first token, while the target reads it."""
         self._draft.start(request)
-        if not request.is_resumed:
+        if not request.is_resumed and self._draft.reads_prompts:
             self._prepare([request], [1], [Speculation()])
 
     def speculate(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Speculation]:
@@ -163,12 +247,16 @@ class DeviceSsdSpeculator:
         found: dict[int, Speculation] = {}
         missed: list[tuple[Request, int]] = []
         num_prepared: dict[int, int] = {}
+        branches: dict[int, tuple[int, int]] = {}
+        laws_at = self._draft.laws_at
         for request, limit in zip(requests, limits, strict=True):
-            tokens, num_prepared[request.index] = self._look_up(request, limit)
+            branch, tokens, num_prepared[request.index] = self._look_up(request, limit)
             if tokens:
-                found[request.index] = Speculation(token_ids=tokens, origin="cache_hit", is_hit=True)
+                branches[request.sequence] = (branch, len(tokens))
+                found[request.index] = Speculation(token_ids=tokens, origin="cache_hit", is_hit=True, laws_at=laws_at)
             elif limit > 0:
                 missed.append((request, limit))
+        self._draft.hand_over_branches(branches, num_outcomes=self._num_outcomes)
         drafted: dict[int, tuple[int, ...]] = {}
         if self._fallback == "neural":
             drafted = _extended(self._draft, [request for request, _ in missed], [limit for _, limit in missed])
@@ -178,7 +266,10 @@ class DeviceSsdSpeculator:
             }
         for request, _ in missed:
             found[request.index] = Speculation(
-                token_ids=drafted.get(request.index, ()), origin="fallback", is_hit=False
+                token_ids=drafted.get(request.index, ()),
+                origin="fallback",
+                is_hit=False,
+                laws_at=laws_at if self._fallback == "neural" else "nowhere",
             )
         speculations = [
             replace(found.get(request.index, Speculation(origin="fallback")), num_prepared=num_prepared[request.index])
@@ -188,8 +279,8 @@ class DeviceSsdSpeculator:
         return speculations
 
     def laws(self, request: Request, speculation: Speculation) -> Sequence[ProcessedLaw | None]:
-        """Return one-hot laws, as :class:`DeviceSequentialSpeculator`."""
-        return [None] * len(speculation.token_ids)
+        """Return the laws of the draft."""
+        return self._draft.laws(request, speculation)
 
     def observe(self, request: Request, num_accepted: int) -> None:
         """Roll the draft back to the outcome; what it prepared stays for the next round."""
@@ -203,19 +294,22 @@ class DeviceSsdSpeculator:
     def close(self) -> None:
         """Nothing to release."""
 
-    def _look_up(self, request: Request, limit: int) -> tuple[tuple[int, ...], int]:
-        """Return the continuation prepared for the outcome that came, and how many tokens were prepared for any.
+    def _look_up(self, request: Request, limit: int) -> tuple[int, tuple[int, ...], int]:
+        """Return the branch prepared for the outcome that came, its tokens, and how many were prepared for any.
 
-        The continuation is empty if the outcome was not predicted.
+        There are no tokens if the outcome was not predicted.
         """
         preparation = self._prepared.pop(request.index, None)
         if preparation is None or limit == 0:
-            return (), 0
+            return 0, (), 0
         num_accepted = len(request.output_ids) - preparation.num_output - 1
         outcomes: np.ndarray = preparation.pending.result()[preparation.sequence]
         is_it = (outcomes[:, 0] == num_accepted) & (outcomes[:, 1] == request.output_ids[-1])
         rows = np.flatnonzero(is_it)
-        return _valid(outcomes[rows[0], 2:], limit) if rows.size else (), outcomes[:, 2:].size
+        num_prepared = outcomes[:, 2:].size
+        if not rows.size:
+            return 0, (), num_prepared
+        return int(rows[0]), _valid(outcomes[rows[0], 2:], limit), num_prepared
 
     def _prepare(self, requests: Sequence[Request], limits: Sequence[int], speculations: Sequence[Speculation]) -> None:
         """Launch the preparation for the outcomes of the verification that is about to begin."""
@@ -238,12 +332,14 @@ class DeviceSsdSpeculator:
 
 
 def _extended(draft: DeviceDraft, requests: Sequence[Request], limits: Sequence[int]) -> dict[int, tuple[int, ...]]:
-    """Draft for the requests whose limit is above 0; return the tokens by request."""
+    """Draft for the requests whose limit is above 0; return the tokens by request, their laws handed over."""
     work = [(request, limit) for request, limit in zip(requests, limits, strict=True) if limit > 0]
     if not work:
         return {}
     tokens = draft.extend([request for request, _ in work], num_tokens=max(limit for _, limit in work)).result()
-    return {request.index: _valid(tokens[request.sequence], limit) for request, limit in work}
+    drafted = {request.index: _valid(tokens[request.sequence], limit) for request, limit in work}
+    draft.hand_over_chains({request.sequence: len(drafted[request.index]) for request, _ in work})
+    return drafted
 
 
 def _valid(tokens: np.ndarray, limit: int) -> tuple[int, ...]:

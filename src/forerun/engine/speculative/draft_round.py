@@ -9,25 +9,30 @@ Outcomes are ranked as :func:`forerun.engine.speculative.fan_out.joint_outcomes`
 
 .. math:: P(k, t) = p_k(t) \prod_{j < k} p_j(s_{j+1})
 
+Where drafts are verified by rejection, tokens are drawn, and the laws that they were drawn from stay here, for a while:
+of a chain until the next one is extended, of a tree until the next is prepared for its sequence.
+
 Shape legend: N sequences, C tokens of a chain, E tokens to extend it by, B outcomes, D tokens for each, V columns.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from forerun.core.rows import Rows
 from forerun.core.selection import CHOICE_ARRAYS, FLOAT_CHOICE_ARRAYS, Choice
 from forerun.engine.speculative.fan_out import REACH_NATS
-from forerun.models.device_runner import DeviceRunner
-from forerun.models.graph_pool import Pending
+from forerun.models.graph_pool import GraphPool, Pending, Recorder
 from forerun.models.packing import PackedLayout
 from forerun.models.row_grid import padded_count, padded_span
 from forerun.models.static_pass import PassGrid
 from forerun.nn.gumbel import gumbel_noise, select_tokens
+from forerun.nn.token_laws import drawn_tokens, processed_scores
 from forerun.nn.truncation import Truncation, truncation_cut
 
 
@@ -48,16 +53,69 @@ class Chain:
     choice: Choice
 
 
+class RoundModel(Protocol):
+    """A draft model in passes of fixed shape: a decoder, or a head that reads the target's hidden states.
+
+    Attributes:
+        num_sequences: Sequences of its cache.
+        capacity: Slots of each for text.
+        num_tree_slots: Slots of each after those, for trees.
+        spare_slot: A slot of each that nobody reads.
+        vocab_ids: As of a :class:`forerun.core.protocols.LanguageModel`.
+        column_ids: int64 ``[V]``, the same where it computes.
+        graphs: Launches its passes.
+        recorder: Their order.
+    """
+
+    num_sequences: int
+    capacity: int
+    num_tree_slots: int
+    spare_slot: int
+    vocab_ids: np.ndarray | None
+    column_ids: Tensor
+    graphs: GraphPool
+    recorder: Recorder
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        ...
+
+    def pass_logits(self, grid: PassGrid, *, span: int, cells: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Run rows that don't wait for each other; as :meth:`forerun.models.static_pass.StaticPass.logits`."""
+        ...
+
+    def chain_logits(self, grid: PassGrid, *, span: int) -> Tensor:
+        """Run rows of which each follows the one before, and return the logits of all, ``[N, C, V]``."""
+        ...
+
+    def read(self, rows: Rows) -> Pending:
+        """Write what there is of rows, and return without waiting."""
+        ...
+
+
 class DraftRounds:
     """Runs rounds of a draft.
 
     Args:
         runner: The draft model.
+        most_drawn: Tokens of a chain at most that are drawn, with their laws; 0: tokens are those that the noise shared
+            with the target picks.
+
+    Attributes:
+        chain_scores: float32 ``[sequences, most_drawn, V]``, the laws of the last chains.
+        tree_scores: float32 ``[sequences, tree slots, V]``, those of the last trees: of branch b's token of depth d in
+            slot ``d * num_outcomes + b``.
     """
 
-    def __init__(self, runner: DeviceRunner) -> None:
+    def __init__(self, runner: RoundModel, *, most_drawn: int = 0) -> None:
         self._runner = runner
         self._device = runner.column_ids.device
+        self._draws = most_drawn > 0
+        sizes = (most_drawn, runner.num_tree_slots if self._draws else 0)
+        self.chain_scores, self.tree_scores = (
+            torch.zeros((runner.num_sequences, size, runner.vocab_size), device=self._device) for size in sizes
+        )
 
     def extend(self, chains: Sequence[Chain], *, num_tokens: int) -> Pending:
         """Draft tokens one after the other, as published speculative decoding does.
@@ -103,7 +161,7 @@ class DraftRounds:
 
         Args:
             chains: Of different sequences.
-            num_keys: Noise keys for each sequence; ``None``: for every place of the chain and those after it.
+            num_keys: Keys or numbers for each sequence; ``None``: for every place of the chain and those after it.
             num_positions: Tokens that follow a chain at most.
             from_end: Whether the first key is of the token after the chain; else of the one after its first token.
         """
@@ -118,8 +176,9 @@ class DraftRounds:
             "token_ids": np.zeros((shape.num_sequences, width), np.int64),
             "start": np.zeros(shape.num_sequences, np.int64),
             "count": np.zeros(shape.num_sequences, np.int64),
-            "keys": np.zeros((shape.num_sequences, num_keys), np.int64),
         }
+        noise = "draws" if self._draws else "keys"
+        arrays[noise] = np.zeros((shape.num_sequences, num_keys), np.float64 if self._draws else np.int64)
         truncates = any(chain.choice.truncates for chain in chains)
         for name in CHOICE_ARRAYS if truncates else ("temperatures",):
             arrays[name] = np.zeros(shape.num_sequences, CHOICE_ARRAYS[name])
@@ -129,8 +188,10 @@ class DraftRounds:
             count = len(chain.tokens)
             arrays["token_ids"][chain.sequence, :count] = chain.tokens
             arrays["start"][chain.sequence], arrays["count"][chain.sequence] = chain.start, count
-            first = chain.start + (count if from_end else 1)
-            arrays["keys"][chain.sequence] = chain.choice.keys(first_position=first, num_positions=num_keys)
+            positions = {"first_position": chain.start + (count if from_end else 1), "num_positions": num_keys}
+            arrays[noise][chain.sequence] = (
+                chain.choice.uniforms("draft", **positions) if self._draws else chain.choice.keys(**positions)
+            )
         return arrays, shape, any(chain.choice.temperature > 0 for chain in chains)
 
     def _drafted_columns(self, token_ids: np.ndarray) -> np.ndarray:
@@ -155,6 +216,7 @@ class DraftRounds:
             slots=torch.where(is_row, slots, self._runner.spare_slot),
             lengths=torch.where(inputs["count"] > 0, inputs["start"], 0),
             listed=torch.where(is_row, slots, 0),
+            before=torch.where(is_row, slots - 1, 0),
             visible=(place <= place.unsqueeze(1)) & is_row.unsqueeze(1) & is_row.unsqueeze(2),
         )
 
@@ -163,18 +225,12 @@ class DraftRounds:
         num = len(inputs["start"])
         each = torch.arange(num, device=self._device)
         last = (inputs["count"] - 1).clamp(min=0)
-        truncation = Truncation.of(inputs)
-        logits = runner.static.logits(self._chain_grid(inputs), span=span, cells=(each, last))
+        logits = runner.pass_logits(self._chain_grid(inputs), span=span, cells=(each, last))
         chosen: list[Tensor] = []
         for place in range(num_tokens):
-            token = select_tokens(
-                logits,
-                inputs["temperatures"],
-                inputs["keys"][:, place],
-                runner.column_ids,
-                has_noise=has_noise,
-                truncation=truncation,
-            )
+            at = torch.full((num, 1), place, device=self._device)
+            kept = self.chain_scores[:num, place : place + 1]
+            token = self._choose(logits.unsqueeze(1), inputs, at, has_noise=has_noise, kept=kept)[:, 0]
             chosen.append(token)
             if place + 1 < num_tokens:
                 position = inputs["start"] + inputs["count"] + place
@@ -187,8 +243,9 @@ class DraftRounds:
                     lengths=torch.where(has_room, position + 1, 0),
                     listed=torch.zeros_like(position).unsqueeze(1),
                     visible=torch.zeros(num, 1, 1, dtype=torch.bool, device=self._device),
+                    before=torch.where(has_room, position - 1, 0).unsqueeze(1),
                 )
-                logits = runner.static.logits(row, span=span)[:, 0]
+                logits = runner.pass_logits(row, span=span)[:, 0]
         return torch.stack(chosen, dim=1)
 
     def _prepare(
@@ -197,10 +254,9 @@ class DraftRounds:
         inputs, runner = layout.unpack(words), self._runner
         num, width = inputs["token_ids"].shape
         chain = self._chain_grid(inputs)
-        logits = runner.static.logits(chain, span=span)
+        logits = runner.chain_logits(chain, span=span)
         accepted, token = self._outcomes(logits, inputs, num_outcomes=num_outcomes, has_noise=has_noise)
         reached = accepted.clamp(min=0)
-        truncation = Truncation.of(inputs)
 
         branch = torch.arange(num_outcomes, device=self._device)
         # A branch sees the last decided token and all before it, the speculation as far as it is accepted, and itself.
@@ -210,6 +266,7 @@ class DraftRounds:
         lengths = torch.where(inputs["count"] > 0, inputs["start"] + 1, 0)
         columns = [accepted, token]
         listed, visible = [of_chain], [sees_chain]
+        before = inputs["start"].unsqueeze(1) + reached
         for level in range(depth):
             slots = (runner.capacity + level * num_outcomes + branch).expand(num, -1)
             listed.append(slots)
@@ -221,18 +278,38 @@ class DraftRounds:
                 lengths=lengths,
                 listed=torch.cat(listed, dim=1),
                 visible=torch.cat(visible, dim=2),
+                before=before,
             )
-            columns.append(
-                select_tokens(
-                    runner.static.logits(row, span=span),
-                    inputs["temperatures"].unsqueeze(1).expand(-1, num_outcomes),
-                    inputs["keys"].gather(1, reached + 1 + level),
-                    runner.column_ids,
-                    has_noise=has_noise,
-                    truncation=truncation and truncation.repeated(num_outcomes),
-                )
-            )
+            before = slots
+            logits = runner.pass_logits(row, span=span)
+            kept = self.tree_scores[:num, level * num_outcomes : (level + 1) * num_outcomes]
+            columns.append(self._choose(logits, inputs, reached + 1 + level, has_noise=has_noise, kept=kept))
         return torch.stack(columns, dim=2)
+
+    def _choose(
+        self, logits_NRV: Tensor, inputs: dict[str, Tensor], places_NR: Tensor, *, has_noise: bool, kept: Tensor
+    ) -> Tensor:
+        """Return the token ``[N, R]`` of each row.
+
+        Args:
+            logits_NRV: Of the rows.
+            inputs: Of the pass.
+            places_NR: Of each row, its place among its sequence's keys or numbers.
+            has_noise: Whether any sequence has a temperature.
+            kept: Takes the laws that tokens are drawn from, ``[N, R, V]``.
+        """
+        width = places_NR.shape[1]
+        temperatures = inputs["temperatures"].unsqueeze(1).expand(-1, width)
+        truncation = Truncation.of(inputs)
+        truncation = truncation and truncation.repeated(width)
+        ids = self._runner.column_ids
+        if not self._draws or not has_noise:
+            keys = torch.zeros_like(places_NR) if self._draws else inputs["keys"].gather(1, places_NR)
+            return select_tokens(logits_NRV, temperatures, keys, ids, has_noise=has_noise, truncation=truncation)
+        scores = processed_scores(logits_NRV, temperatures, truncation)
+        # What other sequences were given before stays theirs.
+        kept.copy_(torch.where((inputs["count"] > 0)[:, None, None], scores, kept))
+        return drawn_tokens(scores, temperatures, inputs["draws"].gather(1, places_NR), ids)
 
     def _outcomes(
         self, logits_NCV: Tensor, inputs: dict[str, Tensor], *, num_outcomes: int, has_noise: bool
@@ -243,7 +320,7 @@ class DraftRounds:
         is_greedy = temperatures == 0
         scores = logits_NCV / torch.where(is_greedy, 1.0, temperatures).float()
         values = scores
-        if has_noise:
+        if has_noise and not self._draws:
             noise = gumbel_noise(inputs["keys"][:, :width], self._runner.column_ids)
             values = scores + torch.where(is_greedy, 0.0, noise)
         is_near = scores >= scores.amax(dim=-1, keepdim=True) - REACH_NATS

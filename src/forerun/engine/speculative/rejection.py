@@ -16,13 +16,17 @@ Reference:
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from jaxtyping import Float64
 
 from forerun.core.errors import ConfigError
-from forerun.engine.law import ProcessedLaw, quantile_index
+from forerun.core.numerics import PART_UNITS
+from forerun.engine.law import ProcessedLaw, normalized, quantile_index
+
+_LEAST_RESIDUAL: Final = PART_UNITS**-2
+"""Less than that is nothing to draw from."""
 
 Noise = Callable[[int, Literal["accept", "residual", "sample"]], float]
 """A uniform number in (0, 1) for (index in the draft, purpose); see :func:`forerun.core.rng.uniform`."""
@@ -62,6 +66,13 @@ def residual_distribution(
         Probabilities aligned with ``target.ids``; p itself where p - q is nowhere positive (a rejection there has
         probability 0).
     """
+    return normalized(_residual_weights(target, draft, token_id))
+
+
+def _residual_weights(
+    target: ProcessedLaw, draft: ProcessedLaw | None, token_id: int
+) -> Float64[np.ndarray, " candidates"]:
+    """Return :func:`residual_distribution`, not normalised."""
     residual = target.probs()
     if draft is None:
         draft = ProcessedLaw.one_hot(token_id, vocab_size=target.vocab_size)
@@ -74,8 +85,7 @@ def residual_distribution(
         _, in_target, in_draft = np.intersect1d(target.ids, draft.ids, assume_unique=True, return_indices=True)
         residual[in_target] -= q[in_draft]
     np.maximum(residual, 0.0, out=residual)
-    mass = residual.sum()
-    return residual / mass if mass > 0 else target.probs()
+    return residual if residual.max() >= _LEAST_RESIDUAL else target.probs()
 
 
 def verify_rejection(
@@ -101,7 +111,7 @@ def verify_rejection(
         target = next(laws)
         if noise(index, "accept") < acceptance_probability(target, draft, token_id):
             continue
-        residual = residual_distribution(target, draft, token_id)
+        residual = _residual_weights(target, draft, token_id)
         return index, target.token_at(quantile_index(residual, noise(index, "residual")))
     return len(draft_ids), next(laws).draw(noise(len(draft_ids), "sample"))
 

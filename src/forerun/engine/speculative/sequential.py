@@ -110,7 +110,7 @@ class NgramSpeculator:
     def speculate(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Speculation]:
         """Look each context up."""
         return [
-            Speculation(token_ids=tuple(context_continuation(request, num_tokens=limit)))
+            Speculation(token_ids=tuple(context_continuation(request, num_tokens=limit)), laws_at="nowhere")
             for request, limit in zip(requests, limits, strict=True)
         ]
 

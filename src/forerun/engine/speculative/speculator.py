@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from forerun.engine.law import ProcessedLaw
 from forerun.engine.outputs import OutcomeLookUp, TokenOrigin
 from forerun.engine.request import Request
+
+LawPlace = Literal["speculator", "target", "nowhere"]
+"""Where the laws are that draft tokens were drawn from: to be had of the speculator; beside the target, which verifies
+by them itself; or nowhere, as tokens were chosen without chance."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,6 +23,7 @@ class Speculation:
         is_hit: Whether the outcome before it was predicted; ``None`` where nothing predicts outcomes.
         num_prepared: Tokens drafted ahead for that outcome and others that might have come.
         look_up: What was prepared for that outcome, where the request asks.
+        laws_at: Where the laws of its tokens are, under rejection verification.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -26,6 +31,7 @@ class Speculation:
     is_hit: bool | None = None
     num_prepared: int = 0
     look_up: OutcomeLookUp | None = None
+    laws_at: LawPlace = "speculator"
 
 
 class Speculator(Protocol):
