@@ -228,8 +228,16 @@ def verifying(method: str, target, *, noise: float, vocab_ids=None):
     return drafter
 
 
-@pytest.mark.parametrize("params", ["plain", "truncated"])
-@pytest.mark.parametrize("method", ["sequential", "neural", "ngram", "none"])
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("sequential", "plain"),
+        ("neural", "plain"),
+        ("neural", "truncated"),
+        ("ngram", "plain"),
+        ("none", "truncated"),
+    ],
+)
 def test_rejection_where_the_logits_are_is_that_of_the_host(method, params, expected):
     """The same tokens, accepted and replaced alike, as with logits and laws on the host."""
     few = np.array([1, 2, 5, 7, 8, 9, 12, 14, 15, 18]) if params == "truncated" else None

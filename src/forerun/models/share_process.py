@@ -7,6 +7,7 @@ is gone, however it ended.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -248,11 +249,12 @@ def _meet(config: ShareConfig, store: FileStore, *, rank: int) -> ProcessCollect
     return ProcessCollective()
 
 
-def _end_with_parent() -> None:
-    """End this process when the pipe closes that the first one holds."""
+def _end_with_parent(folder: Path) -> None:
+    """End this process when the pipe closes that the first one holds, which may not have been able to tidy up."""
     # Not by sys.stdin, whose lock a reader that waits would hold while the process ends.
     while os.read(0, 1):
         continue
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 
@@ -260,7 +262,7 @@ def main() -> int:
     """Run a follower: its rank, the file to meet at, and the configuration come as arguments."""
     rank, path, record = int(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
     config = ShareConfig(**(record | {"parts": tuple(record["parts"])}))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(path.parent,), daemon=True).start()
     store = _open_store(path, size=len(config.parts))
     torch.set_num_threads(config.num_threads)
     try:
