@@ -82,9 +82,9 @@ def decoder(*, noise: float = 0.0) -> Decoder:
     return fill_decoder(CONFIG, weights.__getitem__)
 
 
-def decode(target, speculator, params, *, num_tokens=K, verification: Verification = "coupled"):
+def decode(target, speculator, params, *, num_tokens=K, verification: Verification = "coupled", prompts=PROMPTS):
     """Return outputs and counters of all prompts, two side by side."""
-    requests = WORLD.requests(PROMPTS, [replace(some, seed=some.seed or 0) for some in params])
+    requests = WORLD.requests(prompts, [replace(some, seed=some.seed or 0) for some in params])
     counters = DecodeCounters()
     core = EngineCore(target, verification=verification, counters=counters)
     for _ in core.run(requests, speculator, FixedController(num_tokens)):
@@ -298,7 +298,7 @@ def head_speculator(method: str, target, *, verification: Verification = "couple
     head = fill_head(config, random_head_weights(config).__getitem__, dtype=torch.float32)
     states = TargetStates.features(target, layer_ids=config.layer_ids)
     if method == "plain":
-        speculative = SpeculativeConfig(copy_from_context=False)
+        speculative = SpeculativeConfig(copy_from_context=False, verification=verification)
         return SequentialSpeculator(
             Eagle3Runner(head, num_sequences=2, capacity=CAPACITY),
             lambda request: DraftChoice(
@@ -322,14 +322,36 @@ def head_speculator(method: str, target, *, verification: Verification = "couple
 
 
 def test_a_head_on_a_device_drafts_what_the_plain_one_does(expected):
-    """What it is given, and when, shows in what is accepted."""
+    """What it is given, and when, shows in what is accepted; a longer prompt is read before its first round."""
+    long = [*range(1, 19), *range(1, 12)]
     counted = []
     for method in ("plain", "sequential"):
         target = DeviceRunner(decoder(), num_sequences=2, capacity=CAPACITY)
-        outputs, counters = decode(target, head_speculator(method, target), PARAMS)
-        assert [tokens for tokens, _, _ in outputs] == [tokens for tokens, _, _ in expected["plain"]]
-        counted.append((counters.num_proposed, counters.accepted_counts))
+        outputs, counters = decode(
+            target, head_speculator(method, target), [*PARAMS, PARAMS[0]], prompts=[*PROMPTS, long]
+        )
+        assert [tokens for tokens, _, _ in outputs[:4]] == [tokens for tokens, _, _ in expected["plain"]]
+        counted.append((outputs[4][0], counters.num_proposed, counters.accepted_counts))
     assert counted[0] == counted[1]
+
+
+def test_rejection_of_drafts_whose_laws_are_on_the_host_needs_logits():
+    results = []
+    for kind in (DeviceRunner, TorchRunner):
+        target = kind(decoder(), num_sequences=2, capacity=CAPACITY)
+        drafter = head_speculator("plain", target, verification="rejection")
+        results.append(decode(target, drafter, PARAMS, verification="rejection"))
+    assert results[0][0] == results[1][0]
+    assert results[0][1].accepted_counts == results[1][1].accepted_counts
+
+
+@pytest.mark.parametrize("verification", ["coupled", "rejection"])
+def test_broken_weights_are_told_as_such(verification):
+    broken = decoder()
+    broken.norm.weight.data.fill_(float("nan"))
+    target = DeviceRunner(broken, num_sequences=2, capacity=CAPACITY)
+    with pytest.raises(FloatingPointError, match="the model's numbers are broken"):
+        decode(target, NoSpeculator(), PARAMS, num_tokens=0, verification=verification)
 
 
 @pytest.mark.parametrize("fallback", ["neural", "none"])
