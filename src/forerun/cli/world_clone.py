@@ -22,6 +22,9 @@ def add_clone(actions: Commands) -> None:
     )
     add_data_option(clone)
     clone.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the policy")
+    clone.add_argument(
+        "--encoder", choices=("cnn", "keypoints"), default="cnn", help="of frames, as of a model (default: %(default)s)"
+    )
     add_number(clone, "--steps", 2000, "optimiser steps")
     add_number(clone, "--batch-size", 128, "frames of a step")
     add_number(clone, "--ahead", 5, "a goal is at most so many blocks ahead")
@@ -34,11 +37,11 @@ def add_clone(actions: Commands) -> None:
 def _clone(args: argparse.Namespace) -> int:
     from forerun.data.pixel_shards import read_dataset
     from forerun.worldmodels.cloning import CloningConfig, clone_policy
-    from forerun.worldmodels.jepa.encoder import CnnConfig
+    from forerun.worldmodels.jepa.encoder import ENCODERS
 
     dataset = read_dataset(args.data)
     config = CloningConfig(
-        encoder=CnnConfig(image_size=dataset.episodes.image_size[0]),
+        encoder=ENCODERS[args.encoder](image_size=dataset.episodes.image_size[0]),
         most_blocks_ahead=args.ahead,
         num_steps=args.steps,
         batch_size=args.batch_size,

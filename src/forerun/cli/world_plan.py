@@ -39,6 +39,7 @@ examples:
   forerun world plan --model run/model --data rooms --protocol opposite --goal landmarks --gif plan.gif
   forerun world plan --model run/model --data rooms --teleport-after 2 --replan-on-surprise 0.01
   forerun world plan --model run/model --data rooms --proposals 32 --proposal-iterations 2
+  forerun world plan --model run/model --data pushes --bounded --execute 1 --context 3 --cost-at every
   forerun world plan --model run0/model --model run1/model --kappa 1 --data rooms
   forerun world plan --model run/model --data rooms --objective "any_of(near(x=50, y=50), near(x=50, y=170))"
 """
@@ -68,8 +69,13 @@ def add_plan(actions: Commands) -> None:
     )
     add_number(plan, "--tasks", 100, "how many")
     plan.add_argument(
-        "--goal", choices=("latent", "landmarks"), default="latent",
-        help="distance to the goal's embedding, or the way over a map of training embeddings (default: %(default)s)",
+        "--goal", choices=("latent", "landmarks", "state"), default="latent",
+        help="distance to the goal's embedding, the way over a map of training embeddings, or distance between what a "
+        "head reads off both (default: %(default)s)",
+    )  # fmt: skip
+    plan.add_argument(
+        "--cost-at", choices=("last", "every"), default="last",
+        help="what a plan costs: its last state, or the sum over its states (default: %(default)s)",
     )  # fmt: skip
     plan.add_argument(
         "--objective", metavar="TEXT", help="what is wanted instead of the goal, in words about known quantities"
@@ -90,6 +96,7 @@ def add_plan(actions: Commands) -> None:
     add_number(plan, "--iterations", 10, "iterations")
     add_number(plan, "--horizon", 5, "blocks of actions in a plan")
     add_number(plan, "--execute", 5, "blocks executed before the next plan")
+    add_number(plan, "--context", 1, "frames that a plan begins with: more than one show how fast things move")
     plan.add_argument(
         "--returns", choices=("mean", "best"), default="mean",
         help="the last mean of a search, or the best candidate it ever scored (default: %(default)s)",
@@ -114,7 +121,7 @@ def add_plan(actions: Commands) -> None:
     )
     add_number(plan, "--proposal-iterations", 2, "iterations of that search")
     plan.add_argument(
-        "--stable-worldmodel", action="store_true", help="let the evaluation of stable-worldmodel score the model too"
+        "--stable-worldmodel", action="store_true", help="let stable-worldmodel's evaluation score all of it, too"
     )
     add_number(plan, "--seed", 0, "root of all chance")
     plan.add_argument("--gif", type=output_file, metavar="FILE", help="write a plan, as imagined and as it went")
@@ -152,7 +159,7 @@ def _plan(args: argparse.Namespace) -> int:
         held_out, args.protocol, num_tasks=args.tasks, frame_skip=dataset.frame_skip, seed=args.seed, task=task.name
     )
     if args.stable_worldmodel:
-        check_scorable(tasks, config)
+        check_scorable(tasks, contenders)
     others = {} if args.clone is None else {"cloned policy": CloningAgent(load_policy(args.clone), tasks)}
     before_look = undisturbed
     if args.teleport_after is not None:
@@ -165,8 +172,7 @@ def _plan(args: argparse.Namespace) -> int:
             report=lambda done, total, detail: show(detail, done, total, ""),
         )  # fmt: skip
     if args.stable_worldmodel:
-        assert not isinstance(model, EnsembleModel)
-        rows += score_by_stable_worldmodel(model, tasks, config)
+        rows += score_by_stable_worldmodel(contenders, tasks, seed=args.seed)
     for row in rows:
         write_line(row.line())
     pursued: list[Pursued] = []
@@ -209,11 +215,13 @@ def _config(args: argparse.Namespace) -> "PlanConfig":
         planner=args.planner,
         horizon=args.horizon,
         execute_horizon=args.execute,
+        num_context=args.context,
         num_samples=args.samples,
         num_elites=args.elites,
         num_iterations=args.iterations,
         returns=args.returns,
         goal=args.goal,
+        cost_at=args.cost_at,
         is_bounded=args.bounded,
         has_warm_start=args.warm_start,
         kappa=args.kappa,
@@ -235,17 +243,19 @@ def _contenders(
 
     from forerun.recipes.world.evaluation import Contender
     from forerun.recipes.world.replanning import alarm_threshold
-    from forerun.recipes.world.wishes import worded_wish
+    from forerun.recipes.world.wishes import goal_wish, worded_wish
     from forerun.worldmodels.jepa.checkpoint import load_model
     from forerun.worldmodels.jepa.ensemble import EnsembleModel
     from forerun.worldmodels.jepa.inverse import InverseConfig, InverseModel
 
     def contender(which: "Jepa | EnsembleModel") -> Contender:
-        plain = Contender(model=which, seen=seen, config=config)
+        options: dict[str, Any] = {name: getattr(config, name) for name in ("goal", "cost_at", "kappa", "seed")}
+        options["head"] = args.head
         if args.objective is None:
-            return plain
-        options: dict[str, Any] = {"goal": config.goal, "head": args.head, "kappa": config.kappa, "seed": args.seed}
-        return replace(plain, wish=worded_wish(which, seen, args.objective, constraints=args.constraint, **options))
+            wish = goal_wish(which, seen, **options)
+        else:
+            wish = worded_wish(which, seen, args.objective, constraints=args.constraint, **options)
+        return Contender(model=which, seen=seen, config=config, wish=wish)
 
     contenders = {_MODEL: contender(model)}
     if not isinstance(model, EnsembleModel):

@@ -147,6 +147,8 @@ def _config(args: argparse.Namespace) -> "JepaTrainConfig":
     config = TRAIN_CONFIGS[args.config]
     measure = replace(config.objective.sigreg, scaling=args.scaling, num_subspaces=args.subspaces)
     changes: dict[str, Any] = {"batch_size": args.batch_size, "learning_rate": args.learning_rate, "seed": args.seed}
+    if args.latent_dim is not None:
+        changes["model"] = replace(config.model, latent_dim=args.latent_dim)
     return replace(
         config,
         objective=replace(config.objective, regularizer=args.regularizer, sigreg=measure),
@@ -158,8 +160,9 @@ def _add_shared_options(parser: argparse.ArgumentParser) -> None:
     add_data_option(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument(
-        "--config", choices=("paper", "medium", "small", "smoke"), default="small", help="sizes (default: %(default)s)"
-    )
+        "--config", choices=("paper", "medium", "keypoints", "small", "smoke"), default="small",
+        help="sizes; keypoints: medium, with an encoder that says where things are (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--regularizer", choices=("sigreg", "vicreg", "ema"), default="sigreg",
         help="what keeps embeddings from collapsing (default: %(default)s)",
@@ -169,6 +172,7 @@ def _add_shared_options(parser: argparse.ArgumentParser) -> None:
         help="whether SIGReg presses harder with a larger batch (default: %(default)s)",
     )  # fmt: skip
     add_number(parser, "--subspaces", 1, "parts of the space that are Gaussian each on its own (Sub-JEPA)")
+    parser.add_argument("--latent-dim", type=int, metavar="N", help="numbers of an embedding")
     parser.add_argument("--batch-size", type=int, metavar="N", help="windows of a step")
     parser.add_argument("--learning-rate", type=float, metavar="X", help="peak")
     add_number(parser, "--seed", 0, "root of all chance")

@@ -7,6 +7,7 @@ from forerun.cli.console import write_json, write_line
 from forerun.cli.options import Commands, add_command, add_json_option, add_number, output_file
 from forerun.cli.progress import progress_bars
 from forerun.cli.world_options import add_model_and_data, opened
+from forerun.core.errors import ConfigError
 
 
 def add_probe(actions: Commands) -> None:
@@ -104,12 +105,19 @@ def add_reproduce(actions: Commands) -> None:
         description="Collects episodes, trains world models and collapsed controls, and writes OUT/report.md with the\n"
         "table, a GIF of a plan, the plot of surprise and the health of every run. The same command goes on where it\n"
         "was cut.\n\n  smoke  107 CPU seconds, two minutes on idle cores: shows that everything works\n"
-        "  cpu    three seeds of the 'small' configuration, about an hour on two idle cores",
+        "  cpu    three seeds, about an hour on two idle cores\n\n"
+        "push-t and stable-two-room (extra 'stable-worlds') have no surprise: models, controls, on Push-T cloned\n"
+        "policies, and their success; stable-two-room is scored by stable-worldmodel's own evaluation.",
         epilog="examples:\n  forerun world reproduce --task two-room --scale smoke --out world\n"
-        "  forerun world reproduce --task two-room --scale cpu --out study --seeds 1",
+        "  forerun world reproduce --task two-room --scale cpu --out study --seeds 1\n"
+        "  forerun world reproduce --task push-t --out pushes",
     )
-    reproduce.add_argument("--task", choices=("two-room",), default="two-room", help="default: %(default)s")
-    reproduce.add_argument("--scale", choices=("smoke", "cpu"), default="smoke", help="default: %(default)s")
+    reproduce.add_argument(
+        "--task", choices=("two-room", "push-t", "stable-two-room"), default="two-room", help="default: %(default)s"
+    )
+    reproduce.add_argument(
+        "--scale", choices=("smoke", "cpu"), help="default: smoke for two-room; the others have cpu alone"
+    )
     reproduce.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the study")
     reproduce.add_argument("--seeds", type=int, metavar="N", help="models, each with a control (default: by scale)")
     add_number(reproduce, "--threads", 2, "CPU threads")
@@ -119,10 +127,16 @@ def add_reproduce(actions: Commands) -> None:
 
 def _reproduce(args: argparse.Namespace) -> int:
     from forerun.recipes.world.reproduce import SCALES, reproduce
+    from forerun.recipes.world.task_studies import STUDIES
+    from forerun.recipes.world.task_study import study_task
 
-    scale = SCALES[args.scale].with_seeds(args.seeds)
+    if args.task != "two-room" and args.scale == "smoke":
+        raise ConfigError(f"--scale smoke: task {args.task!r} has scale 'cpu' alone; leave --scale out")
     with progress_bars() as show:
-        found = reproduce(args.out, scale, report=show)
+        if args.task == "two-room":
+            found = reproduce(args.out, SCALES[args.scale or "smoke"].with_seeds(args.seeds), report=show)
+        else:
+            found = study_task(args.out, STUDIES[args.task].with_seeds(args.seeds), report=show)
     for line in found.lines:
         write_line(line)
     write_line(f"report: {args.out / 'report.md'}")

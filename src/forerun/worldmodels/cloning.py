@@ -25,7 +25,14 @@ from forerun.data.pixel_episodes import PixelEpisodes
 from forerun.data.pixel_shards import PixelDataset
 from forerun.nn.first_weights import seeded_weights
 from forerun.training.loop import LoopConfig, TrainingLoop
-from forerun.worldmodels.jepa.encoder import Cnn, CnnConfig, normalised
+from forerun.worldmodels.jepa.encoder import (
+    ENCODERS,
+    CnnConfig,
+    EncoderConfig,
+    build_encoder,
+    encoder_kind,
+    normalised,
+)
 
 _MODEL_FILE: Final = "model.safetensors"
 _MANIFEST_FILE: Final = "manifest.json"
@@ -48,7 +55,7 @@ class CloningConfig:
         seed: Root of all other chance.
     """
 
-    encoder: CnnConfig = field(default_factory=CnnConfig)
+    encoder: EncoderConfig = field(default_factory=CnnConfig)
     hidden_width: int = 256
     most_blocks_ahead: int = 5
     num_steps: int = 2000
@@ -81,9 +88,9 @@ class ClonedPolicy(nn.Module):
     def __init__(self, config: CloningConfig, *, action_dim: int, action_normalizer: Normalizer | None = None) -> None:
         super().__init__()
         self.config, self.action_dim = config, action_dim
-        self.encoder = Cnn(config.encoder)
+        self.encoder = build_encoder(config.encoder)
         self.head = nn.Sequential(
-            nn.Linear(2 * config.encoder.width, config.hidden_width),
+            nn.Linear(2 * self.encoder.width, config.hidden_width),
             nn.GELU(),
             nn.Linear(config.hidden_width, config.hidden_width),
             nn.GELU(),
@@ -155,7 +162,9 @@ def clone_policy(
     }
     with folder_in_the_making(folder) as partial:
         save_file({name: tensor.contiguous() for name, tensor in policy.state_dict().items()}, partial / _MODEL_FILE)
-        record = {"format": _FORMAT, "config": asdict(config), "action_dim": policy.action_dim}
+        options = asdict(config)
+        options["encoder"]["kind"] = encoder_kind(config.encoder)
+        record = {"format": _FORMAT, "config": options, "action_dim": policy.action_dim}
         write_json_file(partial / _MANIFEST_FILE, record | result | {"data_digest": dataset.digest})
     return result
 
@@ -171,7 +180,8 @@ def load_policy(folder: Path) -> ClonedPolicy:
         if manifest["format"] != _FORMAT:
             raise CheckpointError(f"{folder}: holds no cloned policy; name a folder of 'world clone'")
         options = dict(manifest["config"])
-        config = CloningConfig(encoder=CnnConfig(**options.pop("encoder")), **options)
+        encoder = {"kind": "cnn"} | options.pop("encoder")  # policies of before have no kind
+        config = CloningConfig(encoder=ENCODERS[encoder.pop("kind")](**encoder), **options)
         policy = ClonedPolicy(config, action_dim=manifest["action_dim"])
         policy.load_state_dict(load_file(folder / _MODEL_FILE))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from forerun.cli.main import main
+from forerun.recipes.world.findings import Findings
+from forerun.recipes.world.task_studies import STUDIES
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +36,21 @@ def test_a_cloned_policy_acts_beside_the_model(rooms, run, tmp_path, capsys):
     assert "cloned policy" in capsys.readouterr().out
 
 
+def test_other_tasks_have_studies_of_their_own(tmp_path, capsys, monkeypatch):
+    asked = []
+
+    def study_task(folder, study, *, report):
+        asked.append((folder, study))
+        return Findings(lines=["a table"], numbers={"bars": []})
+
+    monkeypatch.setattr("forerun.recipes.world.task_study.study_task", study_task)
+    command = ["world", "reproduce", "--task", "push-t", "--seeds", "2", "--out", str(tmp_path)]
+    assert main([*command, "--json", str(tmp_path / "found.json")]) == 0
+    assert "a table" in capsys.readouterr().out
+    assert asked == [(tmp_path, STUDIES["push-t"].with_seeds(2))]
+    assert json.loads((tmp_path / "found.json").read_text()) == {"bars": []}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -45,6 +62,13 @@ def test_a_cloned_policy_acts_beside_the_model(rooms, run, tmp_path, capsys):
         (
             ["plan", "--data", "{rooms}", "--model", "{run}/model", "--tasks", "2", "--stable-worldmodel"],
             "scores push-t",
+        ),
+        (["reproduce", "--task", "push-t", "--scale", "smoke", "--out", "{tmp}"], "leave --scale out"),
+        (["reproduce", "--task", "push-t", "--seeds", "0", "--out", "{tmp}"], "num_seeds=0"),
+        (["plan", "--data", "{rooms}", "--model", "{run}/model", "--context", "0"], "num_context=0"),
+        (
+            ["plan", "--data", "{rooms}", "--model", "{run}/model", "--goal", "landmarks", "--cost-at", "every"],
+            "costs of a last state",
         ),
         (["collect", "--out", "{tmp}/new", "--task", "push-t", "--vary", "color"], "'push-t' are none"),
         (["import", "{tmp}/nothing", "--out", "{tmp}/new"], "neither a file nor a folder"),

@@ -13,7 +13,7 @@ from forerun.recipes.world.heads import embedded, fit_head
 from forerun.recipes.world.planners import PLANNERS, PlanConfig
 from forerun.recipes.world.play import Played, play
 from forerun.recipes.world.pursuit import Pursued
-from forerun.recipes.world.wishes import worded_wish
+from forerun.recipes.world.wishes import goal_wish, worded_wish
 from forerun.worldmodels.jepa.train import fresh_model
 
 
@@ -52,6 +52,22 @@ def test_words_are_about_known_quantities_in_their_units(episodes):
     limited = score("near(x=50)", episodes, ends, constraints=["keep_out(y=(100, 224))"])
     assert limited[1] < -1e8
     assert limited[0] == pytest.approx(0, abs=0.5)
+
+
+def test_a_goal_may_be_what_a_head_reads_off_it(episodes):
+    ends = torch.tensor([[[100.0, 100.0], [50.0, 20.0]], [[90.0, 130.0], [100.0, 100.0]]])  # two plans of two steps
+    history = History.of_present(torch.zeros(1, 2), action_dim=2)
+    spread = torch.from_numpy(episodes.states).std(dim=0, correction=0)
+
+    def score(cost_at):
+        wish = goal_wish(Shown(), episodes, "state", head="linear", cost_at=cost_at)
+        return wish(torch.tensor([[1.0, 1.0]])).score(history, ends[None] / 100, torch.zeros(1, 2, 2, 2))[0]
+
+    costs = ((ends - 100) / spread).square().sum(dim=-1)
+    torch.testing.assert_close(score("last"), -costs[:, -1], rtol=0.02, atol=0.01)
+    torch.testing.assert_close(score("every"), -costs.sum(dim=1), rtol=0.02, atol=0.01)
+    with pytest.raises(ConfigError, match="costs of a last state"):
+        PlanConfig(goal="landmarks", cost_at="every")
 
 
 def test_words_that_can_not_be_read_are_refused_before_anything_is_learned(episodes):

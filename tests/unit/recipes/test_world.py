@@ -102,6 +102,33 @@ def test_a_planner_plans_again_when_its_blocks_are_used_up(held_out, model):
         PlanConfig(horizon=3, execute_horizon=4)
 
 
+def test_a_plan_begins_with_as_many_frames_as_are_wanted_and_were_seen(held_out, model, monkeypatch):
+    tasks = tasks_of(held_out, "opposite", 3)
+    histories, blocks = [], []
+    rollout = model.rollout
+
+    def noted(history, actions, *, generator):
+        histories.append(history)
+        return rollout(history, actions, generator=generator)
+
+    monkeypatch.setattr(model, "rollout", noted)
+
+    class Noted(PlanningAgent):
+        def act(self, world, frames, active):
+            blocks.append(super().act(world, frames, active))
+            return blocks[-1]
+
+    config = PlanConfig(horizon=2, execute_horizon=1, num_context=3, num_samples=4, num_elites=2, num_iterations=1)
+    played = play(tasks, Noted(model, tasks, replace(config, is_bounded=True)))
+    assert [history.states.shape[1] for history in histories[::2]][:5] == [1, 2, 3, 3, 3]  # scored twice: mean, too
+    last = histories[6]
+    torch.testing.assert_close(last.states[:, 0], model.encode_all(torch.from_numpy(played.frames[1])))
+    torch.testing.assert_close(last.states[:, 2], model.encode_all(torch.from_numpy(played.frames[3])))
+    torch.testing.assert_close(last.actions[:, 1], model.action_normalizer(torch.from_numpy(blocks[2])).float())
+    with pytest.raises(ConfigError, match="num_context=0"):
+        PlanConfig(num_context=0)
+
+
 def test_wilson_interval():
     assert wilson_interval(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
     assert wilson_interval(0, 20)[0] == pytest.approx(0, abs=1e-12)

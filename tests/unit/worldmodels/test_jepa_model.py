@@ -1,6 +1,7 @@
 """The world model: its roll-out with kept keys and values, causality, the loss as published, its file."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from forerun.models.vit import VitConfig
 from forerun.nn.first_weights import seeded_weights
 from forerun.worldmodels.jepa.checkpoint import load_model, save_model
 from forerun.worldmodels.jepa.config import TRAIN_CONFIGS, JepaConfig, ObjectiveConfig
-from forerun.worldmodels.jepa.encoder import CnnConfig
+from forerun.worldmodels.jepa.encoder import CnnConfig, KeypointConfig, Keypoints, normalised
 from forerun.worldmodels.jepa.model import Jepa
 from forerun.worldmodels.jepa.objective import JepaObjective, WindowBatch, vicreg
 from forerun.worldmodels.jepa.predictor import AdaLnBlock
@@ -127,6 +128,35 @@ def test_a_vision_transformer_encodes_too():
     assert latents.shape == (6, 4, 8)
     torch.testing.assert_close(model.encode(windows().pixels[:1]), latents[:1])
     assert JepaConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_keypoints_move_with_what_they_see():
+    """By whole cells of 4 pixels, away from the border: each place then moves by equal steps along one axis alone."""
+    with seeded_weights(0, "test"):
+        encoder = Keypoints(KeypointConfig(image_size=64, num_channels=4, num_keypoints=6)).eval().double()
+    encoder.head = torch.nn.Identity()
+    frames = torch.zeros(6, 64, 64, 3, dtype=torch.uint8)
+    for step, frame in enumerate(frames):
+        frame[30:34, 20 + 4 * step : 24 + 4 * step] = 255
+    with torch.no_grad():
+        across, down = encoder(normalised(frames).double()).split(6, dim=1)
+    steps = across.diff(dim=0)
+    assert (steps.abs() > 1e-6).all()
+    torch.testing.assert_close(steps, steps[:1].expand(5, -1), rtol=0.05, atol=0)
+    assert float(down.diff(dim=0).abs().max()) < 0.05 * float(steps.abs().min())
+
+
+def test_keypoints_are_an_encoder_like_others(tmp_path):
+    config = replace(TINY_MODEL, encoder=KeypointConfig(image_size=16, num_channels=2, num_keypoints=3, width=8))
+    assert JepaConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    with seeded_weights(0, "test"):
+        model = Jepa(config, action_dim=ACTION_DIM)
+    assert model.encode(windows().pixels).shape == (6, 4, 8)
+    for size in (6, 18):
+        with pytest.raises(ConfigError, match=f"image_size={size}"):
+            KeypointConfig(image_size=size)
+    with pytest.raises(ConfigError, match="num_keypoints=0"):
+        KeypointConfig(num_keypoints=0)
 
 
 def test_a_model_comes_back_from_its_file(model, tmp_path):

@@ -241,7 +241,7 @@ class PlanningAgent:
         deadline_s, began = config.deadline_s, time.perf_counter()
         with torch.autocast(present.device.type, dtype=torch.bfloat16, enabled=config.has_autocast):
             plan = planner.plan(
-                History.of_present(present, action_dim=self._model.action_dim),
+                self._seen(present, rows),
                 generator=keyed_generator(config.seed, "plan", len(self.plans)),
                 warm_start=self._warm_start(due) if config.has_warm_start and self._is_planned else None,
                 is_late=lambda: deadline_s is not None and time.perf_counter() - began > deadline_s,
@@ -250,6 +250,14 @@ class PlanningAgent:
         self._blocks[rows] = plan.actions
         self._num_executed[due] = 0
         self._is_planned = True
+
+    def _seen(self, present: Tensor, rows: Tensor) -> History:
+        """Return what some tasks saw: their present frame, and as many before it as the planner takes."""
+        num_before, recent = self.config.num_context - 1, self._recent
+        if recent is None or not num_before:
+            return History.of_present(present, action_dim=self._model.action_dim)
+        states = torch.cat([recent.states[rows, -num_before:], present[:, None]], dim=1)
+        return History(states=states, actions=recent.actions[rows, -num_before:])
 
     def _warm_start(self, due: np.ndarray) -> Tensor:
         """Return what is left of the last plan of each task; tasks differ in how much that is."""

@@ -42,9 +42,11 @@ class Contender:
     alarm_above: float | None = None
 
     def wished(self) -> Wish:
-        """Return what it wants; a map is made here."""
+        """Return what it wants; a map or a head is made here."""
         config = self.config
-        return self.wish or goal_wish(self.model, self.seen, config.goal, kappa=config.kappa)
+        return self.wish or goal_wish(
+            self.model, self.seen, config.goal, cost_at=config.cost_at, kappa=config.kappa, seed=config.seed
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,6 +153,7 @@ def evaluate(
     seed: int = 0,
     before_look: BeforeLook = undisturbed,
     stops_at_goal: bool = True,
+    has_bounds: bool = True,
     on_played: Callable[[str, Played], None] = lambda name, played: None,
     report: Report = lambda done, total, detail: None,
 ) -> tuple[list[Success], dict[str, tuple[Played, PlanningAgent]]]:
@@ -163,6 +166,7 @@ def evaluate(
         seed: Of chance's actions.
         before_look: What disturbs the worlds, for everybody.
         stops_at_goal: As for :func:`~forerun.recipes.world.play.play`.
+        has_bounds: Whether chance and the expert act, too.
         on_played: Told (who, what happened) after each.
         report: Progress.
 
@@ -191,7 +195,8 @@ def evaluate(
         )
         return played
 
-    play_as("random", RandomAgent(tasks, seed=seed))
+    if has_bounds:
+        play_as("random", RandomAgent(tasks, seed=seed))
     for name, agent in others.items():
         play_as(name, agent)
     for name, contender in contenders.items():
@@ -204,5 +209,6 @@ def evaluate(
             alarm_above=contender.alarm_above,
         )
         shown[name] = play_as(name, agent), agent
-    play_as(*ceiling_of(tasks))
+    if has_bounds:
+        play_as(*ceiling_of(tasks))
     return rows, shown

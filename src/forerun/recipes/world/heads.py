@@ -13,12 +13,11 @@ from forerun.worldmodels.jepa.probes import LinearProbe, MlpProbe
 from forerun.worldmodels.latent_model import LatentModel
 
 HeadName = Literal["linear", "network"]
+Head = LinearProbe | MlpProbe
 _NUM_FRAMES = 4000
 
 
-def fit_head(
-    model: LatentModel, episodes: PixelEpisodes, *, kind: HeadName = "network", seed: int = 0
-) -> LinearProbe | MlpProbe:
+def fit_head(model: LatentModel, episodes: PixelEpisodes, *, kind: HeadName = "network", seed: int = 0) -> Head:
     """Return a head that reads the known quantities of some episodes off a model's embeddings.
 
     Args:

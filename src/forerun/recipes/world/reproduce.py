@@ -3,16 +3,16 @@
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from forerun.core.atomic_files import write_json_file
-from forerun.core.errors import ConfigError
 from forerun.data.pixel_shards import PixelDataset, read_dataset
 from forerun.recipes.world.bars import health_bars, success_bars, surprise_bars
 from forerun.recipes.world.evaluation import Contender, Success, evaluate, held_out_of, pooled
+from forerun.recipes.world.findings import Findings, first_seeds, success_lines, successes_of, training_line
 from forerun.recipes.world.goal_tasks import Protocol, held_out_tasks
 from forerun.recipes.world.pictures import check_picture_packages, draw_health, draw_surprise, write_plan_gif
 from forerun.recipes.world.planners import PlanConfig
@@ -67,16 +67,8 @@ class Scale:
     surprise: SurpriseConfig
 
     def with_seeds(self, num_seeds: int | None) -> "Scale":
-        """Return the scale with so many seeds, from 0 on; with its own for ``None``.
-
-        Raises:
-            ConfigError: There would be none.
-        """
-        if num_seeds is None:
-            return self
-        if num_seeds < 1:
-            raise ConfigError(f"num_seeds={num_seeds}: must be >= 1")
-        return replace(self, seeds=tuple(range(num_seeds)))
+        """Return the scale with so many seeds; see :func:`~forerun.recipes.world.findings.first_seeds`."""
+        return self if num_seeds is None else replace(self, seeds=first_seeds(num_seeds))
 
 
 SCALES: Final[Mapping[str, Scale]] = {
@@ -107,19 +99,6 @@ SCALES: Final[Mapping[str, Scale]] = {
         surprise=SurpriseConfig(num_calibration=2000, num_undisturbed=2000, num_pairs=200),
     ),
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Findings:
-    """What a study found.
-
-    Attributes:
-        lines: For people.
-        numbers: All of them, as JSON types.
-    """
-
-    lines: list[str]
-    numbers: dict[str, Any]
 
 
 def reproduce(folder: Path, scale: Scale, *, report: Report = lambda stage, done, total, detail: None) -> Findings:
@@ -241,11 +220,7 @@ class _Study:
 
 
 def _findings(scale: Scale, measured: Sequence[Mapping[str, Any]]) -> Findings:
-    names = {item.name for item in fields(Success)}
-    by_seed = [
-        [Success(**{name: value for name, value in row.items() if name in names}) for row in part["success"]]
-        for part in measured
-    ]
+    by_seed = [successes_of(part["success"]) for part in measured]
     rows = pooled(by_seed)
     bars = [
         *health_bars([part["training"][_MODEL]["health"] for part in measured]),
@@ -253,22 +228,11 @@ def _findings(scale: Scale, measured: Sequence[Mapping[str, Any]]) -> Findings:
         *surprise_bars([part["surprise"] for part in measured]),
     ]
     lines = ["Bars (of several seeds the worst; success over all tasks)", *(bar.line() for bar in bars), ""]
-    lines.append(
-        f"Success at held-out tasks, {len(measured)} seed(s), each with tasks of its own (95% intervals over tasks)"
-    )
-    for place, row in enumerate(rows):
-        each = ", ".join(str(group[place].num_successes) for group in by_seed)
-        lines.append(row.line() + (f"   by seed {each}" if len(by_seed) > 1 else ""))
+    lines += success_lines(by_seed)
     lines += ["", "Health of held-out frames"]
     for part in measured:
         for name, result in part["training"].items():
-            health = result["health"]
-            lines.append(
-                f"{name:<12} seed {part['seed']}  {result['num_steps']} steps  std {health['embedding_std']:.3f}  "
-                f"rank {health['effective_rank']:.1f}  gauss {health['gaussianity']:.1f}  probe R² "
-                f"{health['mean_probe_r2']:.3f}  {result['cpu_s_since_start']:.0f} CPU-s"
-                + (f"  collapsed: {result['why_collapsed']}" if result["why_collapsed"] else "")
-            )
+            lines.append(training_line(name, part["seed"], result))
     for part in measured:
         lines += ["", f"Surprise, seed {part['seed']}", *part["surprise"]["lines"]]
     numbers = {

@@ -4,7 +4,7 @@ import contextlib
 import io
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,11 +17,11 @@ from forerun.core.control import History
 from forerun.core.errors import ConfigError
 from forerun.envs.push_t import published_state
 from forerun.envs.stable_worlds import import_stable_worldmodel
-from forerun.planning.objective import GoalDistance
-from forerun.recipes.world.evaluation import Success
+from forerun.recipes.world.evaluation import Contender, Success
 from forerun.recipes.world.goal_tasks import GOAL_OFFSET_STEPS, GoalTasks
 from forerun.recipes.world.planners import PlanConfig
-from forerun.worldmodels.jepa.model import Jepa
+from forerun.recipes.world.wishes import Wish, picture_wish
+from forerun.worldmodels.latent_model import LatentModel
 
 _ENVIRONMENTS: Final = {"push-t": "swm/PushT-v1", "stable-two-room": "swm/TwoRoom-v1"}
 _SETTERS: Final = [
@@ -29,14 +29,18 @@ _SETTERS: Final = [
     {"method": "_set_goal_state", "args": {"goal_state": {"value": "goal_state", "in_dataset": True}}},
 ]
 """How its published evaluation puts an environment into a state of a dataset, and tells it the goal."""
+_NOT_ITS_OWN: Final = (
+    "planner", "num_context", "returns", "is_bounded", "has_warm_start", "num_proposals", "has_autocast", "deadline_s"
+)  # fmt: skip
+"""Options of ours that its planner has no word for."""
 
 
-def check_scorable(tasks: GoalTasks, config: PlanConfig) -> None:
+def check_scorable(tasks: GoalTasks, contenders: Mapping[str, Contender]) -> None:
     """Find out before any work whether stable-worldmodel can score these tasks.
 
     Args:
         tasks: Must be of one of its worlds, with goals that an episode reached.
-        config: How it is to plan; ``goal`` must be ``latent``, what its planner has no word for is refused.
+        contenders: Must be planned with in ways that its planner has a word for; a cost may be any.
 
     Raises:
         ConfigError: The tasks are not of one of its worlds, or an option is not one of its planner's.
@@ -47,31 +51,52 @@ def check_scorable(tasks: GoalTasks, config: PlanConfig) -> None:
             f"task {tasks.task.name!r}, protocol {tasks.protocol!r}: stable-worldmodel scores "
             f"{' and '.join(_ENVIRONMENTS)}, with goals that an episode reached"
         )
-    if config.goal != "latent" or config.is_bounded or config.has_warm_start or config.deadline_s is not None:
-        raise ConfigError("its planner is plain: no landmarks, no bounds, no warm start, no deadline; leave these out")
+    for name, contender in contenders.items():
+        config, defaults = contender.config, PlanConfig()
+        if others := [key for key in _NOT_ITS_OWN if getattr(config, key) != getattr(defaults, key)]:
+            raise ConfigError(
+                f"{name}: stable-worldmodel's planner is plain, and has no {' and no '.join(others)}; leave it out"
+            )
     import_stable_worldmodel()
 
 
-def score_by_stable_worldmodel(model: Jepa, tasks: GoalTasks, config: PlanConfig) -> list[Success]:
-    """Let ``World.evaluate`` play tasks: with chance, with our model under its cross-entropy method, with its expert.
+def score_by_stable_worldmodel(
+    contenders: Mapping[str, Contender], tasks: GoalTasks, *, seed: int = 0, has_bounds: bool = True
+) -> list[Success]:
+    """Let ``World.evaluate`` play tasks: with chance, with models under its cross-entropy method, with its expert.
 
     Args:
-        model: The world model.
-        tasks: As :func:`check_scorable` wants them.
-        config: How it plans, likewise.
+        contenders: Models by name, and how they plan, as :func:`check_scorable` wants them.
+        tasks: Likewise.
+        seed: Of chance and expert.
+        has_bounds: Whether chance and expert play, too.
 
     Raises:
         ConfigError: See :func:`check_scorable`.
         MissingDependencyError: See :func:`check_scorable`.
     """
-    check_scorable(tasks, config)
+    check_scorable(tasks, contenders)
+    from stable_worldmodel.policy import RandomPolicy  # pyright: ignore[reportMissingImports]
+
+    policies: dict[str, Any] = {"random": RandomPolicy(seed=seed)} if has_bounds else {}
+    policies |= {name: _its_policy(contender, tasks) for name, contender in contenders.items()}
+    if has_bounds and tasks.task.name == "stable-two-room":
+        from stable_worldmodel.envs.two_room import ExpertPolicy  # pyright: ignore[reportMissingImports]
+
+        policies["its expert"] = ExpertPolicy(seed=seed)
+    return [_scored(name, policy, tasks) for name, policy in policies.items()]
+
+
+def _its_policy(contender: Contender, tasks: GoalTasks) -> Any:
+    """Return its model-predictive policy with one of our models."""
     from stable_worldmodel.policy import PlanConfig as StablePlanConfig  # pyright: ignore[reportMissingImports]
-    from stable_worldmodel.policy import RandomPolicy, WorldModelPolicy  # pyright: ignore[reportMissingImports]
+    from stable_worldmodel.policy import WorldModelPolicy  # pyright: ignore[reportMissingImports]
     from stable_worldmodel.solver import CEMSolver  # pyright: ignore[reportMissingImports]
 
+    config, model = contender.config, contender.model
     scaler = ActionScaler.of_model(model, block=tasks.frame_skip)
     solver = CEMSolver(
-        model=LatentCost(model, scaler),
+        model=LatentCost(model, scaler, wish=contender.wished()),
         num_samples=config.num_samples,
         topk=config.num_elites,
         n_steps=config.num_iterations,
@@ -83,15 +108,7 @@ def score_by_stable_worldmodel(model: Jepa, tasks: GoalTasks, config: PlanConfig
         action_block=tasks.frame_skip,
         warm_start=False,
     )
-    policies: dict[str, Any] = {
-        "random": RandomPolicy(seed=config.seed),
-        "world model": WorldModelPolicy(solver, horizons, process={"action": scaler}),
-    }
-    if tasks.task.name == "stable-two-room":
-        from stable_worldmodel.envs.two_room import ExpertPolicy  # pyright: ignore[reportMissingImports]
-
-        policies["its expert"] = ExpertPolicy(seed=config.seed)
-    return [_scored(name, policy, tasks) for name, policy in policies.items()]
+    return WorldModelPolicy(solver, horizons, process={"action": scaler})
 
 
 def _scored(name: str, policy: Any, tasks: GoalTasks) -> Success:
@@ -138,7 +155,7 @@ class ActionScaler:
     scale: Float[np.ndarray, " A"]
 
     @classmethod
-    def of_model(cls, model: Jepa, *, block: int) -> "ActionScaler":
+    def of_model(cls, model: LatentModel, *, block: int) -> "ActionScaler":
         """Return the scaler that goes with a model's blocks of so many actions."""
         shift = model.action_normalizer.shift.numpy().reshape(block, -1).astype(np.float64)
         scale = model.action_normalizer.scale.numpy().reshape(block, -1).astype(np.float64)
@@ -155,33 +172,34 @@ class ActionScaler:
 
 
 class LatentCost:
-    """A world model as its planners want one: the squared distance of the last predicted embedding to the goal's.
+    """A world model as its planners want one: what an imagined future costs.
 
     Args:
         model: Predicts; start and goal are embedded once for each plan.
         scaler: Of the planner's actions.
+        wish: What is wanted of a future; by default that its last embedding is the goal's, as published.
     """
 
-    def __init__(self, model: Jepa, scaler: ActionScaler) -> None:
-        self._model = model.eval()
+    def __init__(self, model: LatentModel, scaler: ActionScaler, *, wish: Wish = picture_wish) -> None:
+        self._model, self._wish = model, wish
         block = model.action_dim // len(scaler.shift)
         self._shift = torch.from_numpy(np.tile(scaler.shift, block)).float()
         self._scale = torch.from_numpy(np.tile(scaler.scale, block)).float()
 
     def parameters(self) -> Iterator[Tensor]:
-        """Return the model's weights, whose type its planners take over."""
-        return self._model.parameters()
+        """Return a tensor of the model, whose type its planners take over."""
+        yield self._model.action_normalizer.shift
 
     @torch.no_grad()
     def get_cost(self, info_dict: dict[str, Any], action_candidates: Float[Tensor, "envs samples horizon A"]) -> Tensor:
-        """Return [envs, samples]; keeps embeddings in the dictionary, which lasts as long as a plan is made."""
+        """Return [envs, samples]; keeps what is embedded in the dictionary, which lasts as long as a plan is made."""
         if "forerun_present" not in info_dict:
-            for name, key in (("forerun_present", "pixels"), ("forerun_goal", "goal")):
-                info_dict[name] = self._model.encode_all(info_dict[key][:, 0, -1])
+            info_dict["forerun_present"] = self._model.encode_all(info_dict["pixels"][:, 0, -1])
+            info_dict["forerun_wanted"] = self._wish(self._model.encode_all(info_dict["goal"][:, 0, -1]))
         actions = self._model.action_normalizer(action_candidates * self._scale + self._shift)
         history = History.of_present(info_dict["forerun_present"], action_dim=self._model.action_dim)
         states = self._model.rollout(history, actions, generator=torch.Generator())
-        return GoalDistance(info_dict["forerun_goal"]).score(history, states, actions)
+        return -info_dict["forerun_wanted"].score(history, states, actions)
 
     criterion = get_cost
 

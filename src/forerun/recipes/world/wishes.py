@@ -1,11 +1,11 @@
-"""What is wanted of a future, given the goals' embeddings: to look like the goal, to be near it by map, or words.
+"""What is wanted of a future, given the goals' embeddings: to look like the goal, to be near it by map, or in words.
 
 A wish becomes an objective when the goals of the tasks that are planned for are known.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,7 +14,8 @@ from forerun.core.protocols import Objective
 from forerun.data.pixel_episodes import PixelEpisodes
 from forerun.planning.expression import ObjectiveLanguage
 from forerun.planning.objective import ComposableObjective, GoalDistance, PlanReward
-from forerun.recipes.world.heads import HeadName, fit_head
+from forerun.recipes.world.heads import Head, HeadName, fit_head
+from forerun.recipes.world.planners import CostTime, GoalName
 from forerun.worldmodels.jepa.ensemble import EnsembleModel, EnsembleObjective
 from forerun.worldmodels.jepa.goals import ReadObjective
 from forerun.worldmodels.jepa.landmarks import LandmarkMap
@@ -30,21 +31,52 @@ def picture_wish(goals: Float[Tensor, "envs D"]) -> Objective:
 
 
 def goal_wish(
-    model: LatentModel, seen: PixelEpisodes, goal: Literal["latent", "landmarks"], *, kappa: float = 0.0
+    model: LatentModel,
+    seen: PixelEpisodes,
+    goal: GoalName,
+    *,
+    cost_at: CostTime = "last",
+    head: HeadName = "network",
+    kappa: float = 0.0,
+    seed: int = 0,
 ) -> Wish:
     """Return the wish to reach a goal.
 
     Args:
         model: Embeds; of an ensemble each model has its own wish, and ``kappa`` is what disagreement costs.
-        seen: Episodes that it learned from, for maps.
-        goal: ``latent``: as :func:`picture_wish`. ``landmarks``: the way over a map.
+        seen: Episodes that it learned from, for maps and heads.
+        goal: As in :class:`~forerun.recipes.world.planners.PlanConfig`; with ``latent`` and ``last`` it is
+            :func:`picture_wish`.
+        cost_at: Likewise.
+        head: Kind of head, for ``state``.
         kappa: See :class:`~forerun.worldmodels.jepa.ensemble.EnsembleObjective`.
+        seed: Of the head.
+
+    Raises:
+        TrajectoryError: ``state`` is wanted of episodes of which nothing is known.
     """
 
     def alone(part: LatentModel) -> Wish:
-        return picture_wish if goal == "latent" else LandmarkMap.of_episodes(part, seen).objective
+        match goal:
+            case "latent":
+                return lambda goals: -GoalDistance(goals, when=cost_at)
+            case "landmarks":
+                return LandmarkMap.of_episodes(part, seen).objective
+            case "state":
+                return _state_wish(fit_head(part, seen, kind=head, seed=seed), cost_at)
 
     return _of_each(model, alone, kappa=kappa)
+
+
+def _state_wish(head: Head, cost_at: CostTime) -> Wish:
+    """Want what a head reads off predicted embeddings to be what it reads off the goal's, in standard deviations."""
+    per_quantity = head.target_normalizer.scale.square().reciprocal()
+
+    def wish(goals: Float[Tensor, "envs D"]) -> Objective:
+        weights = torch.cat([per_quantity, torch.zeros(goals.shape[1])])
+        return ReadObjective(-GoalDistance(torch.cat([head(goals), goals], dim=1), when=cost_at, weights=weights), head)
+
+    return wish
 
 
 def worded_wish(
@@ -53,7 +85,8 @@ def worded_wish(
     text: str,
     *,
     constraints: Sequence[str] = (),
-    goal: Literal["latent", "landmarks"] = "latent",
+    goal: GoalName = "latent",
+    cost_at: CostTime = "last",
     head: HeadName = "network",
     kappa: float = 0.0,
     seed: int = 0,
@@ -67,6 +100,7 @@ def worded_wish(
             :func:`goal_wish`.
         constraints: Hard limits beside it, ``keep_out(...)`` or ``keep_in(...)``.
         goal: What ``goal()`` means.
+        cost_at: When ``goal()`` counts.
         head: Kind of head.
         kappa: As for :func:`goal_wish`.
         seed: Of the heads.
@@ -79,7 +113,7 @@ def worded_wish(
 
     def alone(part: LatentModel) -> Wish:
         read = fit_head(part, seen, kind=head, seed=seed)
-        reach = goal_wish(part, seen, goal)
+        reach = goal_wish(part, seen, goal, cost_at=cost_at, head=head, seed=seed)
         num_read = len(seen.state_names)
 
         def wish(goals: Float[Tensor, "envs D"]) -> Objective:

@@ -1,12 +1,12 @@
 """Options of a world model, of its loss and of its training; configurations that have a name."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final, Literal
 
 from forerun.core.errors import ConfigError
 from forerun.models.vit import VitConfig
-from forerun.worldmodels.jepa.encoder import CnnConfig, EncoderConfig
+from forerun.worldmodels.jepa.encoder import ENCODERS, CnnConfig, EncoderConfig, KeypointConfig, encoder_kind
 from forerun.worldmodels.jepa.predictor import PredictorConfig
 from forerun.worldmodels.jepa.sigreg import SigRegConfig
 
@@ -43,8 +43,7 @@ class JepaConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Return the shape as JSON types; :meth:`from_json` reads it."""
-        kind = "cnn" if isinstance(self.encoder, CnnConfig) else "vit"
-        return asdict(self) | {"encoder": {"kind": kind} | asdict(self.encoder)}
+        return asdict(self) | {"encoder": {"kind": encoder_kind(self.encoder)} | asdict(self.encoder)}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "JepaConfig":
@@ -55,7 +54,7 @@ class JepaConfig:
         """
         parts = dict(record)
         encoder = dict(parts.pop("encoder"))
-        encoder_class = {"cnn": CnnConfig, "vit": VitConfig}[encoder.pop("kind")]
+        encoder_class = ENCODERS[encoder.pop("kind")]
         predictor = _built(PredictorConfig, parts.pop("predictor"))
         return _built(cls, parts | {"encoder": _built(encoder_class, encoder), "predictor": predictor})
 
@@ -207,11 +206,14 @@ _MEDIUM: Final = JepaTrainConfig(
     checkpoint_every=250,
 )
 
+_KEYPOINTS: Final = replace(_MEDIUM, model=replace(_MEDIUM.model, encoder=KeypointConfig(image_size=64)))
+
 TRAIN_CONFIGS: Final[Mapping[str, JepaTrainConfig]] = {
     "paper": JepaTrainConfig(),
     "medium": _MEDIUM,
+    "keypoints": _KEYPOINTS,
     "small": _SMALL,
     "smoke": _SMOKE,
 }
 """``paper``: 18 million parameters at 224 pixels, for a GPU. ``medium``: 64 pixels, some twenty minutes on a
-CPU. ``small``: minutes. ``smoke``: a minute."""
+CPU. ``keypoints``: the same with an encoder that says where things are. ``small``: minutes. ``smoke``: a minute."""
