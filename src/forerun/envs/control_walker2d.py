@@ -117,7 +117,7 @@ def task() -> ControlTask:
         bounds=BOUNDS,
         num_steps=NUM_STEPS,
         discount=0.99,
-        horizon=16,
+        horizon=32,
         num_episodes=400,
         make_env=make_env,
         behaviour=behaviour,

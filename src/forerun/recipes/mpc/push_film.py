@@ -33,6 +33,8 @@ class _View:
         self._hand, self._puck, self._goal = (
             [numbers[place] for place in places] for numbers in (HAND, ARRIVAL.moving, ARRIVAL.goal)
         )
+        # The fingers open along x; from the side one hides the other.
+        self._finger_gap = _FINGER_GAP if places[0] == 0 else 0.0
         axes.set(xlim=limits[0], ylim=limits[1], xticks=[], yticks=[])
         axes.set_xlabel("xyz"[places[0]])
         axes.set_ylabel("xyz"[places[1]])
@@ -52,7 +54,7 @@ class _View:
         self._chosen.set_data(*frame.future[:, self._hand].T)
         self._disc.set_data(*now[self._puck, None])
         self._around.set_center(now[self._goal])
-        half = 0.5 * _FINGER_GAP * now[_GRIPPER]
+        half = 0.5 * self._finger_gap * now[_GRIPPER]
         right, up = now[self._hand]
         self._fingers.set_data(np.array([right - half, right + half]), np.array([up, up]))
 
