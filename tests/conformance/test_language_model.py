@@ -498,6 +498,25 @@ def test_sequences_share_a_block_and_go_on_in_their_own(subject):
         subject.same(logits[first : first + len(text)], expected)
 
 
+def test_sequences_of_two_beginnings_take_turns_in_a_pass(subject, tokens):
+    """Those of one beginning may be run side by side inside: whose logits are whose must not change by it."""
+    runner, stems = paged(subject, num_sequences=6), (tokens[:32], tokens[8:])
+    num_places = CAPACITY // runner.block_tokens
+    for sequence, stem in enumerate(stems):
+        runner.forward(chain(stem, sequence=4 + sequence), logit_rows=np.array([], np.int64))
+    texts = [tokens[sequence : 2 * sequence + 1] for sequence in range(4)]
+    for sequence in range(4):
+        stem_block = (4 + sequence % 2) * num_places
+        runner.set_blocks(sequence, [stem_block, sequence * num_places])
+    rows = Rows.chains([(sequence, 32, text) for sequence, text in enumerate(texts)])
+    together, first = runner.forward(rows), 0
+    np.testing.assert_array_equal(runner.forward(rows, logit_rows=np.array([8, 2, 0])), together[[8, 2, 0]])
+    for sequence, text in enumerate(texts):
+        expected = subject.build().forward(chain([*stems[sequence % 2], *text]))[32:]
+        subject.same(together[first : first + len(text)], expected)
+        first += len(text)
+
+
 def test_what_lies_beyond_the_blocks_of_a_sequence_is_refused(subject):
     runner = paged(subject, num_sequences=2)
     runner.set_blocks(0, [1])

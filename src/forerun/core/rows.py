@@ -79,3 +79,15 @@ class Rows:
             ancestors=np.concatenate(padded),
             num_ancestors=np.concatenate([part.num_ancestors for part in parts]),
         )
+
+    def take(self, indices: np.ndarray) -> "Rows":
+        """Return some of the rows, or all of them in another order; their sequences need not ascend then."""
+        return Rows(
+            sequences=self.sequences[indices],
+            token_ids=self.token_ids[indices],
+            positions=self.positions[indices],
+            slots=self.slots[indices],
+            lengths=self.lengths[indices],
+            ancestors=self.ancestors[indices],
+            num_ancestors=self.num_ancestors[indices],
+        )

@@ -57,6 +57,21 @@ class BlockTables:
         self._check_held(last - held)
         return self.blocks[rows.sequences, rows.slots // self.block_tokens], rows.slots % self.block_tokens
 
+    def order(self, rows: Rows) -> np.ndarray | None:
+        """Return an order in which rows of sequences that begin with the same blocks are side by side.
+
+        Returns:
+            int64 ``[M]``, the rows in that order; ``None`` where they may stay as they are.
+        """
+        sequences = np.unique(rows.sequences)
+        if len(sequences) < 3 or len(np.unique(self.blocks[sequences, 0])) == len(sequences):
+            return None
+        num_places = -(-int(rows.lengths.max()) // self.block_tokens)
+        begin_alike = sorted(sequences.tolist(), key=lambda sequence: self.blocks[sequence, :num_places].tobytes())
+        ranks = np.empty(self.num_sequences, np.int64)
+        ranks[begin_alike] = np.arange(len(begin_alike))
+        return np.argsort(ranks[rows.sequences], kind="stable")
+
     def table(self, sequence: int, slots: np.ndarray) -> np.ndarray:
         """Return the blocks of a sequence, int64 ``[capacity / block_tokens]``, which must hold some slots.
 

@@ -16,7 +16,7 @@ from forerun.models.block_tables import BlockTables
 from forerun.models.cache_bounds import check_cache_size, check_rows, check_slots, check_span
 from forerun.models.config import DecoderConfig
 from forerun.models.feature_store import FeatureStore
-from forerun.nn import attention
+from forerun.nn import attention, cache_blocks
 from forerun.nn import row_kernels as kernels
 from forerun.nn.int8_linear import Int8Linear
 from forerun.nn.rope import rope_frequencies
@@ -37,6 +37,45 @@ class _Layer:
     k_norm: np.ndarray
     keys: np.ndarray
     values: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class _Buffers:
+    """What a layer writes for each row: queries, what attention gives, rows quantised for the products."""
+
+    queries: np.ndarray
+    mixed: np.ndarray
+    narrow: np.ndarray
+    heads: np.ndarray
+    wide: np.ndarray
+    scale: np.ndarray
+
+    @classmethod
+    def of(cls, config: DecoderConfig, *, num_rows: int, num_levels: int) -> "_Buffers":
+        width, group_rows = config.num_heads * config.head_dim, num_rows * config.num_heads // config.num_kv_heads
+        return cls(
+            queries=np.empty((config.num_kv_heads, group_rows, config.head_dim), np.float32),
+            mixed=np.empty((num_rows, width), np.float32),
+            narrow=np.empty((num_levels * num_rows, config.hidden_size), np.uint8),
+            heads=np.empty((num_levels * num_rows, width), np.uint8),
+            wide=np.empty((num_levels * num_rows, config.intermediate_size), np.uint8),
+            scale=np.empty(num_rows, np.float32),
+        )
+
+    def take(self, rows: np.ndarray) -> "_Buffers":
+        """Return buffers for some of the rows, with their queries."""
+        num_kv_heads, _, head_dim = self.queries.shape
+        num_rows, num_taken = len(self.scale), len(rows)
+        num_levels = len(self.narrow) // num_rows
+        queries = self.queries.reshape(num_kv_heads, num_rows, -1)[:, rows]
+        return _Buffers(
+            queries=np.ascontiguousarray(queries).reshape(num_kv_heads, -1, head_dim),
+            mixed=self.mixed[:num_taken],
+            narrow=self.narrow[: num_levels * num_taken],
+            heads=self.heads[: num_levels * num_taken],
+            wide=self.wide[: num_levels * num_taken],
+            scale=self.scale[:num_taken],
+        )
 
 
 def _own(weight: np.ndarray) -> np.ndarray:
@@ -87,10 +126,10 @@ class Int8Runner:
         self.config = config
         self.num_levels = num_levels
         self.num_sequences = num_sequences
-        self.capacity = -(-capacity // attention.PANEL) * attention.PANEL
+        self.capacity = -(-capacity // cache_blocks.PANEL) * cache_blocks.PANEL
         self.vocab_ids = vocab_ids
-        self._tables = BlockTables(num_sequences=num_sequences, capacity=self.capacity, block_tokens=attention.PANEL)
-        self.block_tokens, self.num_blocks = attention.PANEL, self._tables.num_blocks
+        self._tables = BlockTables(num_sequences=num_sequences, capacity=self.capacity, block_tokens=cache_blocks.PANEL)
+        self.block_tokens, self.num_blocks = cache_blocks.PANEL, self._tables.num_blocks
         self._layers = [self._load_layer(tensor, index) for index in range(config.num_layers)]
         self._final_norm = _own(tensor("norm.weight"))
         rows = tensor("embed_tokens.weight") if embedding is None else embedding
@@ -109,7 +148,7 @@ class Int8Runner:
     def _load_layer(self, tensor: TensorSource, index: int) -> _Layer:
         config, name = self.config, f"layers.{index}"
         attend, mlp, empty = f"{name}.self_attn", f"{name}.mlp", np.empty(0, np.float32)
-        keys, values = attention.empty_cache(
+        keys, values = cache_blocks.empty_cache(
             num_blocks=self.num_blocks, num_kv_heads=config.num_kv_heads, head_dim=config.head_dim
         )
         return _Layer(
@@ -146,51 +185,52 @@ class Int8Runner:
         Raises:
             RequestError: A row lies outside the cache or the vocabulary; nothing has been written then.
         """
-        config, num_rows, eps = self.config, len(rows), self.config.norm_eps
+        config, eps = self.config, self.config.norm_eps
         check_rows(rows, num_sequences=self.num_sequences, capacity=self.capacity, vocab_size=config.vocab_size)
+        if (order := self._tables.order(rows)) is not None:
+            rows, places = rows.take(order), np.argsort(order)
+            logit_rows = places if logit_rows is None else places[logit_rows]
+        # One type each: another would compile every kernel again.
         sequences, positions, blocks, lanes, lengths, ancestors, num_ancestors = (
-            np.ascontiguousarray(array, np.int64)  # one type each: another would compile every kernel again
+            np.ascontiguousarray(array, np.int64)
             for array in (
                 rows.sequences, rows.positions, *self._tables.places(rows), rows.lengths, rows.ancestors,
                 rows.num_ancestors,
             )
         )  # fmt: skip
-        width = config.num_heads * config.head_dim
-        x = self.embedding[rows.token_ids].astype(np.float32)
-        update = np.zeros_like(x)
-        scale = np.empty(num_rows, np.float32)
-        narrow = np.empty((self.num_levels * num_rows, config.hidden_size), np.uint8)
-        heads = np.empty((self.num_levels * num_rows, width), np.uint8)
-        wide = np.empty((self.num_levels * num_rows, config.intermediate_size), np.uint8)
-        group_rows = num_rows * config.num_heads // config.num_kv_heads
-        queries = np.empty((config.num_kv_heads, group_rows, config.head_dim), np.float32)
-        mixed = np.empty((num_rows, width), np.float32)
-        num_threads = torch.get_num_threads() if lengths.sum() >= attention.PARALLEL_SLOTS else 1
         places = blocks * self.block_tokens + lanes
+        num_threads = torch.get_num_threads() if lengths.sum() >= attention.PARALLEL_SLOTS else 1
+        x = self.embedding[rows.token_ids].astype(np.float32)
+        update, held = np.zeros_like(x), _Buffers.of(config, num_rows=len(rows), num_levels=self.num_levels)
         for index, layer in enumerate(self._layers):
-            kernels.add_norm_quantize(x, update, layer.attention_norm, eps, narrow, scale)
+            kernels.add_norm_quantize(x, update, layer.attention_norm, eps, held.narrow, held.scale)
             self._features.put(index, places, x)
             kernels.write_qkv(
-                layer.qkv(narrow, scale), layer.bias, layer.q_norm, layer.k_norm, eps, self._cos, self._sin,
-                positions, blocks, lanes, queries, layer.keys, layer.values,
+                layer.qkv(held.narrow, held.scale), layer.bias, layer.q_norm, layer.k_norm, eps, self._cos, self._sin,
+                positions, blocks, lanes, held.queries, layer.keys, layer.values,
             )  # fmt: skip
+            if logit_rows is not None and index == config.num_layers - 1:  # nobody reads the others any more
+                if len(logit_rows) == 0:
+                    return np.empty((0, self.vocab_size), np.float32)
+                x, held = x[logit_rows], held.take(logit_rows)
+                sequences, lengths, ancestors, num_ancestors = (
+                    array[logit_rows] for array in (sequences, lengths, ancestors, num_ancestors)
+                )
             operands = (
-                queries, layer.keys, layer.values, self._tables.blocks, sequences, lengths, ancestors, num_ancestors,
-                mixed,
+                held.queries, layer.keys, layer.values, self._tables.blocks, sequences, lengths, ancestors,
+                num_ancestors, held.mixed,
             )  # fmt: skip
             if num_threads > 1:
                 attention.attend_in_threads(*operands, num_threads)
             else:
                 attention.attend(*operands)
-            kernels.quantize_rows(mixed, heads, scale)
-            kernels.add_norm_quantize(x, layer.out(heads, scale), layer.mlp_norm, eps, narrow, scale)
-            kernels.silu_mul_quantize(layer.gate_up(narrow, scale), wide, scale)
-            update = layer.down(wide, scale)
-        if logit_rows is not None:
-            x, update, scale = x[logit_rows], update[logit_rows], scale[logit_rows]
-            narrow = narrow[: self.num_levels * len(x)]
-        kernels.add_norm_quantize(x, update, self._final_norm, eps, narrow, scale)
-        return self._head(narrow, scale)
+            kernels.quantize_rows(held.mixed, held.heads, held.scale)
+            update = layer.out(held.heads, held.scale)
+            kernels.add_norm_quantize(x, update, layer.mlp_norm, eps, held.narrow, held.scale)
+            kernels.silu_mul_quantize(layer.gate_up(held.narrow, held.scale), held.wide, held.scale)
+            update = layer.down(held.wide, held.scale)
+        kernels.add_norm_quantize(x, update, self._final_norm, eps, held.narrow, held.scale)
+        return self._head(held.narrow, held.scale)
 
     def set_blocks(self, sequence: int, blocks: Sequence[int]) -> None:
         """As :meth:`forerun.core.paging.PagedModel.set_blocks`."""
@@ -206,7 +246,7 @@ class Int8Runner:
         read, written = np.asarray(sources, np.int64), np.asarray(targets, np.int64)
         table = self._tables.table(sequence, np.concatenate([read, written]))
         for layer in self._layers:
-            attention.move_slots(layer.keys, layer.values, table, read, written)
+            cache_blocks.move_slots(layer.keys, layer.values, table, read, written)
 
     def read_states(self, sequence: int, start: int, stop: int, *, layer_ids: Sequence[int]) -> np.ndarray:
         """As :meth:`forerun.core.protocols.LanguageModel.read_states`."""
@@ -215,7 +255,7 @@ class Int8Runner:
         states = np.empty((stop - start, len(layer_ids), 2, config.num_kv_heads, config.head_dim), np.float32)
         for place, index in enumerate(layer_ids):
             layer = self._layers[index]
-            attention.read_slots(layer.keys, layer.values, table, start, states[:, place])
+            cache_blocks.read_slots(layer.keys, layer.values, table, start, states[:, place])
         return states
 
     def write_states(self, sequence: int, start: int, states: np.ndarray) -> None:
@@ -223,7 +263,7 @@ class Int8Runner:
         check_span(sequence, start, start + len(states), num_sequences=self.num_sequences, capacity=self.capacity)
         table = self._tables.table(sequence, np.arange(start, start + len(states)))
         for place, layer in enumerate(self._layers):
-            attention.write_slots(layer.keys, layer.values, table, start, states[:, place])
+            cache_blocks.write_slots(layer.keys, layer.values, table, start, states[:, place])
 
     def keep_features(self, layer_ids: Sequence[int]) -> None:
         """As :meth:`forerun.core.features.FeatureSource.keep_features`."""

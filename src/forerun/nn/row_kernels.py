@@ -50,7 +50,7 @@ def float_from_bits(typingctx: Any, bits: Any) -> Any:
 def exp(x: Any) -> Any:
     """Return e to the power of a float32, relative error below 3e-7 on [-87, 87]; vectorises, unlike libm's."""
     x = min(max(x, np.float32(-87.0)), np.float32(87.0))
-    n = np.float32(math.floor(x * _LOG2E + np.float32(0.5)))
+    n = np.float32(np.floor(x * _LOG2E + np.float32(0.5)))  # math.floor's is an int64, and half as fast
     r = x - n * _LN2
     p = np.float32(1.0 / 720.0)
     p = p * r + np.float32(1.0 / 120.0)
@@ -184,7 +184,7 @@ def write_qkv(
         blocks: int64 ``[M]``, the block that each row writes to.
         lanes: int64 ``[M]``, and which of its slots.
         queries: float32 ``[G, M group, D]``, written, already multiplied by ``D ** -0.5``.
-        keys: float32 ``[N, G, D, 32]``, written; layout of :mod:`forerun.nn.attention`.
+        keys: float32 ``[N, G, D, 32]``, written; layout of :mod:`forerun.nn.cache_blocks`.
         values: float32 ``[N, G, 32, W]``, written.
     """
     num_kv_heads, head_dim = keys.shape[1], keys.shape[2]

@@ -38,10 +38,13 @@ def pack_weight(weight: np.ndarray) -> np.ndarray:
         weight: int8 ``[N, K]``.
 
     Returns:
-        int8 ``[ceil(N / 32), ceil(K / 4), 2, 16, 4]``, zero-padded.
+        int8 ``[ceil(N / 32), ceil(K / 4), 2, 16, 4]``, zero-padded, on whole lines of the cache.
     """
     outputs, inputs = weight.shape
-    packed = np.zeros((-(-outputs // PANEL), -(-inputs // 4), 2, 16, 4), np.int8)
+    panels, steps = -(-outputs // PANEL), -(-inputs // 4)
+    held = np.zeros(panels * steps * 128 + 64, np.int8)
+    start = -np.int64(held.ctypes.data) % 64
+    packed = held[start : start + panels * steps * 128].reshape((panels, steps, 2, 16, 4))
     for n in range(outputs):
         lane = packed[n // PANEL, :, n % PANEL // 16, n % 16]
         for k in range(inputs):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from forerun.nn import attention
+from forerun.nn import cache_blocks
 from forerun.nn import row_kernels as kernels
 from forerun.nn.fake_quant import FakeQuantLinear, fake_quantize_linears, fake_quantize_rows
 
@@ -76,7 +76,7 @@ def test_queries_keys_and_values_go_where_they_belong(has_bias, has_norm, num_he
     angles = random(50, head_dim // 2, seed=4)
     blocks, lanes = np.array([0, 3, 1, 1]), np.array([0, 31, 5, 13])
     positions = np.array([0, 12, 5, 49])
-    keys, values = attention.empty_cache(num_blocks=4, num_kv_heads=num_kv_heads, head_dim=head_dim)
+    keys, values = cache_blocks.empty_cache(num_blocks=4, num_kv_heads=num_kv_heads, head_dim=head_dim)
     queries = np.zeros((num_kv_heads, num_rows * num_heads // num_kv_heads, head_dim), np.float32)
     kernels.write_qkv(
         qkv, bias if has_bias else empty, q_norm if has_norm else empty, k_norm if has_norm else empty, eps,
@@ -101,79 +101,6 @@ def test_queries_keys_and_values_go_where_they_belong(has_bias, has_norm, num_he
     assert np.count_nonzero(by_slot.any(axis=(1, 3))) == num_rows
     assert np.count_nonzero(values.any(axis=(1, 3))) == num_rows
     assert not values[..., head_dim:].any()
-
-
-@st.composite
-def visible_slots(draw) -> tuple[int, list[int]]:
-    """A prefix and ancestors beyond it, in a cache of 96 slots; at least one slot."""
-    length = draw(st.integers(0, 90))
-    ancestors = sorted(draw(st.sets(st.integers(length, 95), min_size=0 if length else 1, max_size=5)))
-    return length, ancestors
-
-
-@settings(max_examples=80, deadline=None)
-@given(
-    seen=st.lists(visible_slots(), min_size=1, max_size=20),
-    shape=st.sampled_from([(1, 1, 4), (2, 3, 8), (1, 9, 40), (3, 1, 64), (1, 60, 32)]),
-    size=st.sampled_from([0.1, 1.0, 8.0]),
-    seed=st.integers(0, 2**32 - 1),
-)
-def test_attention_sees_the_prefix_and_the_branch(seen, shape, size, seed):
-    num_kv_heads, group, head_dim = shape
-    rng, num_rows, num_sequences = np.random.default_rng(seed), len(seen), 3
-    keys, values = attention.empty_cache(num_blocks=7, num_kv_heads=num_kv_heads, head_dim=head_dim)
-    keys[...] = rng.standard_normal(keys.shape)
-    values[..., :head_dim] = rng.standard_normal((*values.shape[:3], head_dim))
-    tables = np.array([rng.permutation(7)[:3] for _ in range(num_sequences)])  # sequences may share blocks
-    queries = (rng.standard_normal((num_kv_heads, num_rows * group, head_dim)) * size).astype(np.float32)
-    sequences = np.sort(rng.integers(0, num_sequences, num_rows))
-    lengths, num_ancestors = np.array([length for length, _ in seen]), np.array([len(slots) for _, slots in seen])
-    ancestors = np.zeros((num_rows, max(1, num_ancestors.max())), np.int64)
-    for m, (_, slots) in enumerate(seen):
-        ancestors[m, : len(slots)] = slots
-    out = np.full((num_rows, num_kv_heads * group * head_dim), np.nan, np.float32)
-    attention.attend(queries, keys, values, tables, sequences, lengths, ancestors, num_ancestors, out)
-
-    def by_slot(cached: np.ndarray) -> np.ndarray:
-        return cached[tables].swapaxes(1, 2).reshape(num_sequences, num_kv_heads, 96, -1).astype(np.float64)
-
-    held_keys, held_values = by_slot(keys.swapaxes(-1, -2)), by_slot(values)
-    heads = out.reshape(num_rows, num_kv_heads, group, head_dim)
-    for m, (length, slots) in enumerate(seen):
-        places = [*range(length), *slots]
-        for g in range(num_kv_heads):
-            asked = queries[g, m * group : (m + 1) * group].astype(np.float64)
-            scores = asked @ held_keys[sequences[m], g, places].T
-            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-            expected = weights / weights.sum(axis=1, keepdims=True) @ held_values[sequences[m], g, places, :head_dim]
-            np.testing.assert_allclose(heads[m, g], expected, atol=1e-4)
-    for num_threads in (2, 5):
-        shared = np.empty_like(out)
-        operands = (queries, keys, values, tables, sequences, lengths, ancestors, num_ancestors, shared)
-        attention.attend_in_threads(*operands, num_threads)
-        np.testing.assert_array_equal(shared, out)
-    for m in range(num_rows):  # alone, bitwise the same
-        alone = np.empty((1, out.shape[1]), np.float32)
-        part = slice(m, m + 1)
-        asked = np.ascontiguousarray(queries[:, m * group : (m + 1) * group])
-        attention.attend(
-            asked, keys, values, tables, sequences[part], lengths[part], ancestors[part], num_ancestors[part], alone
-        )
-        np.testing.assert_array_equal(alone[0], out[m])
-
-
-def test_slots_trade_places():
-    keys, values = attention.empty_cache(num_blocks=4, num_kv_heads=2, head_dim=8)
-    keys[...], values[...] = random(*keys.shape), random(*values.shape, seed=1)
-    old_keys, old_values = keys.copy(), values.copy()
-    table = np.array([3, 1])
-    attention.move_slots(keys, values, table, np.array([3, 40, 41]), np.array([40, 3, 63]))
-    order = np.arange(64)
-    order[[40, 3, 63]] = [3, 40, 41]
-    for cached, old in ((keys.swapaxes(-1, -2), old_keys.swapaxes(-1, -2)), (values, old_values)):
-        now, before = (np.concatenate(list(some[table]), axis=1) for some in (cached, old))
-        np.testing.assert_array_equal(now, before[:, order])
-        np.testing.assert_array_equal(cached[[0, 2]], old[[0, 2]])
 
 
 @settings(max_examples=60, deadline=None)
