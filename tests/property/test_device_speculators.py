@@ -4,6 +4,7 @@ Here the device is the CPU, where what is launched beside the verification has r
 that a GPU would share: shapes, padding, noise, look-ups, the draft's own cache.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -307,7 +308,10 @@ def head_speculator(method: str, target, *, verification: Verification = "couple
             ),
             states=states,
         )  # fmt: skip
-    runner = DeviceHead(head, num_sequences=2, capacity=CAPACITY, num_tree_slots=6 * K)
+
+    def runner() -> DeviceHead:
+        return DeviceHead(head, num_sequences=2, capacity=CAPACITY, num_tree_slots=6 * K)
+
     laws = None
     if verification == "rejection":
         laws = DraftLaws(
@@ -315,24 +319,50 @@ def head_speculator(method: str, target, *, verification: Verification = "couple
         )
         target.verify_by(laws)
         target.forward = refuse
-    draft = DeviceDraft(runner, laws=laws, states=states)
+    if method == "checked":
+        draft = CheckedDraft(runner(), states=states)
+        draft.fresh = lambda: DeviceDraft(runner(), states=TargetStates.features(target, layer_ids=config.layer_ids))
+        return DeviceSsdSpeculator(draft, num_outcomes=6, depth=2, fallback="neural")
+    draft = DeviceDraft(runner(), laws=laws, states=states)
     if method == "sequential":
         return DeviceSequentialSpeculator(draft)
     return DeviceSsdSpeculator(draft, num_outcomes=6, depth=2, fallback=method)
 
 
 def test_a_head_on_a_device_drafts_what_the_plain_one_does(expected):
-    """What it is given, and when, shows in what is accepted; a longer prompt is read before its first round."""
+    """Token by token, whether accepted or not; a longer prompt is read before its first round."""
     long = [*range(1, 19), *range(1, 12)]
-    counted = []
-    for method in ("plain", "sequential"):
+    drafts: dict[str, list[list[tuple[int, ...]]]] = {"plain": [], "sequential": []}
+    for method, proposed in drafts.items():
         target = DeviceRunner(decoder(), num_sequences=2, capacity=CAPACITY)
-        outputs, counters = decode(
-            target, head_speculator(method, target), [*PARAMS, PARAMS[0]], prompts=[*PROMPTS, long]
-        )
+        drafter = head_speculator(method, target)
+
+        def speculate(requests, limits, drafter=drafter, own=drafter.speculate, proposed=proposed):
+            speculations = own(requests, limits)
+            proposed.append([speculation.token_ids for speculation in speculations])
+            return speculations
+
+        drafter.speculate = speculate
+        outputs, _ = decode(target, drafter, [*PARAMS, PARAMS[0]], prompts=[*PROMPTS, long])
         assert [tokens for tokens, _, _ in outputs[:4]] == [tokens for tokens, _, _ in expected["plain"]]
-        counted.append((outputs[4][0], counters.num_proposed, counters.accepted_counts))
-    assert counted[0] == counted[1]
+    assert drafts["plain"] == drafts["sequential"]
+    assert sum(len(tokens) for round_of_drafts in drafts["plain"] for tokens in round_of_drafts) > 100
+
+
+class CheckedDraft(DeviceDraft):
+    """A draft whose preparations are those of one that has read nothing before."""
+
+    fresh: Callable[[], DeviceDraft]
+
+    def prepare(self, requests, speculations, **options):
+        pending = super().prepare(requests, speculations, **options)
+        other = self.fresh()
+        for request in requests:
+            other.start(request)
+        again = other.prepare(requests, speculations, **options).result()
+        for request in requests:
+            np.testing.assert_array_equal(pending.result()[request.sequence], again[request.sequence])
+        return pending
 
 
 def test_rejection_of_drafts_whose_laws_are_on_the_host_needs_logits():
@@ -354,7 +384,7 @@ def test_broken_weights_are_told_as_such(verification):
         decode(target, NoSpeculator(), PARAMS, num_tokens=0, verification=verification)
 
 
-@pytest.mark.parametrize("fallback", ["neural", "none"])
+@pytest.mark.parametrize("fallback", ["checked", "none"])
 def test_a_head_prepares_for_outcomes_on_a_device(fallback, expected):
     target = DeviceRunner(decoder(), num_sequences=2, capacity=CAPACITY)
     outputs, counters = decode(target, head_speculator(fallback, target), PARAMS)

@@ -8,9 +8,11 @@ import torch
 from simulated.heads import SlowHead, random_head_weights
 from simulated.recording import TracingRecorder
 
+from forerun.core.rng import uniform
 from forerun.core.rows import Rows
 from forerun.core.selection import Choice
 from forerun.engine.config import SpeculativeConfig
+from forerun.engine.law import ProcessedLaw
 from forerun.engine.logits import LogitsProcessor
 from forerun.engine.sampling import SamplingParams
 from forerun.engine.speculative.choice import DraftChoice
@@ -45,14 +47,14 @@ def decoder():
 class Draft:
     """A draft in rounds, and what it should do, worked out from scratch."""
 
-    def __init__(self, *, recorder=None, vocab_ids=None, temperature=0.0, capacity=120, **truncation):
+    def __init__(self, *, recorder=None, vocab_ids=None, temperature=0.0, capacity=120, most_drawn=0, **truncation):
         self.decoder, self.vocab_ids, self.truncation = decoder(), vocab_ids, truncation
         self.temperature = temperature
         self.params = SamplingParams(temperature=temperature, seed=SEED, **truncation)
         self.runner = DeviceRunner(
             self.decoder, num_sequences=3, capacity=capacity, vocab_ids=vocab_ids, recorder=recorder, num_tree_slots=64
         )
-        self.rounds = DraftRounds(self.runner)
+        self.rounds = DraftRounds(self.runner, most_drawn=most_drawn)
 
     def chain(self, sequence: int, text: list[int], num_tokens: int) -> Chain:
         """Cache all of a text but its last tokens, which become the chain."""
@@ -71,10 +73,12 @@ class Draft:
             row = self.decoder(torch.tensor([text]))[0, -1].numpy()
         return row if self.vocab_ids is None else row[self.vocab_ids]
 
-    def token(self, text: list[int], request: int) -> int:
+    def law(self, text: list[int]) -> ProcessedLaw:
         processor = LogitsProcessor(self.params, [], frozenset(), CONFIG.vocab_size, candidate_ids=self.vocab_ids)
-        law = processor.process(self.logits(text), [])
-        return coupled_token(law, seed=SEED, request=request, position=len(text))
+        return processor.process(self.logits(text), [])
+
+    def token(self, text: list[int], request: int) -> int:
+        return coupled_token(self.law(text), seed=SEED, request=request, position=len(text))
 
     def continuation(self, text: list[int], request: int, length: int) -> list[int]:
         text = list(text)
@@ -180,6 +184,32 @@ def test_a_prepared_chain_is_cached_and_the_tree_is_out_of_its_way():
     later = Chain(sequence=0, start=len(some), tokens=[3], choice=Choice(temperature=0.0, seed=SEED, request=0))
     tokens = draft.rounds.extend([later], num_tokens=3).result()[0]
     assert tokens.tolist() == draft.continuation([*some, 3], 0, 3)
+
+
+def assert_drawn(draft: Draft, text: list[int], request: int, tokens: list[int], scores: np.ndarray) -> None:
+    """Check that tokens after a text were drawn one after the other, from the laws that are said."""
+    for token, row in zip(tokens, scores, strict=True):
+        law = draft.law(text)
+        assert token == law.draw(uniform(SEED, request, len(text), "draft"))
+        full = np.full(CONFIG.vocab_size, -np.inf, np.float32)
+        full[law.ids] = law.scores
+        np.testing.assert_allclose(row, full if draft.vocab_ids is None else full[draft.vocab_ids], atol=1e-4)
+        text = [*text, token]
+
+
+@pytest.mark.parametrize("vocab_ids", [None, REDUCED])
+def test_tokens_drawn_for_rejection_come_with_their_laws(vocab_ids):
+    """Those of a tree stay while another sequence is drafted for."""
+    draft = Draft(temperature=1.2, top_k=9, vocab_ids=vocab_ids, most_drawn=4)
+    first, second = [*text(10), 4, 9], text(21, seed=1)
+    trees = draft.rounds.prepare([draft.chain(0, first, 3)], num_outcomes=5, depth=3).result()[0]
+    draft.rounds.prepare([draft.chain(1, second, 1)], num_outcomes=5, depth=3).result()
+    of_trees = draft.rounds.tree_scores[0].numpy()
+    for branch, (num_accepted, token, *continuation) in enumerate(trees.tolist()):
+        before = [*first[: len(first) - 2 + num_accepted], token]
+        assert_drawn(draft, before, 0, continuation, of_trees[branch : branch + 15 : 5])
+    tokens = draft.rounds.extend([draft.chain(1, second, 2)], num_tokens=4).result()[1]
+    assert_drawn(draft, second, 1, tokens.tolist(), draft.rounds.chain_scores[1].numpy())
 
 
 def test_rounds_are_recorded_once_and_replayed_on_other_texts():
