@@ -99,6 +99,12 @@ def _add_train(actions: Commands) -> None:
     train.add_argument(
         "--scale", choices=("smoke", "small", "paper"), default="smoke", help="size of the networks (default: smoke)"
     )
+    train.add_argument(
+        "--value",
+        choices=("returns", "stitched"),
+        help="what the value of a state learns: the data's returns, or the best that pieces of different episodes make "
+        "together (default: stitched for pointmaze, else returns)",
+    )
     add_number(train, "--steps", 2000, "optimiser steps of each model")
     add_number(train, "--batch-size", 256, "windows of a step")
     add_number(train, "--learning-rate", 1e-3, "peak")
@@ -183,6 +189,7 @@ def _train(args: argparse.Namespace) -> int:
             data,
             scale=args.scale,
             training=training,
+            value=args.value,
             directory=args.out.with_name(f"{args.out.name}.checkpoints"),
             report=lambda name, done, total, detail: show(f"train {name}", done, total, detail),
         )

@@ -1,6 +1,6 @@
 """Windows of recorded control for training: what was seen, what was done, what followed; never past an end."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -28,6 +28,12 @@ class Window:
     actions: Float[Tensor, "batch horizon action"]
     following: Float[Tensor, "batch horizon state"]
     is_real: Bool[Tensor, "batch horizon"]
+
+    def whole(self) -> "Window":
+        """Return the windows that lie inside their episodes whole; all of them where none does."""
+        chosen = self.is_real.all(dim=1)
+        chosen = chosen if bool(chosen.any()) else ~chosen
+        return Window(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
 
 
 class WindowSource:

@@ -13,6 +13,7 @@ from forerun.core.control import ActionBounds
 from forerun.core.errors import ConfigError
 from forerun.core.protocols import Dynamics
 from forerun.envs.control_env import ActuatorFault, BatchEnv, RewardFunction, TransitionFunction
+from forerun.envs.control_goals import Arrival
 
 
 class StateTest(Protocol):
@@ -60,6 +61,9 @@ class ControlTask:
         has_succeeded: Whether a state is one that the task is about; an episode with one such state is a success.
             ``None``: there is no success, only return.
         goal: For tasks with a goal in their state: the indices of its numbers.
+        stitched: For such tasks, where the way to a goal has to be put together from several episodes: what arrives
+            where. The state value is then learned by stitching, with every place that was reached as a goal.
+        sharp: Indices of numbers of a state with whose place the world changes sharply, as at walls.
         most_envs: Environments that are made at once to record data; ``None``: one for each episode.
         defects: Damages that ``adapt`` is shown on, by name.
     """
@@ -81,6 +85,8 @@ class ControlTask:
     best_policy: Policy | None = None
     has_succeeded: StateTest | None = None
     goal: tuple[int, ...] = ()
+    stitched: Arrival | None = None
+    sharp: tuple[int, ...] = ()
     most_envs: int | None = None
     defects: Mapping[str, ActuatorFault] = field(default_factory=dict)
 
@@ -111,12 +117,12 @@ class SmoothNoise:
     Args:
         shape: Of a step's noise.
         std: Standard deviation, one for all or for each number.
-        memory: Share that a step keeps, in [0, 1).
+        memory: Share that a step keeps, in [0, 1); one for all or for each number.
         generator: Of every number drawn.
     """
 
     def __init__(
-        self, shape: tuple[int, ...], *, std: float | Tensor, memory: float, generator: torch.Generator
+        self, shape: tuple[int, ...], *, std: float | Tensor, memory: float | Tensor, generator: torch.Generator
     ) -> None:
         self._std, self._memory, self._generator = std, memory, generator
         self._noise = torch.randn(shape, generator=generator)

@@ -189,7 +189,7 @@ def ssr_way(
 
 
 def with_steps(bundle: ModelBundle, num_proposal_steps: int, num_dynamics_steps: int) -> ModelBundle:
-    """Return the same models, weights shared, with other numbers of denoising steps.
+    """Return the same models, weights shared, with other numbers of denoising steps, all of them from pure noise.
 
     Args:
         bundle: The models.
@@ -202,7 +202,7 @@ def with_steps(bundle: ModelBundle, num_proposal_steps: int, num_dynamics_steps:
     )
     return replace(
         bundle,
-        proposal=bundle.proposal.with_options(replace(bundle.proposal.options, sampler=proposal)),
+        proposal=bundle.proposal.with_options(ProposalOptions(sampler=proposal)),
         dynamics=bundle.dynamics.with_sampler(dynamics),
     )
 

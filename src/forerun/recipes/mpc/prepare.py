@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from forerun.core.errors import ConfigError
 from forerun.data.trajectories import Trajectories
@@ -14,7 +15,9 @@ from forerun.recipes.mpc.studies import Study
 from forerun.worldmodels.diffusion.bundle import ModelBundle
 from forerun.worldmodels.diffusion.config import ScaleName, dmpc_config
 from forerun.worldmodels.diffusion.joint import JointDiffusion
+from forerun.worldmodels.diffusion.stitching import StateValueConfig
 from forerun.worldmodels.diffusion.train import DmpcTrainingConfig, ModelTrainer, Report
+from forerun.worldmodels.diffusion.waves import WaveConfig
 
 
 def trainer_of(
@@ -23,6 +26,7 @@ def trainer_of(
     *,
     scale: ScaleName,
     training: DmpcTrainingConfig,
+    value: Literal["returns", "stitched"] | None = None,
     directory: Path | None = None,
     report: Report = lambda name, done, total, detail: None,
 ) -> ModelTrainer:
@@ -33,11 +37,32 @@ def trainer_of(
         data: To learn from.
         scale: Of the models.
         training: How.
+        value: What the state value learns; ``None``: stitched where the task asks for it, else the data's returns.
         directory: For checkpoints; ``None`` keeps none.
         report: Told of progress.
     """
-    config = dmpc_config(scale, history=1, horizon=task.horizon, discount=task.discount)
-    return ModelTrainer(data, task.bounds, config=config, training=training, directory=directory, report=report)
+    state_value = StateValueConfig()
+    if value == "stitched" or (value is None and task.stitched is not None):
+        # Where places are sharp, those of goals are too.
+        shown = WaveConfig(indices=(*task.sharp, *task.goal) if task.sharp else ())
+        state_value = StateValueConfig(targets="stitched", expectile=0.9, waves=shown)
+    config = dmpc_config(
+        scale,
+        history=1,
+        horizon=task.horizon,
+        discount=task.discount,
+        waves=WaveConfig(indices=task.sharp),
+        state_value=state_value,
+    )
+    return ModelTrainer(
+        data,
+        task.bounds,
+        config=config,
+        training=training,
+        arrival=task.stitched,
+        directory=directory,
+        report=report,
+    )
 
 
 def damaged(task: ControlTask, defect: str = "") -> Callable[[int], BatchEnv]:

@@ -21,6 +21,7 @@ from forerun.worldmodels.diffusion.config import DmpcConfig
 from forerun.worldmodels.diffusion.dynamics import DiffusionDynamics
 from forerun.worldmodels.diffusion.frame import Frame
 from forerun.worldmodels.diffusion.one_step import CloningProposal, OneStepEnsemble
+from forerun.worldmodels.diffusion.plan_prior import PlanPrior
 from forerun.worldmodels.diffusion.train import ModelTrainer
 from forerun.worldmodels.diffusion.value import PlanValue, StateValue
 
@@ -158,19 +159,26 @@ class ModelBundle:
         bounds: ActionBounds,
     ) -> "ModelBundle":
         """Return models of the right shapes, to be filled from files."""
-        frame = Frame.of_data(torch.zeros(1, len(state_names)), bounds, history=config.history)
+        frame = Frame.of_data(torch.zeros(1, len(state_names)), bounds, history=config.history, waves=config.waves)
         zeros = torch.zeros(config.horizon, len(state_names))
         offsets, returns = Normalizer(zeros, zeros + 1), Normalizer(torch.zeros(()), torch.ones(()))
+        num_numbers = config.horizon * len(action_names)
         return cls(
             config=config,
             task=task,
             state_names=state_names,
             action_names=action_names,
             bounds=bounds,
-            proposal=DiffusionProposal(config.proposal, frame, horizon=config.horizon),
+            proposal=DiffusionProposal(
+                config.proposal,
+                frame,
+                horizon=config.horizon,
+                prior=PlanPrior.unknown(num_numbers) if config.wide_share else None,
+                wide_share=config.wide_share,
+            ),
             dynamics=DiffusionDynamics(config.dynamics, frame, offsets),
             plan_value=PlanValue(config.value, frame, offsets, returns),
-            state_value=StateValue(config.value, frame.states, returns),
+            state_value=StateValue(config.value, frame.states, returns, waves=config.state_value.waves),
             one_step=OneStepEnsemble(frame, Normalizer(zeros[0], zeros[0] + 1), width=config.value.width),
             cloning=CloningProposal(config.proposal.denoiser, frame, horizon=config.horizon),
         )

@@ -31,7 +31,7 @@ class ConditionalDiffusion(nn.Module):
             config.denoiser, horizon=horizon, channels=channels, context_dim=context_dim, aligned_dim=aligned_dim
         )
         self._schedule = NoiseSchedule(config.schedule)
-        self.sampler_config = config.sampler
+        self.sampler_config, self._focus = config.sampler, config.focus
 
     def loss(
         self,
@@ -54,6 +54,10 @@ class ConditionalDiffusion(nn.Module):
         batch = len(clean)
         levels = self._schedule.config.num_train_timesteps
         level = torch.randint(1, levels + 1, (batch,), generator=generator)
+        if self._focus:
+            visited = torch.tensor(self._schedule.inference_levels(self.sampler_config.num_inference_steps)[:-1])
+            chosen = visited[torch.randint(len(visited), (batch,), generator=generator)]
+            level = torch.where(torch.rand((batch,), generator=generator) < self._focus, chosen, level)
         epsilon = torch.randn(clean.shape, generator=generator)
         noisy = self._schedule.noised(clean, epsilon, level)
         guess = self.denoiser(noisy, level / levels, self.denoiser.embed_known(context, aligned))

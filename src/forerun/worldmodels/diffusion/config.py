@@ -7,6 +7,8 @@ from forerun.core.errors import ConfigError
 from forerun.models.denoiser import DenoiserConfig
 from forerun.worldmodels.diffusion.noise_schedule import NoiseScheduleConfig
 from forerun.worldmodels.diffusion.sampler import SamplerConfig
+from forerun.worldmodels.diffusion.stitching import StateValueConfig
+from forerun.worldmodels.diffusion.waves import WaveConfig
 
 ScaleName = Literal["smoke", "small", "paper"]
 
@@ -19,11 +21,18 @@ class DiffusionConfig:
         denoiser: The network.
         schedule: Noise levels and what the network guesses.
         sampler: How samples are drawn, unless a call says otherwise.
+        focus: Share of a batch whose noise levels are those that this sampler visits, in [0, 1]; the rest has any.
+            Few steps visit few levels, and with any level alike a network learns most where it is never asked.
     """
 
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     schedule: NoiseScheduleConfig = field(default_factory=NoiseScheduleConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    focus: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.focus <= 1:
+            raise ConfigError(f"focus={self.focus}: must lie in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +46,9 @@ class DmpcConfig:
         proposal: The action proposal.
         dynamics: The multi-step dynamics.
         value: Shape of the values' networks.
+        waves: Numbers of a state that all models but the state value see as waves too.
+        state_value: What the value of a state learns.
+        wide_share: See :class:`~forerun.worldmodels.diffusion.action_proposal.ProposalOptions`.
     """
 
     history: int = 1
@@ -45,6 +57,9 @@ class DmpcConfig:
     proposal: DiffusionConfig = field(default_factory=DiffusionConfig)
     dynamics: DiffusionConfig = field(default_factory=lambda: DiffusionConfig(sampler=SamplerConfig(clip=5.0)))
     value: DenoiserConfig = field(default_factory=DenoiserConfig)
+    waves: WaveConfig = field(default_factory=WaveConfig)
+    state_value: StateValueConfig = field(default_factory=StateValueConfig)
+    wide_share: float = 0.0
 
     def __post_init__(self) -> None:
         if self.history < 1 or self.horizon < 1:
@@ -53,7 +68,15 @@ class DmpcConfig:
             raise ConfigError(f"discount={self.discount}: must lie in (0, 1)")
 
 
-def dmpc_config(scale: ScaleName, *, history: int, horizon: int, discount: float) -> DmpcConfig:
+def dmpc_config(
+    scale: ScaleName,
+    *,
+    history: int,
+    horizon: int,
+    discount: float,
+    waves: WaveConfig | None = None,
+    state_value: StateValueConfig | None = None,
+) -> DmpcConfig:
     """Return the options of a named scale.
 
     Args:
@@ -62,6 +85,8 @@ def dmpc_config(scale: ScaleName, *, history: int, horizon: int, discount: float
         history: H.
         horizon: F.
         discount: Of the values' return.
+        waves: See :class:`DmpcConfig`; ``None``: none.
+        state_value: Likewise; ``None``: the data's returns.
 
     Reference:
         Zhou et al. 2024 (arXiv 2410.05364), appendices E.1, E.4 and F, for ``paper``; its prediction target is not
@@ -77,9 +102,14 @@ def dmpc_config(scale: ScaleName, *, history: int, horizon: int, discount: float
             denoiser=denoiser, sampler=SamplerConfig(num_inference_steps=num_proposal_steps, clip=1.0)
         ),
         dynamics=DiffusionConfig(
-            denoiser=denoiser, sampler=SamplerConfig(num_inference_steps=num_dynamics_steps, clip=5.0)
+            denoiser=denoiser,
+            sampler=SamplerConfig(num_inference_steps=num_dynamics_steps, clip=5.0),
+            focus=_FOCUS[scale],
         ),
         value=value,
+        waves=waves or WaveConfig(),
+        state_value=state_value or StateValueConfig(),
+        wide_share=_WIDE_SHARES[scale],
     )
 
 
@@ -95,3 +125,9 @@ _NETWORKS: Final[dict[ScaleName, tuple[DenoiserConfig, DenoiserConfig]]] = {
 
 _STEPS: Final[dict[ScaleName, tuple[int, int]]] = {"smoke": (5, 3), "small": (2, 1), "paper": (32, 10)}
 """Denoising steps of the proposal and of the dynamics; why ``small`` has so few is measured in the log."""
+
+_FOCUS: Final[dict[ScaleName, float]] = {"smoke": 0.0, "small": 0.9, "paper": 0.0}
+"""Of the dynamics: with one step there is one level that counts."""
+
+_WIDE_SHARES: Final[dict[ScaleName, float]] = {"smoke": 0.0, "small": 1.0, "paper": 0.0}
+"""Where two denoising steps from pure noise would halve the spread of the data."""

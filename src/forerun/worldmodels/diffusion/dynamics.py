@@ -113,7 +113,5 @@ def offset_normalizer(source: WindowSource, generator: torch.Generator) -> Norma
         source: Windows; padded ones are left out where there are others.
         generator: Of the choice.
     """
-    window = source.draw(_NUM_MEASURED, generator)
-    is_whole = window.is_real.all(dim=1)
-    is_whole = is_whole if bool(is_whole.any()) else ~is_whole
-    return Normalizer.of_mean_and_std((window.following - window.states[:, -1:])[is_whole])
+    window = source.draw(_NUM_MEASURED, generator).whole()
+    return Normalizer.of_mean_and_std(window.following - window.states[:, -1:])

@@ -1,9 +1,11 @@
 """Learning the models of D-MPC from recorded control: each a network, an optimiser and a run of its own."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 import torch
@@ -15,6 +17,7 @@ from forerun.core.generator import keyed_generator
 from forerun.data.normalizer import Normalizer, check_action_range
 from forerun.data.trajectories import Trajectories
 from forerun.data.windows import WindowSource, discounted_returns
+from forerun.envs.control_goals import Arrival
 from forerun.nn.first_weights import seeded_weights
 from forerun.training.loop import LoopConfig, TrainingLoop
 from forerun.training.trackers import Tracker, open_trackers
@@ -24,6 +27,8 @@ from forerun.worldmodels.diffusion.dynamics import DiffusionDynamics, offset_nor
 from forerun.worldmodels.diffusion.frame import Frame
 from forerun.worldmodels.diffusion.joint import JointDiffusion
 from forerun.worldmodels.diffusion.one_step import CloningProposal, OneStepEnsemble
+from forerun.worldmodels.diffusion.plan_prior import PlanPrior
+from forerun.worldmodels.diffusion.stitching import Stitching, follow
 from forerun.worldmodels.diffusion.value import PlanValue, StateValue
 
 Model = TypeVar("Model", DiffusionProposal, DiffusionDynamics, JointDiffusion, OneStepEnsemble, CloningProposal)
@@ -66,6 +71,7 @@ class ModelTrainer:
         bounds: The box of actions.
         config: Shapes.
         training: How to train.
+        arrival: What arrives where, in a task with a goal in its state, for a state value that stitches.
         directory: For checkpoints and curves, one folder a model; ``None`` keeps none.
         report: Told of progress.
 
@@ -80,23 +86,32 @@ class ModelTrainer:
         *,
         config: DmpcConfig,
         training: DmpcTrainingConfig,
+        arrival: Arrival | None = None,
         directory: Path | None = None,
         report: Report = lambda name, done, total, detail: None,
     ) -> None:
         self.trajectories, self.config, self._training = trajectories, config, training
-        self._directory, self._report = directory, report
+        self._arrival, self._directory, self._report = arrival, directory, report
         self.source = WindowSource(trajectories, history=config.history, horizon=config.horizon)
         check_action_range(self.source.all_actions, low=bounds.low, high=bounds.high, names=trajectories.action_names)
-        self._frame = Frame.of_data(self.source.all_states, bounds, history=config.history)
+        self._frame = Frame.of_data(self.source.all_states, bounds, history=config.history, waves=config.waves)
         self._offsets = offset_normalizer(self.source, keyed_generator(training.seed, "offsets"))
         self._returns = discounted_returns(trajectories, discount=config.discount)[self.source.rows]
         self._return_units = Normalizer.of_mean_and_std(self._returns)
 
     def proposal(self) -> DiffusionProposal:
         """Train the action proposal."""
-        return self._fitted(
-            "proposal", lambda: DiffusionProposal(self.config.proposal, self._frame, horizon=self.config.horizon)
-        )
+        config, prior = self.config, None
+        if config.wide_share:
+            generator = keyed_generator(self._training.seed, "plans")
+            prior = PlanPrior.of_data(self.source, self._frame.actions, generator)
+
+        def build() -> DiffusionProposal:
+            return DiffusionProposal(
+                config.proposal, self._frame, horizon=config.horizon, prior=prior, wide_share=config.wide_share
+            )
+
+        return self._fitted("proposal", build)
 
     def dynamics(self) -> DiffusionDynamics:
         """Train the multi-step dynamics."""
@@ -116,8 +131,11 @@ class ModelTrainer:
         )
 
     def joint(self) -> JointDiffusion:
-        """Train the baseline that draws actions and states together."""
-        return self._fitted("joint", lambda: JointDiffusion(self.config.dynamics, self._frame, self._offsets))
+        """Train the baseline that draws actions and states together, in as many steps as the proposal draws plans."""
+        config = self.config.dynamics
+        num_steps = self.config.proposal.sampler.num_inference_steps
+        config = replace(config, sampler=replace(config.sampler, num_inference_steps=num_steps), focus=0.0)
+        return self._fitted("joint", lambda: JointDiffusion(config, self._frame, self._offsets))
 
     def plan_value(self) -> PlanValue:
         """Train the value of a plan with its future."""
@@ -131,21 +149,41 @@ class ModelTrainer:
         self._run("plan-value", model, loss)
         return model
 
-    def state_value(self, *, expectile: float = 0.5) -> StateValue:
-        """Train the value of a state.
-
-        Args:
-            expectile: See :class:`~forerun.worldmodels.diffusion.value.StateValue`.
-        """
-        with seeded_weights(self._training.seed, "state-value"):
-            model = StateValue(self.config.value, self._frame.states, self._return_units, expectile=expectile)
+    def state_value(self) -> StateValue:
+        """Train the value of a state."""
+        name, options = "state-value", self.config.state_value
+        with seeded_weights(self._training.seed, name):
+            model = StateValue(
+                self.config.value,
+                self._frame.states,
+                self._return_units,
+                expectile=options.expectile,
+                waves=options.waves,
+            )
+        if options.targets == "stitched":
+            self._stitch(name, model)
+            return model
 
         def loss(step: int) -> Tensor:
-            rows = self._rows("state-value", step)
+            rows = self._rows(name, step)
             return model.loss(self.source.all_states[self.source.rows[rows]], self._returns[rows])
 
-        self._run("state-value", model, loss)
+        self._run(name, model, loss)
         return model
+
+    def _stitch(self, name: str, model: StateValue) -> None:
+        """Train a value on what it says itself of the ends of stretches, through a copy that follows it slowly."""
+        options = self.config.state_value
+        stitching = Stitching(self.trajectories, options, discount=self.config.discount, arrival=self._arrival)
+        slow = copy.deepcopy(model).requires_grad_(False)
+
+        def loss(step: int) -> Tensor:
+            follow(slow, model, rate=options.follow_rate)
+            generator = keyed_generator(self._training.seed, name, "goals", step)
+            stretch = stitching.draw(self._rows(name, step), generator)
+            return model.loss(stretch.states, stitching.worth(stretch, slow))
+
+        self._run(name, model, loss, state=slow.state_dict())
 
     def tune(self, model: DiffusionDynamics | JointDiffusion, *, name: str) -> None:
         """Train a model of what follows further, in place, on this recording; its units stay those it was made with.
@@ -178,7 +216,14 @@ class ModelTrainer:
         generator = keyed_generator(self._training.seed, name, "windows", step)
         return torch.randint(len(self.source), (self._training.batch_size,), generator=generator)
 
-    def _run(self, name: str, model: nn.Module, loss: Callable[[int], Tensor]) -> None:
+    def _run(
+        self,
+        name: str,
+        model: nn.Module,
+        loss: Callable[[int], Tensor],
+        *,
+        state: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
         training = self._training
         config = LoopConfig(
             num_steps=training.num_steps,
@@ -197,7 +242,9 @@ class ModelTrainer:
                 tracker.add({"train/loss": value, "train/learning_rate": rate}, step + 1)
             self._report(name, step + 1, training.num_steps, f"loss {value:.4f}")
 
-        loop = TrainingLoop(model, config, batch_at=lambda step: step, loss=loss, directory=folder, on_step=on_step)
+        loop = TrainingLoop(
+            model, config, batch_at=lambda step: step, loss=loss, directory=folder, on_step=on_step, state=state
+        )
         with ExitStack() as stack:
             if folder is not None:
                 opened = open_trackers(folder, asdict(training), first_step=loop.num_done() + 1)

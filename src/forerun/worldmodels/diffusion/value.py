@@ -10,6 +10,7 @@ from forerun.data.windows import Window
 from forerun.models.denoiser import DenoiserConfig
 from forerun.models.regressor import Regressor
 from forerun.worldmodels.diffusion.frame import Frame
+from forerun.worldmodels.diffusion.waves import WaveConfig, with_waves
 
 
 class PlanValue(nn.Module):
@@ -76,27 +77,39 @@ class StateValue(nn.Module):
         config: Shape of the network.
         states: Units of states.
         returns: Units of the return.
-        expectile: In (0, 1): 0.5 learns the mean return of the data, more learns what its better part reached.
+        expectile: In (0, 1): 0.5 learns the mean of the targets, more learns what their better part is.
+        waves: Numbers of a state that are seen as waves too; ``None``: none.
 
     Reference:
-        Kostrikov et al. 2021 (arXiv 2110.06169) for expectiles; the targets here are Monte-Carlo returns.
+        Kostrikov et al. 2021 (arXiv 2110.06169) for expectiles. The targets are returns of the data, or those of
+        :mod:`~forerun.worldmodels.diffusion.stitching`.
     """
 
     def __init__(
-        self, config: DenoiserConfig, states: Normalizer, returns: Normalizer, *, expectile: float = 0.5
+        self,
+        config: DenoiserConfig,
+        states: Normalizer,
+        returns: Normalizer,
+        *,
+        expectile: float = 0.5,
+        waves: WaveConfig | None = None,
     ) -> None:
         super().__init__()
         self.states, self.returns, self._expectile = states, returns, expectile
-        self.network = Regressor(config, context_dim=len(states.shift))
+        self.waves = waves or WaveConfig()
+        self.network = Regressor(config, context_dim=len(states.shift) + self.waves.num_features)
 
     def loss(self, states: Float[Tensor, "batch state"], target: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
         """Return the expectile loss, in normalised units."""
-        gaps = self.returns(target) - self.network(self.states(states).clamp(-6.0, 6.0))
+        gaps = self.returns(target) - self.network(self._features(states))
         weights = torch.where(gaps > 0, self._expectile, 1 - self._expectile)
         return 2 * (weights * gaps**2).mean()
 
     @torch.no_grad()
     def forward(self, states: Float[Tensor, "*batch state"]) -> Float[Tensor, "*batch"]:
         """Return the value of each state, in units of the reward."""
-        flat = self.states(states).flatten(0, -2).clamp(-6.0, 6.0)
+        flat = self._features(states.flatten(0, -2))
         return self.returns.inverse(self.network(flat)).unflatten(0, states.shape[:-1])
+
+    def _features(self, states: Float[Tensor, "batch state"]) -> Float[Tensor, "batch features"]:
+        return with_waves(self.states(states).clamp(-6.0, 6.0), self.waves)
