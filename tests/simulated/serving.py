@@ -18,6 +18,7 @@ from forerun.engine.server.app import ServerApp
 from forerun.engine.server.config import ServerConfig
 from forerun.engine.server.run import DrainingServer, Served, bind
 from forerun.engine.speculative.controller import FixedController
+from forerun.engine.speculative.load import Load
 from forerun.engine.speculative.ways import Way
 from simulated.decoding import Way as SimulatedWay
 from simulated.decoding import World
@@ -126,9 +127,9 @@ class SimulatedResources(EngineResources):
         )
         self.choices = SimpleQueue()
 
-    def way_for_call(self, num_requests: int) -> Way:
+    def way_for_call(self, load: Load) -> Way:
         """The ways in turn, so that open requests change between them."""
-        self.choices.put(num_requests)
+        self.choices.put(load)
         return self._ways[self.choices.qsize() % len(self._ways)]
 
     def every_way(self) -> tuple[Way, ...]:

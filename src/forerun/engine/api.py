@@ -13,6 +13,7 @@ from forerun.engine.outputs import Completion, DecodeMetrics, StreamChunk
 from forerun.engine.request import Request
 from forerun.engine.resources import EngineResources
 from forerun.engine.sampling import SamplingParams
+from forerun.engine.speculative.load import Load
 from forerun.models.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
@@ -50,7 +51,7 @@ class LLM:
         self._resources = EngineResources(config)
         self._is_decoding = False
         self._counters = DecodeCounters()
-        self._way = self._resources.way_for_call(1)
+        self._way = self._resources.way_for_call(Load(num_requests=1, num_context=0))
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -137,7 +138,7 @@ class LLM:
         core = EngineCore(
             self._resources.target, verification=self.config.speculative.verification, counters=self._counters
         )
-        self._way = self._resources.way_for_call(len(requests))
+        self._way = self._resources.way_for_call(Load.of(requests))
         try:
             yield from core.run(requests, self._way.speculator, self._way.controller)
         finally:

@@ -22,6 +22,7 @@ from forerun.engine.request import Request
 from forerun.engine.scheduler import PrefillPart, Scheduler, SchedulerConfig
 from forerun.engine.speculative.controller import Controller
 from forerun.engine.speculative.coupling import coupled_tokens, verify_equal
+from forerun.engine.speculative.load import Load
 from forerun.engine.speculative.rejection import verify_rejection
 from forerun.engine.speculative.speculator import Speculation, Speculator
 from forerun.engine.target_pass import chosen_tokens, run_target
@@ -286,7 +287,7 @@ class EngineCore:
         self._counters.num_first_tokens += sum(len(chunk.token_ids) for chunk in chunks)
         return chunks
 
-    def _speculate(self, requests: Sequence[Request]) -> list[Speculation]:
+    def _speculate(self, requests: Sequence[Request], load: Load) -> list[Speculation]:
         """Let every way draft for its own requests."""
         most = self._target.capacity
         if self._limits_rounds:
@@ -296,7 +297,7 @@ class EngineCore:
         for _, group in groupby(by_way, key=lambda request: id(self._draftings[request.index])):
             members = list(group)
             drafting = self._draftings[members[0].index]
-            limit = min(most, drafting.controller.num_speculative_tokens(len(requests)))
+            limit = min(most, drafting.controller.num_speculative_tokens(load))
             limits = [self._room(request, limit) for request in members]
             self._set_tables()
             speculations = drafting.speculator.speculate(members, limits)
@@ -316,7 +317,8 @@ class EngineCore:
         """Draft, verify and emit for every decoding request."""
         counters, started = self._counters, time.perf_counter()
         requests = sorted(requests, key=lambda request: request.sequence)
-        speculations = self._speculate(requests)
+        load = Load.of(requests)
+        speculations = self._speculate(requests, load)
         parts = [
             (request.sequence, request.num_computed_tokens, [request.output_ids[-1], *speculation.token_ids])
             for request, speculation in zip(requests, speculations, strict=True)
@@ -361,6 +363,7 @@ class EngineCore:
             (drafting,) = draftings.values()
             proposed = [len(speculation.token_ids) for speculation in speculations]
             drafting.controller.observe(
+                load=load,
                 proposed=proposed,
                 accepted=accepted,
                 round_s=round_s,

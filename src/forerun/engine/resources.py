@@ -18,6 +18,7 @@ from forerun.engine.logits import LogitsProcessor
 from forerun.engine.request import Request
 from forerun.engine.sampling import SamplingParams
 from forerun.engine.speculation import SpeculatorFactory
+from forerun.engine.speculative.load import Load
 from forerun.engine.speculative.ways import Way
 from forerun.engine.stop import OutputTracker
 from forerun.models.device import DeviceOptions, recorder_for
@@ -150,9 +151,9 @@ class EngineResources:
         }
         return {name: recorder.take_busy_s() for name, recorder in recorders.items() if recorder is not None}
 
-    def way_for_call(self, num_requests: int) -> Way:
+    def way_for_call(self, load: Load) -> Way:
         """As :meth:`forerun.engine.speculation.SpeculatorFactory.way_for_call`."""
-        return self._factory.way_for_call(num_requests)
+        return self._factory.way_for_call(load)
 
     def every_way(self) -> tuple[Way, ...]:
         """As :meth:`forerun.engine.speculation.SpeculatorFactory.every_way`."""

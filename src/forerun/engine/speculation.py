@@ -30,6 +30,7 @@ from forerun.engine.speculative.draft_round import RoundModel
 from forerun.engine.speculative.drafter_process import DrafterProcess
 from forerun.engine.speculative.drafter_restart import DrafterRestarts, RestartConfig
 from forerun.engine.speculative.fallback_length import AdaptiveFallbackLength, OneLess
+from forerun.engine.speculative.load import Load
 from forerun.engine.speculative.plain import NoSpeculator
 from forerun.engine.speculative.sequential import NgramSpeculator, SequentialSpeculator
 from forerun.engine.speculative.speculator import Speculator
@@ -109,10 +110,10 @@ class SpeculatorFactory:
             self._ways.sort(key=lambda way: way.promised_round_s(target, draft))
         self._chooser = WayChooser(self._ways)
 
-    def way_for_call(self, num_requests: int) -> Way:
-        """Return the way to decode a call of this many requests, with the process's threads and cores set for it."""
+    def way_for_call(self, load: Load) -> Way:
+        """Return the way to decode such a load, with the process's threads and cores set for it."""
         assert self._chooser is not None, "wait_until_ready() comes first"
-        way = self._chooser.choose(min(num_requests, self._config.max_num_seqs))
+        way = self._chooser.choose(load.at_most(self._config.max_num_seqs))
         way.enter()
         return way
 

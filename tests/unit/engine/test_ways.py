@@ -5,8 +5,12 @@ from dataclasses import replace
 
 import pytest
 
+from forerun.engine.speculative.controller import Acceptance, AdaptiveController
+from forerun.engine.speculative.load import Load
 from forerun.engine.speculative.plain import NoSpeculator
 from forerun.engine.speculative.ways import Way, WayChooser
+
+ALONE, FOUR = Load(num_requests=1, num_context=100), Load(num_requests=4, num_context=400)
 
 
 class Rated:
@@ -15,13 +19,13 @@ class Rated:
     def __init__(self, tokens_per_s):
         self.tokens_per_s, self.is_used = tokens_per_s, False
 
-    def num_speculative_tokens(self, num_requests):
+    def num_speculative_tokens(self, load):
         return 0
 
     def observe(self, **times):
         raise AssertionError("a choice observes nothing")
 
-    def rate(self, num_requests):
+    def rate(self, load):
         return self.tokens_per_s if self.is_used else None
 
     def forget_times(self):
@@ -38,7 +42,7 @@ def ways(**rates):
 def calls(chooser, num_calls):
     chosen = []
     for _ in range(num_calls):
-        way = chooser.choose(num_requests=1)
+        way = chooser.choose(ALONE)
         way.controller.is_used = True
         chosen.append(way.method)
     return chosen
@@ -111,18 +115,40 @@ def test_the_last_way_stays():
     some = ways(ssd=100.0)
     chooser = WayChooser(some)
     some[0].speculator.is_alive = False
-    assert chooser.choose(num_requests=1) is some[0]
+    assert chooser.choose(ALONE) is some[0]
 
 
 def test_several_requests_get_the_threads_unless_another_way_is_expected_to_be_faster():
     ssd, sequential = ways(ssd=100.0, sequential=95.0)
     some = [ssd, replace(sequential, num_threads=2)]
     chooser = WayChooser(some)
-    assert chooser.choose(num_requests=4).method == "sequential", "nothing is known"
+    assert chooser.choose(FOUR).method == "sequential", "nothing is known"
     for way in some:
         way.controller.is_used = True
-    assert chooser.choose(num_requests=4).method == "sequential"
+    assert chooser.choose(FOUR).method == "sequential"
     set_rate(some[0], 110.0)
-    assert chooser.choose(num_requests=4).method == "ssd"
+    assert chooser.choose(FOUR).method == "ssd"
     some[0].speculator.is_alive = False
-    assert chooser.choose(num_requests=4).method == "sequential"
+    assert chooser.choose(FOUR).method == "sequential"
+
+
+def test_what_was_timed_over_short_texts_promises_nothing_over_long_ones():
+    """SSD was half as fast again over short texts; it has one thread, and nobody knows what long ones cost it."""
+    short, long = (Load(num_requests=16, num_context=16 * length) for length in (100, 900))
+
+    def timed(rounds):
+        controller = AdaptiveController(Acceptance(8), least_tokens=0, max_tokens=8, initial=4)
+        for load, round_s in rounds:
+            controller.observe(
+                load=load, proposed=[0] * 16, accepted=[0] * 16, round_s=round_s, forward_s=0.95 * round_s
+            )
+        return controller
+
+    ssd, sequential = ways(ssd=0.0, sequential=0.0)
+    ssd = replace(ssd, controller=timed([(short, 0.03)] * 20))
+    sequential = replace(sequential, controller=timed([(short, 0.045)] * 20 + [(long, 0.09)] * 20), num_threads=2)
+    chooser = WayChooser([ssd, sequential])
+    assert chooser.choose(short) is ssd
+    assert chooser.choose(long) is sequential
+    ssd = replace(ssd, controller=timed([(short, 0.03)] * 20 + [(long, 0.06)] * 20))
+    assert WayChooser([ssd, sequential]).choose(long) is ssd, "once it was timed there, it is chosen"

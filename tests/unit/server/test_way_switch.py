@@ -15,6 +15,8 @@ class FakeWay:
 
 
 class FakeRequest:
+    num_computed_tokens = 7
+
     def __init__(self, index):
         self.index = index
 
@@ -35,8 +37,9 @@ class Setting:
         self.core = FakeCore()
         self.switch = WaySwitch([self.ssd, self.sd, self.none], default=default, choose=self._choose)
 
-    def _choose(self, num_requests):
-        self.asked.append(num_requests)
+    def _choose(self, load):
+        assert load.num_context == 7 * load.num_requests
+        self.asked.append(load.num_requests)
         return self.best
 
     def rounds(self, number):

@@ -18,6 +18,7 @@ from forerun.engine.sampling import SamplingParams
 from forerun.engine.scheduler import SchedulerConfig
 from forerun.engine.server.config import ServerConfig
 from forerun.engine.server.way_switch import WaySwitch
+from forerun.engine.speculative.load import Load
 from forerun.engine.speculative.ways import Way
 from forerun.models.tokenizer import Tokenizer
 
@@ -45,8 +46,8 @@ class Resources(Protocol):
         """Every layer of the target; none where cached states can't be copied in one piece."""
         ...
 
-    def way_for_call(self, num_requests: int) -> Way:
-        """Return the best way for so many requests, entered."""
+    def way_for_call(self, load: Load) -> Way:
+        """Return the best way for such a load, entered."""
         ...
 
     def every_way(self) -> tuple[Way, ...]:

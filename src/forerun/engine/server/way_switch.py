@@ -6,6 +6,7 @@ from forerun.core.errors import RequestError
 from forerun.engine.config import Method
 from forerun.engine.core import EngineCore
 from forerun.engine.request import Request
+from forerun.engine.speculative.load import Load
 from forerun.engine.speculative.ways import Way
 
 _ROUNDS_PER_CHOICE = 64
@@ -24,10 +25,10 @@ class WaySwitch:
     Args:
         ways: One for each method.
         default: Method of requests that name none; ``auto`` leaves it open.
-        choose: Returns the best way for a number of requests, with the process's threads and cores set for it.
+        choose: Returns the best way for a load, with the process's threads and cores set for it.
     """
 
-    def __init__(self, ways: Sequence[Way], *, default: Method, choose: Callable[[int], Way]) -> None:
+    def __init__(self, ways: Sequence[Way], *, default: Method, choose: Callable[[Load], Way]) -> None:
         self._ways = {way.method: way for way in ways}
         self._default, self._choose = default, choose
         self._open: dict[int, Request] = {}
@@ -62,7 +63,7 @@ class WaySwitch:
             self._fixed[request.index] = way
             return way
         if not self._open:
-            self._current, self._num_rounds = self._choose(1), 0
+            self._current, self._num_rounds = self._choose(Load.of([request])), 0
             self._is_many = False
             self._num_rounds_otherwise = 0
             self._entered = self._current
@@ -84,7 +85,7 @@ class WaySwitch:
             if self._num_rounds > _ROUNDS_PER_CHOICE or self._num_rounds_otherwise > _ROUNDS_PER_LOAD:
                 self._num_rounds, self._num_rounds_otherwise = 0, 0
                 self._is_many = is_many
-                self._current = self._entered = self._choose(len(self._open))
+                self._current = self._entered = self._choose(Load.of(self._open.values()))
                 for request in self._open.values():
                     core.switch(request, self._current)
         wanted = self._needed()

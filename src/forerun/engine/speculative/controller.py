@@ -4,35 +4,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from forerun.engine.speculative.round_times import RoundTimes, load_class
-from forerun.engine.speculative.time_line import TimeLine
+from forerun.engine.speculative.load import Load
+from forerun.engine.speculative.round_times import RoundTimes
 
 _DECAY = 0.98
 """Weight that a round keeps after each further round: the last 50 rounds count most."""
 _PRIOR_ACCEPTANCE = 0.6
 _PRIOR_WEIGHT = 2.0
-_EXPLORE_EVERY, _EXPLORE_SELDOM = 12, 192
-"""Rounds from one trial of another length to the next, where one request runs; where several do, at first, and at
-most: there a trial costs more, and one that changes nothing doubles the rounds to the next."""
+_EXPLORE_EVERY, _EXPLORE_ALONE, _EXPLORE_SELDOM = 12, 24, 192
+"""Rounds from one trial of another length to the next: at first, and at most, for one request and for several, where a
+trial costs more. One that changes nothing doubles the rounds to the next."""
 _HOPELESS = 0.8
-"""A trial among several requests waits as long as it may where, by passes as large, no more than this share of the best
-rate is to be expected."""
-_WORTH_DRAFTING = 1.03
-"""Among several requests drafts must promise so many times the tokens of none: noise favours what is seldom tried."""
+"""A trial waits as long as it may where no more than this share of the best rate is to be expected, by passes that are
+known."""
+_WORTH_DRAFTING = 1.02
+"""Drafts must promise so many times the tokens of none: noise favours what is seldom tried."""
 _LEAST_MEASURED = 8
 """Rounds from which on a rate is what was measured rather than what is expected."""
+_ALONE = (0, 0)
+"""The kind of every load of one request."""
 
 
 class Controller(Protocol):
     """Sets the length of drafts, and learns from every round."""
 
-    def num_speculative_tokens(self, num_requests: int) -> int:
-        """Return the most draft tokens per request for a round of this many requests; 0 decodes without a draft."""
+    def num_speculative_tokens(self, load: Load) -> int:
+        """Return the most draft tokens per request for a round of this load; 0 decodes without a draft."""
         ...
 
     def observe(
         self,
         *,
+        load: Load,
         proposed: Sequence[int],
         accepted: Sequence[int],
         round_s: float,
@@ -42,6 +45,7 @@ class Controller(Protocol):
         """Learn of a round.
 
         Args:
+            load: What took part.
             proposed: How many draft tokens each request had.
             accepted: How many of them were accepted.
             round_s: The round's time.
@@ -50,8 +54,8 @@ class Controller(Protocol):
         """
         ...
 
-    def rate(self, num_requests: int) -> float | None:
-        """Return the tokens per second and request to expect, this many side by side; ``None``: nothing is known."""
+    def rate(self, load: Load) -> float | None:
+        """Return the tokens per second and request to expect of a load; ``None``: nothing is known of any like it."""
         ...
 
     def forget_times(self) -> None:
@@ -69,13 +73,14 @@ class FixedController:
     def __init__(self, num_speculative_tokens: int) -> None:
         self._num_speculative_tokens = num_speculative_tokens
 
-    def num_speculative_tokens(self, num_requests: int) -> int:
+    def num_speculative_tokens(self, load: Load) -> int:
         """Return K."""
         return self._num_speculative_tokens
 
     def observe(
         self,
         *,
+        load: Load,
         proposed: Sequence[int],
         accepted: Sequence[int],
         round_s: float,
@@ -84,7 +89,7 @@ class FixedController:
     ) -> None:
         """Nothing to learn."""
 
-    def rate(self, num_requests: int) -> float | None:
+    def rate(self, load: Load) -> float | None:
         """Nothing is known."""
         return None
 
@@ -124,8 +129,8 @@ class Acceptance:
 
 
 @dataclass(slots=True)
-class _Load:
-    """What is known of about so many requests side by side."""
+class _Course:
+    """How it went with loads of one kind."""
 
     best: int = -1
     interval: int = _EXPLORE_EVERY
@@ -139,12 +144,13 @@ class _Load:
 class AdaptiveController:
     r"""Picks the length with the most tokens per second, by measured acceptance and measured time.
 
-    .. math:: K^* = \arg\max_K \frac{1 + \sum_{i \le K} \prod_{j \le i} a_j}{t(n, K)}
+    .. math:: K^* = \arg\max_K \frac{1 + \sum_{i \le K} \prod_{j \le i} a_j}{t(n, c, K)}
 
-    :math:`a_j` is the share of accepted tokens among those at place j that were looked at. The time of a round of one
-    request is a line in K (drafting, verification and waiting alike, whatever the method); of n requests it is the time
-    of a pass of :math:`n (1 + K)` rows, known from rounds of any n, and a line for the rest. So a load never seen
-    before begins near its best length: as the batch grows and rows stop being free, drafts get shorter, down to none.
+    :math:`a_j` is the share of accepted tokens among those at place j that were looked at. The time of a round of n
+    requests that see c cached tokens is that of a pass of :math:`n (1 + K)` rows over them, known from rounds of any
+    load, and a line in K for the rest (drafting and waiting alike, whatever the method). So a load never seen before
+    begins near its best length: as the batch grows and rows stop being free, drafts get shorter, down to none; as texts
+    grow and reading them is what takes time, they get longer again.
     Now and then a neighbouring length is tried, so that the estimates stay fresh; no draft at all is a length too, so a
     draft that does not pay is switched off, and tried again from time to time.
 
@@ -158,24 +164,19 @@ class AdaptiveController:
     def __init__(self, acceptance: Acceptance, *, least_tokens: int, max_tokens: int, initial: int) -> None:
         self._acceptance, self._least_tokens, self._max_tokens = acceptance, least_tokens, max_tokens
         self._initial, self._was_idle = initial, False
-        self._alone = TimeLine()
         self._times = RoundTimes()
-        self._loads: dict[int, _Load] = {}
+        self._courses: dict[tuple[int, int], _Course] = {}
 
-    def num_speculative_tokens(self, num_requests: int) -> int:
+    def num_speculative_tokens(self, load: Load) -> int:
         """Return the best length known, or sometimes a neighbour of it."""
-        load, best = self._load(num_requests), self._best(num_requests)
-        load.num_rounds += 1
-        if num_requests > 1:
-            return self._choose_among_many(load, best, num_requests)
-        if load.num_rounds % _EXPLORE_EVERY:
-            return best
-        load.num_trials += 1
-        return self._neighbour(load, best, first=2)
+        course, best = self._course(load), self._best(load)
+        course.num_rounds += 1
+        return self._choose(course, best, load)
 
     def observe(
         self,
         *,
+        load: Load,
         proposed: Sequence[int],
         accepted: Sequence[int],
         round_s: float,
@@ -184,90 +185,82 @@ class AdaptiveController:
     ) -> None:
         """Update acceptance at each place that was looked at, and what is known of times."""
         self._acceptance.observe(proposed=proposed, accepted=accepted)
-        num_requests, length = len(proposed), sum(proposed) / len(proposed)
-        load = self._load(num_requests)
+        length = sum(proposed) / load.num_requests
         # A draft that was idle has to catch up, as one has that gets a new text.
         is_like_others = is_settled and (length == 0 or not self._was_idle)
         self._was_idle = length == 0
-        self._times.add(
-            num_requests, length, forward_s=forward_s, other_s=round_s - forward_s if is_like_others else None
-        )
-        if num_requests == 1:
-            self._alone.add(length, round_s)
-        expected = sum(self._acceptance.expected_tokens(number) for number in proposed) / num_requests
-        load.num_measured += 1
-        load.tokens, load.time_s = _DECAY * load.tokens + expected, _DECAY * load.time_s + round_s
+        self._times.add(load, length, forward_s=forward_s, other_s=round_s - forward_s if is_like_others else None)
+        expected = sum(self._acceptance.expected_tokens(number) for number in proposed) / load.num_requests
+        course = self._course(load)
+        course.num_measured += 1
+        course.tokens, course.time_s = _DECAY * course.tokens + expected, _DECAY * course.time_s + round_s
 
-    def rate(self, num_requests: int) -> float | None:
-        """Return the rate that was measured at such a load; before, the one to expect at the best length."""
-        load = self._loads.get(load_class(num_requests))
-        if load is not None and load.num_measured >= _LEAST_MEASURED:
-            return load.tokens / load.time_s
-        best = self._best(num_requests)
-        time_s = self._time(num_requests, best)
+    def rate(self, load: Load) -> float | None:
+        """Return the rate that was measured at such a load; before, the one to expect at the best length.
+
+        Of several requests with far longer texts than were ever timed nothing is promised.
+        """
+        course = self._course(load)
+        if course.num_measured >= _LEAST_MEASURED:
+            return course.tokens / course.time_s
+        if load.num_requests > 1 and not self._times.has_texts_like(load):
+            return None
+        best = self._best(load)
+        time_s = self._times.at(load, best)
         return None if time_s is None else self._acceptance.expected_tokens(best) / time_s
 
     def forget_times(self) -> None:
-        """Leave each line of times the weight of one round."""
-        self._alone.fade()
+        """Leave what was measured of rounds the weight of one."""
         self._times.fade()
-        for load in self._loads.values():
-            if load.time_s > 0:
-                scale = min(1.0, 1 / max(1, load.num_measured))
-                load.tokens, load.time_s = scale * load.tokens, scale * load.time_s
+        for course in self._courses.values():
+            if course.time_s > 0:
+                scale = min(1.0, 1 / max(1, course.num_measured))
+                course.tokens, course.time_s = scale * course.tokens, scale * course.time_s
 
-    def _load(self, num_requests: int) -> _Load:
-        return self._loads.setdefault(load_class(num_requests), _Load())
+    def _course(self, load: Load) -> _Course:
+        """Return how it went at such loads; one request by itself is followed from text to text."""
+        return self._courses.setdefault(load.kind if load.num_requests > 1 else _ALONE, _Course())
 
-    def _choose_among_many(self, load: _Load, best: int, num_requests: int) -> int:
+    def _choose(self, course: _Course, best: int, load: Load) -> int:
         """Return the best length; when a trial is due, a neighbour for two rounds: in the first a draft catches up."""
-        if best != load.best:
-            load.best, load.interval, load.num_rounds = best, _EXPLORE_EVERY, 0
-        if load.num_rounds < load.interval:
+        seldom = _EXPLORE_ALONE if load.num_requests == 1 else _EXPLORE_SELDOM
+        if best != course.best:
+            course.best, course.interval, course.num_rounds = best, _EXPLORE_EVERY, 0
+        if course.num_rounds < course.interval:
             return best
-        if load.num_rounds == load.interval:
-            load.num_trials += 1
-            if self._is_hopeless(load, best, num_requests):
-                load.num_trials += 1
-            if load.interval < _EXPLORE_SELDOM and self._is_hopeless(load, best, num_requests):
-                load.interval = _EXPLORE_SELDOM
+        if course.num_rounds == course.interval:
+            course.num_trials += 1
+            if self._is_hopeless(course, best, load):
+                course.num_trials += 1
+            if course.interval < seldom and self._is_hopeless(course, best, load):
+                course.interval = seldom
                 return best
         else:
-            load.interval, load.num_rounds = min(2 * load.interval, _EXPLORE_SELDOM), 0
-        return self._neighbour(load, best, first=1)
+            course.interval, course.num_rounds = min(2 * course.interval, seldom), 0
+        return self._neighbour(course, best, load)
 
-    def _is_hopeless(self, load: _Load, best: int, num_requests: int) -> bool:
+    def _is_hopeless(self, course: _Course, best: int, load: Load) -> bool:
         """Return whether the neighbour whose turn it is can't be much good; then it is the other one's turn."""
-        length = self._neighbour(load, best, first=1)
-        is_known = self._times.covers(num_requests, length)
-        return is_known and self._rate(length, num_requests) < _HOPELESS * self._rate(best, num_requests)
+        length = self._neighbour(course, best, load)
+        is_known = self._times.knows(load, length)
+        return is_known and self._rate(length, load) < _HOPELESS * self._rate(best, load)
 
-    def _neighbour(self, load: _Load, best: int, *, first: int) -> int:
-        if best == 0:
-            return min(first, self._max_tokens)
-        step = 1 if load.num_trials % 2 else -1
+    def _neighbour(self, course: _Course, best: int, load: Load) -> int:
+        if best == 0:  # more is to be learned from two tokens, but they cost the more the more requests there are
+            return min(2 if load.num_requests == 1 else 1, self._max_tokens)
+        step = 1 if course.num_trials % 2 else -1
         return min(self._max_tokens, max(self._least_tokens, best + step))
 
-    def _best(self, num_requests: int) -> int:
-        lengths = range(self._least_tokens, self._max_tokens + 1)
-        if self._time(num_requests, 0) is None:
-            start = self._initial if num_requests == 1 else (1 + self._initial) // num_requests - 1
+    def _best(self, load: Load) -> int:
+        if self._times.at(load, 0) is None:
+            start = self._initial if load.num_requests == 1 else (1 + self._initial) // load.num_requests - 1
             return min(self._max_tokens, max(self._least_tokens, start))
-        best = max(lengths, key=lambda length: self._rate(length, num_requests))
-        if num_requests == 1 or best == self._least_tokens:
-            return best
-        least_rate = self._rate(self._least_tokens, num_requests)
-        is_worth_it = self._rate(best, num_requests) > _WORTH_DRAFTING * least_rate
-        return best if is_worth_it else self._least_tokens
+        rates = [self._rate(length, load) for length in range(self._least_tokens, self._max_tokens + 1)]
+        best = max(rates)
+        return self._least_tokens + (rates.index(best) if best > _WORTH_DRAFTING * rates[0] else 0)
 
-    def _rate(self, length: int, num_requests: int) -> float:
-        return self._acceptance.expected_tokens(length) / (self._time(num_requests, length) or 1.0)
-
-    def _time(self, num_requests: int, length: int) -> float | None:
-        """Return the time to expect of a round."""
-        if num_requests == 1:
-            return self._alone.at(length) if self._alone.has_points else None
-        return self._times.at(num_requests, length)
+    def _rate(self, length: int, load: Load) -> float:
+        return self._acceptance.expected_tokens(length) / (self._times.at(load, length) or 1.0)
 
 
 class BranchBudget:

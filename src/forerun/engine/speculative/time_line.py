@@ -21,6 +21,11 @@ class TimeLine:
         """Whether anything was measured."""
         return self._weight > 0
 
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether more than one point is in it: a single one may have been a hiccup."""
+        return self._weight > 1
+
     def add(self, x: float, y: float) -> None:
         """Learn that x tokens took y seconds."""
         if self._weight > 0:

@@ -11,6 +11,7 @@ from forerun.core.protocols import LanguageModel
 from forerun.core.rows import Rows
 from forerun.engine.config import Method
 from forerun.engine.speculative.controller import Controller
+from forerun.engine.speculative.load import Load
 from forerun.engine.speculative.speculator import Speculator
 from forerun.models.device_head import DeviceHead
 
@@ -76,7 +77,7 @@ class WayChooser:
 
     Among several requests there is no trial, which would cost much of all of them: the way with the most threads for
     the target is taken, which with drafts of no length is decoding without a draft, unless another is expected to be
-    faster (and then soon known to be, or not).
+    faster over texts of such length (and then soon known to be, or not).
 
     Two ways are compared only right after a trial, when both have just been timed: what was measured while the machine
     was quieter, or on easier text, says nothing of now. A trial that changes nothing doubles the calls to the next.
@@ -91,20 +92,20 @@ class WayChooser:
         self._last: Way | None = None
         self._interval = self._num_calls_left = 1
 
-    def choose(self, num_requests: int) -> Way:
+    def choose(self, load: Load) -> Way:
         """Return the way for the next call; one that can't draft any more only if there is no other.
 
         Args:
-            num_requests: Requests to be decoded side by side.
+            load: What is to be decoded.
         """
         ready = [way for way in self._ways if way.speculator.is_alive] or self._ways
-        if num_requests > 1:
-            return self._choose_for_many(ready, num_requests)
+        if load.num_requests > 1:
+            return self._choose_for_many(ready, load)
         if self._last is None:
             self._last = ready[0]
             return self._last
         if self._last is not self._ways[0] and self._last in ready and self._ways[0] in ready:
-            self._compare(self._last, num_requests)
+            self._compare(self._last, load)
             ready = [way for way in self._ways if way in ready]
         rivals = [way for way in ready[1:] if not any(way is other for other in self._far_slower)]
         self._num_calls_left -= 1
@@ -116,19 +117,19 @@ class WayChooser:
         return self._last
 
     @staticmethod
-    def _choose_for_many(ways: Sequence[Way], num_requests: int) -> Way:
+    def _choose_for_many(ways: Sequence[Way], load: Load) -> Way:
         best = max(ways, key=lambda way: way.num_threads)
-        best_rate = best.controller.rate(num_requests)
+        best_rate = best.controller.rate(load)
         if best_rate is None:
             return best
-        rates = [(way.controller.rate(num_requests) or 0.0, way) for way in ways]
+        rates = [(way.controller.rate(load) or 0.0, way) for way in ways]
         rate, rival = max(rates, key=lambda item: item[0])
         return rival if rate > _WORTH_MOVING * best_rate else best
 
-    def _compare(self, tried: Way, num_requests: int) -> None:
+    def _compare(self, tried: Way, load: Load) -> None:
         """Rank the way that was just tried against the best."""
         best, others = self._ways[0], [way for way in self._ways if way is not tried]
-        rate, best_rate = tried.controller.rate(num_requests), best.controller.rate(num_requests)
+        rate, best_rate = tried.controller.rate(load), best.controller.rate(load)
         is_better = rate is not None and best_rate is not None and rate > best_rate
         self._ways = [tried, *others] if is_better else [*others, tried]
         self._interval = _LEAST_INTERVAL if is_better else min(2 * self._interval, _MOST_INTERVAL)

@@ -1,0 +1,59 @@
+"""Where reading texts is what a pass takes, rows are nearly free: the controller finds out, at any load."""
+
+from statistics import mean
+
+import pytest
+from simulated.rounds import Machine, flat_then_rising, play
+
+from forerun.engine.speculative.controller import Acceptance, AdaptiveController
+
+SHORT, LONG, VARIED = (60, 100, 140), (560, 600, 640), (60, 100, 250, 600, 1500)
+DRAFT = {"draft_s": 3e-3, "any_draft_s": 4e-3, "catch_up_s": 4e-3, "noise": 0.05}
+MEMORY = Machine(pass_s=flat_then_rising, read_s=6e-6, seen_s=5e-7, **DRAFT)
+ARITHMETIC = Machine(pass_s=flat_then_rising, read_s=5e-7, seen_s=2e-6, **DRAFT)
+NUM_ROUNDS, SOON = 200, 40
+LOADS = [
+    (1, SHORT),
+    (16, SHORT),
+    (4, LONG),
+    (16, LONG),
+    (1, LONG),
+    (4, SHORT),
+    (16, LONG),
+    (2, VARIED),
+    (16, SHORT),
+    (8, VARIED),
+]
+
+
+def shares(machine, loads, *, seed):
+    """Return, for one load after the other, the rate soon as a share of the best fixed length's, and at once of none's.
+
+    One controller sees them all.
+    """
+    controller = AdaptiveController(Acceptance(8), least_tokens=0, max_tokens=8, initial=4)
+    found = []
+    for number, (num_requests, prompt_tokens) in enumerate(loads):
+        course = play(
+            controller,
+            machine,
+            num_requests,
+            num_rounds=NUM_ROUNDS,
+            prompt_tokens=prompt_tokens,
+            seed=seed + number,
+        )
+        found.append((course.rate(SOON) / course.best_fixed_rate(SOON), course.rate() / course.fixed_rate(0)))
+    return found
+
+
+@pytest.mark.parametrize("machine", [MEMORY, ARITHMETIC], ids=["memory", "arithmetic"])
+@pytest.mark.parametrize("loads", [LOADS, LOADS[::-1]], ids=["short first", "long first"])
+def test_it_is_near_the_best_fixed_length_soon_and_never_far_below_none(machine, loads):
+    found = shares(machine, loads, seed=300)
+    for load, (of_best, of_none) in zip(loads, found, strict=True):
+        assert of_best >= (0.97 if load[0] > 4 else 0.96), (
+            load,
+            "few requests say little of a draft in so many rounds",
+        )
+        assert of_none >= 0.97, load
+    assert mean(of_best for of_best, _ in found) >= 0.98
