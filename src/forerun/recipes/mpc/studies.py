@@ -136,7 +136,7 @@ STUDIES: Final[dict[str, Study]] = {
     "walker2d": Study(
         task="walker2d",
         scale="small",
-        num_train_steps=1500,
+        num_train_steps=1000,
         batch_size=256,
         num_episodes=10,
         ways=(*_BASELINES, "joint", "ssr-paper", "ssr"),
