@@ -98,7 +98,7 @@ STUDIES: Final[dict[str, Study]] = {
     "pointmaze": Study(
         task="pointmaze",
         scale="small",
-        num_train_steps=1200,
+        num_train_steps=2400,
         batch_size=256,
         ways=(*_BASELINES, "joint", "ssr-paper", "ssr", "ssr-one-step"),
         constraint="keep_out(x=(-1.0, 0.0), y=(0.4, 0.7))",
