@@ -126,7 +126,7 @@ def _draw(moments: Sequence[_Moment], path: Path, *, body: PlanarBody, number: i
     gif = GifFigure((7.0, 4.2), dpi=72)
     view, curve = gif.figure.subplots(2, 1, height_ratios=(2.2, 1))
     gif.figure.subplots_adjust(left=0.08, right=0.98, top=0.9, bottom=0.12, hspace=0.35)
-    top = max(1.4, 0.15 + max(float(moment.state[0]) for moment in moments))
+    top = max(1.4, 0.4 + max(float(moment.state[0]) for moment in moments))
     # A limb is as wide on paper as in the world.
     view_m = _VIEW_RATIO * (top + 0.1)
     widths = body.widths * 72 * 7.0 * 0.9 / view_m
