@@ -6,7 +6,6 @@ the same whatever the width of the pass and whichever sequences are beside it (t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -202,14 +201,10 @@ class Int8Runner:
         places = blocks * self.block_tokens + lanes
         num_threads = torch.get_num_threads() if lengths.sum() >= attention.PARALLEL_SLOTS else 1
         row_threads = torch.get_num_threads() if len(rows) >= kernels.PARALLEL_ROWS else 1
-        add_norm, silu_mul = kernels.add_norm_quantize, kernels.silu_mul_quantize
-        if row_threads > 1:
-            add_norm = partial(kernels.add_norm_quantize_in_threads, num_threads=row_threads)
-            silu_mul = partial(kernels.silu_mul_quantize_in_threads, num_threads=row_threads)
         x = self.embedding[rows.token_ids].astype(np.float32)
         update, held = np.zeros_like(x), _Buffers.of(config, num_rows=len(rows), num_levels=self.num_levels)
         for index, layer in enumerate(self._layers):
-            add_norm(x, update, layer.attention_norm, eps, held.narrow, held.scale)
+            kernels.add_norm_quantize(x, update, layer.attention_norm, eps, held.narrow, held.scale, row_threads)
             self._features.put(index, places, x)
             kernels.write_qkv(
                 layer.qkv(held.narrow, held.scale), layer.bias, layer.q_norm, layer.k_norm, eps, self._cos, self._sin,
@@ -232,10 +227,10 @@ class Int8Runner:
                 attention.attend(*operands)
             kernels.quantize_rows(held.mixed, held.heads, held.scale)
             update = layer.out(held.heads, held.scale)
-            add_norm(x, update, layer.mlp_norm, eps, held.narrow, held.scale)
-            silu_mul(layer.gate_up(held.narrow, held.scale), held.wide, held.scale)
+            kernels.add_norm_quantize(x, update, layer.mlp_norm, eps, held.narrow, held.scale, row_threads)
+            kernels.silu_mul_quantize(layer.gate_up(held.narrow, held.scale), held.wide, held.scale, row_threads)
             update = layer.down(held.wide, held.scale)
-        add_norm(x, update, self._final_norm, eps, held.narrow, held.scale)
+        kernels.add_norm_quantize(x, update, self._final_norm, eps, held.narrow, held.scale, row_threads)
         return self._head(held.narrow, held.scale)
 
     def set_blocks(self, sequence: int, blocks: Sequence[int]) -> None:

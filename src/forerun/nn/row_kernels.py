@@ -112,7 +112,7 @@ def _add_norm_rows(
         out_scale[m] = _quantize_row(row, out_u8, m, x.shape[0])
 
 
-@njit(**FAST_OPTIONS)
+@njit(parallel=True, **FAST_OPTIONS)
 def add_norm_quantize(
     x: np.ndarray,
     update: np.ndarray,
@@ -120,6 +120,7 @@ def add_norm_quantize(
     eps: float,
     out_u8: np.ndarray,
     out_scale: np.ndarray,
+    num_threads: int,
 ) -> None:
     """Add a matrix product's rows to the residual stream in place, then RMS-normalise the sum and quantise it.
 
@@ -130,22 +131,12 @@ def add_norm_quantize(
         eps: Added to the mean square.
         out_u8: uint8 ``[levels M, E]``, written.
         out_scale: float32 ``[M]``, written.
+        num_threads: Threads that share the rows.
     """
-    _add_norm_rows(x, update, weight, eps, out_u8, out_scale, 0, x.shape[0])
-
-
-@njit(parallel=True, **FAST_OPTIONS)
-def add_norm_quantize_in_threads(
-    x: np.ndarray,
-    update: np.ndarray,
-    weight: np.ndarray,
-    eps: float,
-    out_u8: np.ndarray,
-    out_scale: np.ndarray,
-    num_threads: int,
-) -> None:
-    """As :func:`add_norm_quantize`, the rows shared over threads; the result is the same bit for bit."""
     num_rows = x.shape[0]
+    if num_threads < 2:
+        _add_norm_rows(x, update, weight, eps, out_u8, out_scale, 0, num_rows)
+        return
     for thread in prange(num_threads):
         first, stop = thread * num_rows // num_threads, (thread + 1) * num_rows // num_threads
         _add_norm_rows(x, update, weight, eps, out_u8, out_scale, first, stop)
@@ -163,24 +154,20 @@ def _silu_mul_rows(gate_up: np.ndarray, out_u8: np.ndarray, out_scale: np.ndarra
         out_scale[m] = _quantize_row(row, out_u8, m, gate_up.shape[0])
 
 
-@njit(**FAST_OPTIONS)
-def silu_mul_quantize(gate_up: np.ndarray, out_u8: np.ndarray, out_scale: np.ndarray) -> None:
+@njit(parallel=True, **FAST_OPTIONS)
+def silu_mul_quantize(gate_up: np.ndarray, out_u8: np.ndarray, out_scale: np.ndarray, num_threads: int) -> None:
     """Compute ``silu(gate) * up`` and quantise it.
 
     Args:
         gate_up: float32 ``[M, 2 I]``, gate first.
         out_u8: uint8 ``[levels M, I]``, written.
         out_scale: float32 ``[M]``, written.
+        num_threads: Threads that share the rows.
     """
-    _silu_mul_rows(gate_up, out_u8, out_scale, 0, gate_up.shape[0])
-
-
-@njit(parallel=True, **FAST_OPTIONS)
-def silu_mul_quantize_in_threads(
-    gate_up: np.ndarray, out_u8: np.ndarray, out_scale: np.ndarray, num_threads: int
-) -> None:
-    """As :func:`silu_mul_quantize`, the rows shared over threads; the result is the same bit for bit."""
     num_rows = gate_up.shape[0]
+    if num_threads < 2:
+        _silu_mul_rows(gate_up, out_u8, out_scale, 0, num_rows)
+        return
     for thread in prange(num_threads):
         first, stop = thread * num_rows // num_threads, (thread + 1) * num_rows // num_threads
         _silu_mul_rows(gate_up, out_u8, out_scale, first, stop)
