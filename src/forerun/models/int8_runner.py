@@ -200,11 +200,10 @@ class Int8Runner:
         )  # fmt: skip
         places = blocks * self.block_tokens + lanes
         num_threads = torch.get_num_threads() if lengths.sum() >= attention.PARALLEL_SLOTS else 1
-        row_threads = torch.get_num_threads() if len(rows) >= kernels.PARALLEL_ROWS else 1
         x = self.embedding[rows.token_ids].astype(np.float32)
         update, held = np.zeros_like(x), _Buffers.of(config, num_rows=len(rows), num_levels=self.num_levels)
         for index, layer in enumerate(self._layers):
-            kernels.add_norm_quantize(x, update, layer.attention_norm, eps, held.narrow, held.scale, row_threads)
+            kernels.add_norm_quantize(x, update, layer.attention_norm, eps, held.narrow, held.scale)
             self._features.put(index, places, x)
             kernels.write_qkv(
                 layer.qkv(held.narrow, held.scale), layer.bias, layer.q_norm, layer.k_norm, eps, self._cos, self._sin,
@@ -227,10 +226,10 @@ class Int8Runner:
                 attention.attend(*operands)
             kernels.quantize_rows(held.mixed, held.heads, held.scale)
             update = layer.out(held.heads, held.scale)
-            kernels.add_norm_quantize(x, update, layer.mlp_norm, eps, held.narrow, held.scale, row_threads)
-            kernels.silu_mul_quantize(layer.gate_up(held.narrow, held.scale), held.wide, held.scale, row_threads)
+            kernels.add_norm_quantize(x, update, layer.mlp_norm, eps, held.narrow, held.scale)
+            kernels.silu_mul_quantize(layer.gate_up(held.narrow, held.scale), held.wide, held.scale)
             update = layer.down(held.wide, held.scale)
-        kernels.add_norm_quantize(x, update, self._final_norm, eps, held.narrow, held.scale, row_threads)
+        kernels.add_norm_quantize(x, update, self._final_norm, eps, held.narrow, held.scale)
         return self._head(held.narrow, held.scale)
 
     def set_blocks(self, sequence: int, blocks: Sequence[int]) -> None:

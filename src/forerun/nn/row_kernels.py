@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import njit, types
 from numba.extending import intrinsic
 
 FAST_OPTIONS: dict[str, Any] = {
@@ -29,8 +29,6 @@ FAST_OPTIONS: dict[str, Any] = {
 ZERO_POINT = 128
 MAX_LEVEL = 127.0
 LOW_LEVELS = 254.0
-PARALLEL_ROWS = 16
-"""Rows of a pass from which on threads take less time for a kernel than they cost."""
 MAGNITUDE = np.int32(0x7FFFFFFF)
 """All bits of a float32 but its sign."""
 _LEAST_PEAK_BITS = np.float32(1e-12).view(np.int32)
@@ -87,20 +85,27 @@ def _quantize_row(row: np.ndarray, out_u8: np.ndarray, m: int, num_rows: int) ->
 
 
 @njit(**FAST_OPTIONS)
-def _add_norm_rows(
+def add_norm_quantize(
     x: np.ndarray,
     update: np.ndarray,
     weight: np.ndarray,
     eps: float,
     out_u8: np.ndarray,
     out_scale: np.ndarray,
-    first: int,
-    stop: int,
 ) -> None:
-    """Do what :func:`add_norm_quantize` does for some of the rows."""
+    """Add a matrix product's rows to the residual stream in place, then RMS-normalise the sum and quantise it.
+
+    Args:
+        x: float32 ``[M, E]``, the residual stream; ``update`` is added to it.
+        update: float32 ``[M, E]``.
+        weight: float32 ``[E]``, gain of the norm.
+        eps: Added to the mean square.
+        out_u8: uint8 ``[levels M, E]``, written.
+        out_scale: float32 ``[M]``, written.
+    """
     width = x.shape[1]
     row = np.empty(width, np.float32)
-    for m in range(first, stop):
+    for m in range(x.shape[0]):
         square = np.float32(0.0)
         for j in range(width):
             total = x[m, j] + update[m, j]
@@ -112,65 +117,22 @@ def _add_norm_rows(
         out_scale[m] = _quantize_row(row, out_u8, m, x.shape[0])
 
 
-@njit(parallel=True, **FAST_OPTIONS)
-def add_norm_quantize(
-    x: np.ndarray,
-    update: np.ndarray,
-    weight: np.ndarray,
-    eps: float,
-    out_u8: np.ndarray,
-    out_scale: np.ndarray,
-    num_threads: int,
-) -> None:
-    """Add a matrix product's rows to the residual stream in place, then RMS-normalise the sum and quantise it.
-
-    Args:
-        x: float32 ``[M, E]``, the residual stream; ``update`` is added to it.
-        update: float32 ``[M, E]``.
-        weight: float32 ``[E]``, gain of the norm.
-        eps: Added to the mean square.
-        out_u8: uint8 ``[levels M, E]``, written.
-        out_scale: float32 ``[M]``, written.
-        num_threads: Threads that share the rows.
-    """
-    num_rows = x.shape[0]
-    if num_threads < 2:
-        _add_norm_rows(x, update, weight, eps, out_u8, out_scale, 0, num_rows)
-        return
-    for thread in prange(num_threads):
-        first, stop = thread * num_rows // num_threads, (thread + 1) * num_rows // num_threads
-        _add_norm_rows(x, update, weight, eps, out_u8, out_scale, first, stop)
-
-
 @njit(**FAST_OPTIONS)
-def _silu_mul_rows(gate_up: np.ndarray, out_u8: np.ndarray, out_scale: np.ndarray, first: int, stop: int) -> None:
-    """Do what :func:`silu_mul_quantize` does for some of the rows."""
-    width = gate_up.shape[1] // 2
-    row = np.empty(width, np.float32)
-    for m in range(first, stop):
-        for j in range(width):
-            gate = gate_up[m, j]
-            row[j] = gate / (np.float32(1.0) + exp(-gate)) * gate_up[m, width + j]
-        out_scale[m] = _quantize_row(row, out_u8, m, gate_up.shape[0])
-
-
-@njit(parallel=True, **FAST_OPTIONS)
-def silu_mul_quantize(gate_up: np.ndarray, out_u8: np.ndarray, out_scale: np.ndarray, num_threads: int) -> None:
+def silu_mul_quantize(gate_up: np.ndarray, out_u8: np.ndarray, out_scale: np.ndarray) -> None:
     """Compute ``silu(gate) * up`` and quantise it.
 
     Args:
         gate_up: float32 ``[M, 2 I]``, gate first.
         out_u8: uint8 ``[levels M, I]``, written.
         out_scale: float32 ``[M]``, written.
-        num_threads: Threads that share the rows.
     """
-    num_rows = gate_up.shape[0]
-    if num_threads < 2:
-        _silu_mul_rows(gate_up, out_u8, out_scale, 0, num_rows)
-        return
-    for thread in prange(num_threads):
-        first, stop = thread * num_rows // num_threads, (thread + 1) * num_rows // num_threads
-        _silu_mul_rows(gate_up, out_u8, out_scale, first, stop)
+    width = gate_up.shape[1] // 2
+    row = np.empty(width, np.float32)
+    for m in range(gate_up.shape[0]):
+        for j in range(width):
+            gate = gate_up[m, j]
+            row[j] = gate / (np.float32(1.0) + exp(-gate)) * gate_up[m, width + j]
+        out_scale[m] = _quantize_row(row, out_u8, m, gate_up.shape[0])
 
 
 @njit(inline="always", **FAST_OPTIONS)
