@@ -80,3 +80,16 @@ def test_one_hiccup_changes_little_and_more_rows_never_take_less():
     assert times.at(size(4, 2, 100)) == pytest.approx(before, rel=0.15)
     by_rows = [times.at(PassSize(num_rows=rows, num_read=400, num_seen=1200)) for rows in range(1, 300)]
     assert all(more >= 0.999 * fewer for fewer, more in pairwise(by_rows))
+
+
+@pytest.mark.parametrize("num_requests", [1, 16])
+def test_whatever_comes_variances_stay_finite_and_above_zero(num_requests):
+    """A machine that changes its mind for 3,000 rounds: doubt about what is never seen must not grow without end."""
+    rng, times = random.Random(num_requests), PassTimes()
+    for number in range(3000):
+        one = size(num_requests, rng.choice((0, 1, 3)), rng.randrange(20, 600))
+        times.add(one, pass_s(one) * rng.choice((1, 1, 1, 8, 0.2)) * (3 if number // 500 % 2 else 1))
+        assert 0 < times.at(one) < 100
+    timed([size(num_requests, 1, 100)] * 200, times=times)
+    one = size(num_requests, 1, 100)
+    assert times.at(one) == pytest.approx(pass_s(one), rel=0.1)

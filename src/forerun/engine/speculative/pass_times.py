@@ -28,6 +28,8 @@ _PATIENCE, _MISFIT, _DOUBT = 0.2, 2.0, 1.3
 knew; and by what factor its variances then grow with each pass."""
 _KNOWN = 0.12
 """What is expected of a pass is known if its standard deviation is no more than this part of it."""
+_MOST_DOUBT = 1.0
+"""No value's standard deviation grows beyond this part of it by doubt, or beyond what it was at first."""
 _LEAST_SHARE = 0.1
 """So much of the first pass's time any pass takes."""
 
@@ -72,7 +74,7 @@ class PassTimes:
     def __init__(self) -> None:
         self._state = np.zeros(_NUM_OCTAVES + 3)
         self._covariance = np.zeros((_NUM_OCTAVES + 3, _NUM_OCTAVES + 3))
-        self._context_drift = np.zeros(_NUM_OCTAVES + 3)
+        self._first_deviations = np.zeros(_NUM_OCTAVES + 3)
         self._least_s, self._misfit = 0.0, 1.0
         self._expected: list[float] = []
         """The state, where single values are read fast; empty before the first pass."""
@@ -86,7 +88,9 @@ class PassTimes:
             self._rescale(pass_s / expected_s)
             expected_s = pass_s
         self._covariance += _COMMON_DRIFT**2 * np.outer(self._state, self._state)
-        self._covariance.flat[:: len(self._state) + 1] += (_OWN_DRIFT * self._state) ** 2 + self._context_drift
+        drift = (_OWN_DRIFT * self._state) ** 2
+        drift[[_READ, _SEEN]] += (_COMMON_DRIFT * _CONTEXT * self._state[0]) ** 2
+        self._covariance.flat[:: len(self._state) + 1] += drift
         places, weights = _parts(size)
         shared = self._covariance[:, places] @ weights
         variance = float(shared[places] @ weights) + (_NOISE * expected_s) ** 2
@@ -95,9 +99,9 @@ class PassTimes:
         self._misfit += _PATIENCE * (min(_MOST_EARLY, abs(deviations)) ** 2 - self._misfit)
         surprise = min(_MOST_LATE, max(-_MOST_EARLY, deviations))
         self._state += shared * (surprise / math.sqrt(variance))
-        self._covariance -= np.outer(shared, shared / variance)
+        self._reduce(shared / variance, places, weights, noise_s=_NOISE * expected_s)
         if self._misfit > _MISFIT:
-            self._covariance *= _DOUBT
+            self._doubt()
         self._obey()
         self._expected = self._state.tolist()
 
@@ -132,13 +136,26 @@ class PassTimes:
         for place in (_READ, _SEEN):
             self._covariance[place, place] = (_CONTEXT * pass_s) ** 2
         self._least_s = _LEAST_SHARE * pass_s
-        self._context_drift[[_READ, _SEEN]] = (_COMMON_DRIFT * _CONTEXT * pass_s) ** 2
+        self._first_deviations = np.sqrt(np.diag(self._covariance))
         self._expected = self._state.tolist()
+
+    def _reduce(self, gain: np.ndarray, places: list[int], weights: list[float], *, noise_s: float) -> None:
+        """Take from the covariance what a pass has told, in Joseph's form: rounding leaves no negative variance."""
+        kept = np.eye(len(self._state))
+        kept[:, places] -= np.outer(gain, weights)
+        self._covariance = kept @ self._covariance @ kept.T + np.outer(gain, gain) * noise_s**2
+
+    def _doubt(self) -> None:
+        """Let the variances grow, each as far as it may: what is never seen would else grow without end."""
+        limits = np.maximum(_MOST_DOUBT * np.abs(self._state), self._first_deviations)
+        deviations = np.sqrt(np.maximum(np.diag(self._covariance), np.finfo(float).tiny))
+        factors = np.minimum(math.sqrt(_DOUBT), np.maximum(1.0, limits / deviations))
+        self._covariance *= np.outer(factors, factors)
 
     def _rescale(self, factor: float) -> None:
         self._state *= factor
         self._covariance *= factor**2
-        self._context_drift *= factor**2
+        self._first_deviations *= factor
         self._least_s *= factor
 
     def _obey(self) -> None:
