@@ -165,6 +165,7 @@ def task() -> ControlTask:
         goal=ARRIVAL.goal,
         stitched=ARRIVAL,
         sharp=ARRIVAL.moving,
+        most_wide=0.5,
         most_envs=100,
         defects={"weak": ActuatorFault(indices=(0,), gain=0.4)},
     )

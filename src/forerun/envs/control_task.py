@@ -64,6 +64,8 @@ class ControlTask:
         stitched: For such tasks, where the way to a goal has to be put together from several episodes: what arrives
             where. The state value is then learned by stitching, with every place that was reached as a goal.
         sharp: Indices of numbers of a state with whose place the world changes sharply, as at walls.
+        most_wide: Share of plans that may begin from what the data does anywhere; less where what is likely depends
+            much on the place, as at walls.
         most_envs: Environments that are made at once to record data; ``None``: one for each episode.
         defects: Damages that ``adapt`` is shown on, by name.
     """
@@ -87,6 +89,7 @@ class ControlTask:
     goal: tuple[int, ...] = ()
     stitched: Arrival | None = None
     sharp: tuple[int, ...] = ()
+    most_wide: float = 1.0
     most_envs: int | None = None
     defects: Mapping[str, ActuatorFault] = field(default_factory=dict)
 

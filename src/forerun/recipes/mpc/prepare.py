@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -57,7 +57,7 @@ def trainer_of(
     return ModelTrainer(
         data,
         task.bounds,
-        config=config,
+        config=replace(config, wide_share=min(config.wide_share, task.most_wide)),
         training=training,
         arrival=task.stitched,
         directory=directory,
