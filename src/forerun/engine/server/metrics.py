@@ -1,12 +1,13 @@
 """What the server counts, for Prometheus: how long clients wait, and what speculation is worth."""
 
 from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from forerun.engine.server.engine_thread import EngineThread
+if TYPE_CHECKING:
+    from forerun.engine.server.engine_thread import EngineThread  # loads models' code, which a front does without
 
 _TTFT_BUCKETS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _ITL_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -47,7 +48,7 @@ class ServerMetrics:
         )
         self.registry.register(self)  # pyright: ignore[reportArgumentType] (a collector is what has collect())
 
-    def watch(self, thread: EngineThread, *, num_cached_tokens: int) -> None:
+    def watch(self, thread: "EngineThread", *, num_cached_tokens: int) -> None:
         """Report an engine's state and counters, and how much it holds of the tokens that its cache has room for."""
         self._watched = (thread, num_cached_tokens)
 
