@@ -15,7 +15,7 @@ ratios are within one run. Every method gets the same prompts, in turns that are
 
 A peer is another server with the same model, asked in turn with ours: one that runs (`--peer NAME=URL`), or
 llama-cpp-python's or vLLM's, started by the interpreter that has it (`--llama-python`, `--vllm-python`). Needs httpx,
-and a machine that does nothing else.
+psutil, and a machine that does nothing else: `stolen_share` says what its host withheld.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from pathlib import Path
 from statistics import median
 
 import httpx
+import psutil
 from serve_client import MAX_TOKENS, Subject, ask, closed_load, open_load, summary
 
 from forerun.cli.console import write_json, write_line
@@ -135,11 +136,13 @@ class Bench:
         self, mode: str, level: int, repeat: int, prompts: Sequence[str], *, with_peers: bool
     ) -> None:
         for subject in self._subjects(_METHODS, with_peers=with_peers):
-            before, started_s = await self._counters(subject), time.perf_counter()
+            before, stolen_s = await self._counters(subject), _stolen_s()
+            started_s = time.perf_counter()
             timings, full_until_s = await closed_load(subject, prompts, num_clients=level)
+            stolen = {"stolen_share": (_stolen_s() - stolen_s) / (time.perf_counter() - started_s)}
             record = summary(timings, started_s=started_s, full_until_s=full_until_s)
             shares = self._engine_share(before, await self._counters(subject), record)
-            self._keep(mode, level, subject, {"repeat": repeat} | record | shares)
+            self._keep(mode, level, subject, {"repeat": repeat} | stolen | record | shares)
 
     async def _open(self, level: int, rate: float) -> None:
         prompts = self._prompts(self._args.open_requests, seed=1000 + level)
@@ -225,6 +228,11 @@ class Bench:
             "over_ar": {name: rate / rates["none"] for name, rate in rates.items()},
             "over_level_1": {name: rate / alone[name] for name, rate in rates.items() if name in alone},
         }
+
+
+def _stolen_s() -> float:
+    """Return the seconds that a processor of this virtual machine, on average, was not given by its host so far."""
+    return float(getattr(psutil.cpu_times(), "steal", 0.0)) / (os.cpu_count() or 1)
 
 
 @contextmanager

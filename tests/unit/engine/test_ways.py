@@ -126,7 +126,9 @@ def test_several_requests_get_the_threads_unless_another_way_is_expected_to_be_f
     for way in some:
         way.controller.is_used = True
     assert chooser.choose(FOUR).method == "sequential"
-    set_rate(some[0], 110.0)
+    set_rate(some[0], 120.0)
+    assert chooser.choose(FOUR).method == "sequential", "a machine's speed moves by as much"
+    set_rate(some[0], 140.0)
     assert chooser.choose(FOUR).method == "ssd"
     some[0].speculator.is_alive = False
     assert chooser.choose(FOUR).method == "sequential"
