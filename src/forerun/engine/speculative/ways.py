@@ -22,8 +22,8 @@ _LEAST_INTERVAL, _MOST_INTERVAL = 3, 48
 _WORTH_TRYING = 0.7
 """A way that was slower than this, against the best, is not tried again."""
 _WORTH_MOVING = 1.4
-"""Among several requests, another way must be expected to be this many times faster: what is known of it was measured at
-another time, and the speed of a machine that others use moves by as much."""
+"""Among several requests, another way must be expected to be this many times faster: what is known of it was measured
+at another time, and the speed of a machine that others use moves by as much."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
