@@ -50,7 +50,8 @@ def test_gauges_tell_who_runs_who_waits_and_by_which_method():
                 target.hold_after(1)
                 with client.stream("POST", "/v1/completions", json=body | {"n": 3, "stream": True}) as response:
                     may_step.set()
-                    next(response.iter_lines())
+                    lines = response.iter_lines()  # kept: the connection is closed with it
+                    next(lines)
                     found = samples(server.url)
                     target.may_run.set()
                     method = body.get("method", "ssd")
