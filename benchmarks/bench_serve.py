@@ -15,7 +15,9 @@ ratios are within one run. Every method gets the same prompts, in turns that are
 
 A peer is another server with the same model, asked in turn with ours: one that runs (`--peer NAME=URL`), or
 llama-cpp-python's or vLLM's, started by the interpreter that has it (`--llama-python`, `--vllm-python`). Needs httpx,
-psutil, and a machine that does nothing else: `stolen_share` says what its host withheld.
+psutil, and a machine that does nothing else. `stolen_share` says what its host withheld: where that is more than
+`--max-stolen`, a closed turn of ours is taken again, and of its tries the least disturbed counts, whatever it shows.
+All are written down, also of a run that is cut off by Ctrl-C.
 """
 
 import argparse
@@ -29,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -92,7 +94,7 @@ class Bench:
         peers = self._peers if with_peers else ()
         everyone = [replace(subject, max_tokens=self._args.max_tokens) for subject in (*ours, *peers)]
         shuffled = self._order.sample(everyone, len(everyone))
-        return [replace(subject, extra=subject.extra | {"cache_salt": f"{time.time_ns()}"}) for subject in shuffled]
+        return [replace(subject, extra=subject.extra | _own_cache()) for subject in shuffled]
 
     def _prompts(self, number: int, *, seed: int) -> list[str]:
         """Return prompts that begin with words of their own."""
@@ -136,13 +138,18 @@ class Bench:
         self, mode: str, level: int, repeat: int, prompts: Sequence[str], *, with_peers: bool
     ) -> None:
         for subject in self._subjects(_METHODS, with_peers=with_peers):
-            before, stolen_s = await self._counters(subject), _stolen_s()
-            started_s = time.perf_counter()
-            timings, full_until_s = await closed_load(subject, prompts, num_clients=level)
-            stolen = {"stolen_share": (_stolen_s() - stolen_s) / (time.perf_counter() - started_s)}
-            record = summary(timings, started_s=started_s, full_until_s=full_until_s)
-            shares = self._engine_share(before, await self._counters(subject), record)
-            self._keep(mode, level, subject, {"repeat": repeat} | stolen | record | shares)
+            for number in range(self._args.max_tries if subject.client is self._ours else 1):
+                before, stolen_s = await self._counters(subject), _stolen_s()
+                started_s = time.perf_counter()
+                anew = replace(subject, extra=subject.extra | _own_cache())
+                timings, full_until_s = await closed_load(anew, prompts, num_clients=level)
+                stolen_share = (_stolen_s() - stolen_s) / (time.perf_counter() - started_s)
+                record = summary(timings, started_s=started_s, full_until_s=full_until_s)
+                shares = self._engine_share(before, await self._counters(subject), record)
+                turn = {"repeat": repeat, "try": number, "stolen_share": stolen_share}
+                self._keep(mode, level, subject, turn | record | shares)
+                if stolen_share <= self._args.max_stolen:
+                    break
 
     async def _open(self, level: int, rate: float) -> None:
         prompts = self._prompts(self._args.open_requests, seed=1000 + level)
@@ -198,19 +205,30 @@ class Bench:
         write_line(json.dumps(self.records[-1]))
 
     def _rates(self, mode: str, level: int) -> dict[str, list[float]]:
-        """Return the tokens per second of each subject, in the order of the repetitions."""
-        rates: dict[str, list[float]] = {}
+        """Return the tokens per second of each subject, in the order of the repetitions, of the quietest tries."""
+        turns: dict[tuple[str, int], Record] = {}
         for record in self.records:
             if (record["mode"], record["level"]) == (mode, level):
-                rates.setdefault(str(record["method"]), []).append(float(str(record["tokens_per_s"])))
+                turn = str(record["method"]), int(str(record["repeat"]))
+                held = turns.setdefault(turn, record)
+                if float(str(record["stolen_share"])) < float(str(held["stolen_share"])):
+                    turns[turn] = record
+        rates: dict[str, list[float]] = {}
+        for (method, _), record in sorted(turns.items()):
+            rates.setdefault(method, []).append(float(str(record["tokens_per_s"])))
         return rates
 
     def findings(self) -> Record:
-        """Compare methods at each level, and each with itself by itself: medians over repetitions."""
+        """Compare methods at each level measured whole, and each with itself by itself: medians over repetitions."""
         alone = {name: median(rates) for name, rates in self._rates("closed", 1).items()}
         levels = [("closed", level) for level in self._args.levels]
         levels += [("shared", level) for level in self._args.shared_levels]
-        return {"levels": [self._finding(mode, level, alone) for mode, level in levels]}
+        whole = [
+            (mode, level)
+            for mode, level in levels
+            if all(len(self._rates(mode, level).get(name, ())) == self._args.repeats for name in _METHODS)
+        ]
+        return {"levels": [self._finding(mode, level, alone) for mode, level in whole]}
 
     def _finding(self, mode: str, level: int, alone: Mapping[str, float]) -> Record:
         found = self._rates(mode, level)
@@ -228,6 +246,11 @@ class Bench:
             "over_ar": {name: rate / rates["none"] for name, rate in rates.items()},
             "over_level_1": {name: rate / alone[name] for name, rate in rates.items() if name in alone},
         }
+
+
+def _own_cache() -> Record:
+    """Return what a request says so that it finds no prompt that was asked before."""
+    return {"cache_salt": f"{time.time_ns()}"}
 
 
 def _stolen_s() -> float:
@@ -313,16 +336,23 @@ def _vllm_settings(python: str) -> dict[str, str]:
     }
 
 
-async def _run(args: argparse.Namespace, url: str, peers: dict[str, str]) -> Bench:
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=None)) as ours:
-        others = [Subject(name=name, client=httpx.AsyncClient(base_url=at, timeout=600)) for name, at in peers.items()]
+async def _run(args: argparse.Namespace, url: str, peers: dict[str, str], head: Record) -> None:
+    async with AsyncExitStack() as clients:
+        limits = httpx.Limits(max_connections=None)
+        ours = await clients.enter_async_context(httpx.AsyncClient(base_url=url, timeout=600, limits=limits))
+        others = [
+            Subject(name=name, client=await clients.enter_async_context(httpx.AsyncClient(base_url=at, timeout=600)))
+            for name, at in peers.items()
+        ]
         bench = Bench(ours, others, args)
+        is_whole = False
         try:
             await bench.run()
+            is_whole = True
         finally:
-            for other in others:
-                await other.client.aclose()
-        return bench
+            findings = bench.findings()
+            write_json(args.out, head | {"is_whole": is_whole, "records": bench.records, "findings": findings})
+        write_line(json.dumps(findings, indent=1))
 
 
 def main() -> None:
@@ -335,6 +365,8 @@ def main() -> None:
     parser.add_argument("--open-requests", type=int, default=20, help="requests of an open load")
     parser.add_argument("--prefix-pairs", type=int, default=5, help="long prompts, each asked about twice; 0 for none")
     parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="most tokens of an answer")
+    parser.add_argument("--max-stolen", type=float, default=0.03, help="share of a turn that the host may withhold")
+    parser.add_argument("--max-tries", type=int, default=3, help="times that such a turn is taken in all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--url", help="a server of ours that runs already, with every method ready")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=URL", help="another server, running")
@@ -358,15 +390,8 @@ def main() -> None:
             settings = _vllm_settings(args.vllm_python)
             peers["vllm"] = servers.enter_context(_peer_server("vllm", command, settings))
         url = args.url or servers.enter_context(own_server(config.max_num_seqs))
-        bench = asyncio.run(_run(args, url, peers))
-    payload = {
-        "manifest": manifest,
-        "load_average_before": load_before,
-        "records": bench.records,
-        "findings": bench.findings(),
-    }
-    write_json(args.out, payload)
-    write_line(json.dumps(payload["findings"], indent=1))
+        head = {"manifest": manifest, "load_average_before": load_before}
+        asyncio.run(_run(args, url, peers, head))
 
 
 if __name__ == "__main__":
