@@ -105,6 +105,7 @@ def _add_train(actions: Commands) -> None:
         help="what the value of a state learns: the data's returns, or the best that pieces of different episodes make "
         "together (default: stitched for pointmaze, else returns)",
     )
+    add_number(train, "--history", 1, "states that the models see, for worlds that the present does not show whole")
     add_number(train, "--steps", 2000, "optimiser steps of each model")
     add_number(train, "--batch-size", 256, "windows of a step")
     add_number(train, "--learning-rate", 1e-3, "peak")
@@ -190,6 +191,7 @@ def _train(args: argparse.Namespace) -> int:
             scale=args.scale,
             training=training,
             value=args.value,
+            history=args.history,
             directory=args.out.with_name(f"{args.out.name}.checkpoints"),
             report=lambda name, done, total, detail: show(f"train {name}", done, total, detail),
         )

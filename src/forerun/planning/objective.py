@@ -7,6 +7,7 @@ objectives read predicted states, in the units of the task.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from forerun.core.control import INFEASIBLE, History
-from forerun.core.errors import ConfigError, ObjectiveError
+from forerun.core.errors import ConfigError, ForerunError, ObjectiveError
 from forerun.core.protocols import Objective
 
 StepFunction = Callable[[Tensor, Tensor], Tensor]
@@ -24,6 +25,10 @@ StateFunction = Callable[[Tensor], Tensor]
 """states [..., state] -> [...]."""
 PlanFunction = Callable[[History, Tensor, Tensor], Tensor]
 """(what was seen, states and actions as for a :data:`StepFunction`) -> [envs, samples]."""
+
+_OF_USERS: Final = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError,
+                    ValueError)  # fmt: skip
+"""What a function that a user wrote may raise; a controller bridges it, as any error of an objective."""
 
 
 class ComposableObjective(ABC):
@@ -123,10 +128,11 @@ class RunningReward(ComposableObjective):
         """As :meth:`forerun.core.protocols.Objective.score`.
 
         Raises:
-            ObjectiveError: The function returned another shape than one number for each step.
+            ObjectiveError: The function failed, or returned another shape than one number for each step.
         """
-        rewards = self._function(states, actions)
-        _check_shape(self._function, rewards, states.shape[:3], "one number for each env, sample and step")
+        rewards = _checked(
+            self._function, (states, actions), states.shape[:3], "one number for each env, sample and step"
+        )
         weights = self._discount ** torch.arange(states.shape[2], device=rewards.device)
         total = (rewards * weights).sum(dim=-1)
         return total / weights.sum() if self._is_mean else total
@@ -151,11 +157,9 @@ class FinalReward(ComposableObjective):
         """As :meth:`forerun.core.protocols.Objective.score`.
 
         Raises:
-            ObjectiveError: The function returned another shape than one number for each state.
+            ObjectiveError: The function failed, or returned another shape than one number for each state.
         """
-        values = self._function(states[:, :, -1])
-        _check_shape(self._function, values, states.shape[:2], "one number for each env and sample")
-        return values
+        return _checked(self._function, (states[:, :, -1],), states.shape[:2], "one number for each env and sample")
 
 
 class PlanReward(ComposableObjective):
@@ -174,10 +178,9 @@ class PlanReward(ComposableObjective):
         states: Float[Tensor, "envs samples horizon state"],
         actions: Float[Tensor, "envs samples horizon action"],
     ) -> Float[Tensor, "envs samples"]:
-        """As :meth:`forerun.core.protocols.Objective.score`; a wrong shape is an ``ObjectiveError``."""
-        values = self._function(history, states, actions)
-        _check_shape(self._function, values, states.shape[:2], "one number for each env and sample")
-        return values
+        """As :meth:`forerun.core.protocols.Objective.score`; raises as :class:`FinalReward` does."""
+        given = (history, states, actions)
+        return _checked(self._function, given, states.shape[:2], "one number for each env and sample")
 
 
 class GoalDistance(ComposableObjective):
@@ -248,10 +251,10 @@ class Constraint:
         """Return the violation summed over the steps; 0 where the limit is kept.
 
         Raises:
-            ObjectiveError: The function returned another shape, or something that is not a number.
+            ObjectiveError: The function failed, or returned another shape, or something that is not a number.
         """
-        steps = self._violation(states, actions)
-        _check_shape(self._violation, steps, states.shape[:3], "one number for each env, sample and step")
+        given = (states, actions)
+        steps = _checked(self._violation, given, states.shape[:3], "one number for each env, sample and step")
         if bool((steps.isnan() & states.isfinite().all(dim=-1)).any()):
             raise ObjectiveError(f"the constraint {self.name!r} is not a number for some candidate: it must be finite")
         return steps.clamp(min=0.0).sum(dim=-1)
@@ -292,9 +295,20 @@ class ConstrainedObjective:
         return ConstrainedObjective(self._objective, (*self.constraints, *constraints))
 
 
-def _check_shape(function: Callable[..., Tensor], values: object, shape: torch.Size, meaning: str) -> None:
+def _checked(function: Callable[..., Tensor], given: tuple[object, ...], shape: torch.Size, meaning: str) -> Tensor:
+    """Return what a user's function says, or an error that names the function."""
     name = getattr(function, "__name__", type(function).__name__)
+    try:
+        values: object = function(*given)
+    except ForerunError:
+        raise
+    except _OF_USERS as error:
+        raise ObjectiveError(
+            f"{name} failed on predicted states with {type(error).__name__}: {' '.join(str(error).split())}; it gets "
+            f"tensors and must return {list(shape)}, {meaning}"
+        ) from error
     if not isinstance(values, Tensor):
         raise ObjectiveError(f"{name} returned {type(values).__name__}: must return a torch tensor, {meaning}")
     if values.shape != shape:
         raise ObjectiveError(f"{name} returned shape {list(values.shape)}: must be {list(shape)}, {meaning}")
+    return values

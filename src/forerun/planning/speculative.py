@@ -7,7 +7,7 @@ plan is there at once (a hit); elsewhere a new plan is made (a miss).
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import torch
@@ -56,16 +56,24 @@ class SpeculationReport:
         ahead_seconds: Time spent planning ahead, while actions ran.
     """
 
-    num_hits: int
-    num_misses: int
-    hit_seconds: list[float]
-    miss_seconds: list[float]
-    ahead_seconds: list[float]
+    num_hits: int = 0
+    num_misses: int = 0
+    hit_seconds: list[float] = field(default_factory=list)
+    miss_seconds: list[float] = field(default_factory=list)
+    ahead_seconds: list[float] = field(default_factory=list)
 
     @property
     def hit_rate(self) -> float:
         """Share of hits among the steps that could have one."""
         return self.num_hits / max(1, self.num_hits + self.num_misses)
+
+    def add(self, other: "SpeculationReport") -> None:
+        """Count another episode's report into this one."""
+        self.num_hits += other.num_hits
+        self.num_misses += other.num_misses
+        self.hit_seconds += other.hit_seconds
+        self.miss_seconds += other.miss_seconds
+        self.ahead_seconds += other.ahead_seconds
 
 
 class SpeculativeController(Controller):
@@ -103,9 +111,7 @@ class SpeculativeController(Controller):
     def reset(self) -> None:
         """As :meth:`Controller.reset`."""
         super().reset()
-        self.speculation_report = SpeculationReport(
-            num_hits=0, num_misses=0, hit_seconds=[], miss_seconds=[], ahead_seconds=[]
-        )
+        self.speculation_report = SpeculationReport()
         self._guesses: Float[Tensor, "envs guesses state"] | None = None
         self._ready: Plan | None = None
 

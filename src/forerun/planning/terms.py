@@ -14,7 +14,7 @@ from torch import Tensor
 from forerun.core.control import History
 from forerun.core.errors import ConfigError
 from forerun.envs.control_env import RewardFunction
-from forerun.planning.objective import ComposableObjective, PlanReward, RunningReward, StepFunction
+from forerun.planning.objective import ComposableObjective, PlanReward, RunningReward, StateFunction, StepFunction
 
 Box = Mapping[int, tuple[float, float]]
 """Index of a number of the state: its least and greatest value."""
@@ -38,10 +38,57 @@ class TransitionReward(ComposableObjective):
         actions: Float[Tensor, "envs samples horizon action"],
     ) -> Float[Tensor, "envs samples"]:
         """As :meth:`forerun.core.protocols.Objective.score`."""
-        first = history.present[:, None, None].expand(-1, states.shape[1], -1, -1)
-        before = torch.cat([first, states[:, :, :-1]], dim=2)
-        rewards = self._reward(before, actions, states)
-        return (rewards * self._discount ** torch.arange(states.shape[2])).sum(dim=-1)
+        return _paid(self._reward, self._discount, history, states, actions).sum(dim=-1)
+
+
+class LeastReturn(ComposableObjective):
+    r"""The least of several estimates of a plan's return: rewards up to a depth, and what the state there is worth.
+
+    .. math:: \min_k \sum_{i < k} \gamma^i r_i + \gamma^k V(s_k)
+
+    Along any plan these estimates fall, or stay, if the value is the optimal one and the future is what will happen: a
+    state is worth the best that can follow it, and a plan is no better than that. One that rises on the way has been
+    imagined too well, as a way through a wall is. The least of them is then the safest to believe.
+
+    Args:
+        reward: What a step pays.
+        value: Of states.
+        discount: Factor from a step to the next.
+        depths: Steps after which the value is asked, from 1 on; those beyond the horizon count as its end.
+
+    Raises:
+        ConfigError: There is no depth, or one below 1.
+    """
+
+    def __init__(self, reward: RewardFunction, value: StateFunction, *, discount: float, depths: Sequence[int]) -> None:
+        if min(depths, default=0) < 1:
+            raise ConfigError(f"depths={list(depths)}: must name at least one number of steps, each at least 1")
+        self._reward, self._value, self._discount, self._depths = reward, value, discount, sorted(set(depths))
+
+    def score(
+        self,
+        history: History,
+        states: Float[Tensor, "envs samples horizon state"],
+        actions: Float[Tensor, "envs samples horizon action"],
+    ) -> Float[Tensor, "envs samples"]:
+        """As :meth:`forerun.core.protocols.Objective.score`."""
+        depths = torch.tensor(self._depths).clamp(max=states.shape[2])
+        paid = _paid(self._reward, self._discount, history, states, actions).cumsum(dim=-1)
+        left = self._discount**depths * self._value(states[:, :, depths - 1])
+        return (paid[..., depths - 1] + left).amin(dim=-1)
+
+
+def _paid(
+    reward: RewardFunction,
+    discount: float,
+    history: History,
+    states: Float[Tensor, "envs samples horizon state"],
+    actions: Float[Tensor, "envs samples horizon action"],
+) -> Float[Tensor, "envs samples horizon"]:
+    """Return the discounted reward of every step."""
+    first = history.present[:, None, None].expand(-1, states.shape[1], -1, -1)
+    before = torch.cat([first, states[:, :, :-1]], dim=2)
+    return reward(before, actions, states) * discount ** torch.arange(states.shape[2])
 
 
 def near(targets: Mapping[int, float]) -> RunningReward:

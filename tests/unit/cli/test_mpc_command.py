@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from forerun.cli.main import main
+from forerun.cli.mpc_plan import _PLANNERS
 from forerun.planning.drift_watch import DriftWatch
 from forerun.recipes.mpc.adapt import Adaptation
+from forerun.recipes.mpc.contenders import CONTENDERS
 from forerun.worldmodels.diffusion.bundle import ModelBundle
 
 
@@ -53,10 +55,44 @@ def test_a_constraint_is_taken(folder):
     plan(folder, "--constraint", "keep_in(velocity=(-5.0, 5.0))")
 
 
+def test_limits_that_no_plan_keeps_are_counted_and_have_a_fallback(folder, capsys):
+    nowhere = ("--constraint", "keep_in(velocity=(50.0, 60.0))", "--planner", "random")
+    found = plan(folder, *nowhere)
+    assert found["num_infeasible"] == 2 * 50
+    assert "in 100 of 100 steps no plan kept them, and the least bad plan acted" in capsys.readouterr().out
+    resting = plan(folder, *nowhere, "--fallback", "rest")
+    # At rest the mass keeps the velocity that it began with.
+    assert abs(resting["mean_late_state"]["velocity"]) <= 0.25 < abs(found["mean_late_state"]["velocity"])
+
+
+def test_planning_ahead_says_how_often_it_was_right(folder):
+    found = plan(folder, "--speculate", "2", "--episodes", "1")["speculation"]
+    assert 0.0 <= found["hit_rate"] <= 1.0
+    assert found["ahead_ms"] > 0
+
+
+def test_the_parts_of_the_task_are_words_of_their_own(folder):
+    whole, parts = (plan(folder, "--objective", text)["returns"] for text in ("task()", "reward() + value()"))
+    assert whole == parts
+    assert plan(folder, "--objective", "reward()")["returns"] != whole
+
+
 def test_a_gif_is_written(folder):
     pytest.importorskip("matplotlib")
     plan(folder, "--render", str(folder / "episode.gif"))
     assert (folder / "episode.gif").read_bytes().startswith(b"GIF89a")
+
+
+def test_models_that_see_a_history_plan_with_it(folder):
+    arguments = ["--data", str(folder / "data.npz"), "--out", str(folder / "seeing"), "--history", "3"]
+    assert main(["mpc", "train", "--task", "double-integrator", *arguments, "--steps", "2", "--batch-size", "4"]) == 0
+    assert ModelBundle.load(folder / "seeing").config.history == 3
+    assert len(plan(folder, models="seeing")["returns"]) == 2
+
+
+def test_every_planner_that_can_be_named_is_in_the_help():
+    other = {"data", "joint", "optimum"}
+    assert set(_PLANNERS) == set(CONTENDERS) - other
 
 
 def test_adapting_changes_the_dynamics_and_nothing_else(folder):
@@ -82,11 +118,14 @@ def test_curves_of_every_model_are_written_for_tensorboard(folder, monkeypatch):
     assert written == {"proposal", "dynamics", "plan-value", "state-value", "one-step", "cloning"}
 
 
-def test_a_recording_of_the_healthy_world_watches_for_drift(folder):
-    plan(folder, "--record", str(folder / "healthy.npz"), "--planner", "cloning")
+def test_a_recording_of_the_healthy_world_watches_for_drift_and_predictions_are_drawn(folder):
+    pytest.importorskip("matplotlib")
+    pictures = [folder / "seen.png", folder / "drift.png"]
+    plan(folder, "--record", str(folder / "healthy.npz"), "--planner", "cloning", "--plot", str(pictures[0]))
     watched = ["--watch-drift", str(folder / "healthy.npz"), "--planner", "cloning"]
     assert plan(folder, *watched)["alarms"] == [None, None], "the very episodes of the calibration"
-    assert len(plan(folder, *watched, "--defect")["alarms"]) == 2
+    assert len(plan(folder, *watched, "--defect", "--plot", str(pictures[1]))["alarms"]) == 2
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
 
 
 def test_after_an_alarm_the_dynamics_are_tuned_on_what_was_seen_since(folder, monkeypatch):
@@ -145,6 +184,8 @@ def test_the_bench_finds_what_nothing_beats(folder):
     [
         (["--supervise"], "needs a distilled policy"),
         (["--step-ms", "0"], "must be above 0"),
+        (["--speculate", "--step-ms", "5"], "goes with a planner that the world waits for"),
+        (["--speculate", "0"], "num_guesses=0"),
         (["--policy", "/nowhere"], "holds no policy for these models"),
         (["--objective", "speed("], "can't be read"),
         (["--objective", "fly()"], "fly: unknown word of an objective"),
@@ -165,6 +206,11 @@ def test_bad_input_is_one_line(folder, capsys, arguments, message):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_study_of_nothing_is_refused(tmp_path, capsys):
+    assert main(["mpc", "reproduce", "--task", "smoke", "--out", str(tmp_path), "--seeds", "0"]) == 2
+    assert "num_seeds=0" in capsys.readouterr().err
 
 
 def test_a_folder_without_models(tmp_path, capsys):

@@ -7,9 +7,9 @@ import torch
 from forerun.core.control import History
 from forerun.core.errors import ConfigError, ObjectiveError
 from forerun.planning.expression import ObjectiveLanguage
-from forerun.planning.objective import Constraint, FinalReward, GoalDistance, RunningReward
+from forerun.planning.objective import Constraint, FinalReward, GoalDistance, PlanReward, RunningReward
 from forerun.planning.statistics import estimate, interquartile_mean
-from forerun.planning.terms import TransitionReward, energy, keep_out, near
+from forerun.planning.terms import LeastReturn, TransitionReward, energy, keep_out, near
 
 WORDS = ObjectiveLanguage(("position", "velocity"), {"task": near({0: 1.0})})
 HISTORY = History.of_present(torch.zeros(1, 2), action_dim=1)
@@ -117,6 +117,46 @@ def test_functions_that_return_something_else_are_named():
         score(RunningReward(total))
     with pytest.raises(ObjectiveError, match="'steep' is not a number"):
         score(energy().subject_to(Constraint(lambda s, a: s[..., 1].log(), name="steep")))
+
+
+def test_functions_that_fail_are_named_and_controllers_can_bridge_it():
+    def careless(states, actions):
+        return states[..., 7]
+
+    for objective in (RunningReward(careless), PlanReward(lambda history, states, actions: careless(states, actions))):
+        with pytest.raises(ObjectiveError, match="IndexError"):
+            score(objective)
+    with pytest.raises(ObjectiveError, match="careless failed on predicted states with IndexError"):
+        score(energy().subject_to(Constraint(careless, name="x")))
+
+
+def arrives(before, actions, after, /):
+    return (after[..., 0] >= 1.0).float()
+
+
+def test_a_plan_is_worth_no_more_than_what_is_left_of_it_on_the_way():
+    """One of two plans walks to 0.6, the other stands before a wall at 0.2 and is then imagined behind it."""
+    positions = torch.tensor([[[0.2, 0.3, 0.5, 0.6], [0.2, 0.2, 0.2, 0.9]]])
+    states, actions = positions[..., None], torch.zeros(1, 2, 4, 1)
+    history = History.of_present(torch.zeros(1, 1), action_dim=1)
+
+    def scored(*depths):
+        objective = LeastReturn(arrives, lambda states: 10 * states[..., 0], discount=0.5, depths=depths)
+        return objective.score(history, states, actions)[0].tolist()
+
+    assert scored(4) == pytest.approx([0.0625 * 6, 0.0625 * 9]), "only the end: the wall wins"
+    assert scored(1, 2, 3, 4) == pytest.approx([0.375, 0.125 * 2])
+    assert scored(99) == scored(4), "beyond the horizon is its end"
+    with pytest.raises(ConfigError, match="depths=\\[0, 4\\]"):
+        scored(0, 4)
+
+
+def test_the_least_return_counts_what_was_paid_on_the_way():
+    states = torch.tensor([1.0, 0.0, 1.0]).reshape(1, 1, 3, 1)
+    history = History.of_present(torch.zeros(1, 1), action_dim=1)
+    objective = LeastReturn(arrives, lambda states: 8 * states[..., 0], discount=0.5, depths=(2, 3))
+    # After two steps 1 is paid and the state is worth nothing; after three it is 1 + 0.25 + 8 / 8.
+    assert objective.score(history, states, torch.zeros(1, 1, 3, 1)).tolist() == [[1.0]]
 
 
 def test_hard_constraints_do_not_compose_further():

@@ -18,10 +18,12 @@ from forerun.planning.adaptation import Adapt, AdaptationConfig, AdaptiveControl
 from forerun.planning.asynchronous import AsynchronousController
 from forerun.planning.drift_watch import DriftWatch, PredictionError
 from forerun.planning.episodes import run_episodes
+from forerun.planning.speculative import SpeculationConfig
 from forerun.recipes.mpc.adapt import AdaptConfig, adapt
 from forerun.recipes.mpc.collect import episode_seeds
 from forerun.recipes.mpc.contenders import Setting, contender
 from forerun.recipes.mpc.distill import Distilled, Supervisor
+from forerun.recipes.mpc.novelty import speculating, speculation_facts
 from forerun.worldmodels.diffusion.bundle import ModelBundle
 
 
@@ -35,6 +37,7 @@ class ActConfig:
         is_supervised: Whether the way plans where the policy is not sure.
         healthy: A recording of the healthy world, to watch for drift by; ``None``: nobody watches.
         step_s: Seconds of a step: the way plans in a thread of its own while they pass; ``None``: the world waits.
+        num_guesses: Next observations that are planned for while an action runs; ``None``: none.
         adapts_after: Steps to record after the first alarm; the dynamics are then tuned on them and act from there on.
             ``None``: an alarm is only told.
         tuning: How they are tuned.
@@ -45,6 +48,7 @@ class ActConfig:
     is_supervised: bool = False
     healthy: Trajectories | None = None
     step_s: float | None = None
+    num_guesses: int | None = None
     adapts_after: int | None = None
     tuning: AdaptConfig = field(default_factory=AdaptConfig)
 
@@ -58,6 +62,12 @@ class ActConfig:
             raise ConfigError(
                 f"a step of {self.step_s} s: must be above 0, and goes with a planner, not with a distilled policy"
             )
+        others = (self.distilled, self.step_s, self.adapts_after)
+        if self.num_guesses is not None and any(other is not None for other in others):
+            raise ConfigError(
+                f"planning ahead for {self.num_guesses} guesses: goes with a planner that the world waits for, and "
+                "whose dynamics stay"
+            )
         if self.is_supervised and self.distilled is None:
             raise ConfigError("supervision: needs a distilled policy to supervise")
 
@@ -69,8 +79,8 @@ class Acted:
     Attributes:
         episodes: The episodes.
         cpu_seconds: Of everything.
-        facts: What else was counted, as JSON types: failed and late plans, share of planned steps, steps of alarms, the
-            step at which tuned dynamics took over.
+        facts: What else was counted, as JSON types: failed, late, shortened and infeasible plans, share of planned
+            steps, hits of plans made ahead, steps of alarms, the step at which tuned dynamics took over.
     """
 
     episodes: Trajectories
@@ -130,11 +140,14 @@ def act_episodes(
     chosen = contender(config.way)
     with ExitStack() as stack:
         act: Policy
-        controller = supervisor = adaptive = None
+        controller = supervisor = adaptive = ahead = None
         if config.distilled is not None:
             planner = chosen.controller(setting).planner if config.is_supervised else None
             supervisor = Supervisor(config.distilled, planner=planner, seed=seed)
             act = supervisor.act
+        elif config.num_guesses is not None:
+            controller = ahead = speculating(config.way, setting, SpeculationConfig(num_guesses=config.num_guesses))
+            act = controller.act
         elif chosen.policy is not None:
             act = chosen.acting(setting, num_episodes, seed)
         elif config.step_s is None:
@@ -161,6 +174,12 @@ def act_episodes(
         told = watch if adaptive is None else None  # an adaptive controller tells its watch itself
         step_s, began = config.step_s or 0.0, time.process_time()
 
+        def while_acting() -> None:
+            if ahead is not None:
+                ahead.anticipate()
+            # The simulated world has no time of its own: a step lasts as long as the action would run.
+            time.sleep(step_s)
+
         def watched(states: Float[Tensor, "envs state"], env_step: int, /) -> Float[Tensor, "envs action"]:
             if told is not None:
                 told.observe(states)
@@ -175,12 +194,14 @@ def act_episodes(
             task=task,
             seeds=episode_seeds(seed, "evaluation", num_episodes),
             source=f"{task.name}, {config.way}, seed {seed}",
-            # The simulated world has no time of its own: a step lasts as long as the action would run.
-            on_action=lambda: time.sleep(step_s),
+            on_action=while_acting,
         )
         seconds = time.process_time() - began
     if controller is not None:
-        facts["num_failed"], facts["num_late"] = controller.report.num_failed, controller.report.num_late
+        kept = ("num_failed", "num_late", "num_cut_short", "num_infeasible", "last_error")
+        facts |= {name: getattr(controller.report, name) for name in kept}
+    if ahead is not None:
+        facts["speculation"] = speculation_facts(ahead.speculation_report)
     if supervisor is not None:
         facts["planned_share"] = supervisor.num_planned / max(1, supervisor.num_acted)
     if watch is not None:

@@ -14,6 +14,7 @@ from forerun.envs.control_task import ControlTask, Policy
 from forerun.envs.control_tasks import control_task
 from forerun.planning.cem import Cem, CemConfig
 from forerun.planning.controller import Controller, ControllerConfig
+from forerun.planning.icem import Icem, IcemConfig
 from forerun.planning.joint_ranking import JointRanking
 from forerun.planning.mppi import Mppi, MppiConfig
 from forerun.planning.objective import ComposableObjective, FinalReward, PlanReward, WeightedSum
@@ -116,9 +117,17 @@ def opened(models: Path, *, num_samples: int = 64) -> Setting:
 
 def task_objective(task: ControlTask, bundle: ModelBundle) -> ComposableObjective:
     """Return the task's own reward over the horizon, and what the data's value says of its end."""
-    weight = bundle.config.discount**bundle.config.horizon
-    running = TransitionReward(task.reward, discount=bundle.config.discount)
-    return running + weight * FinalReward(bundle.state_value)
+    return running_reward(task, bundle) + end_value(bundle)
+
+
+def running_reward(task: ControlTask, bundle: ModelBundle) -> ComposableObjective:
+    """Return the task's own reward over the horizon, discounted as the values are."""
+    return TransitionReward(task.reward, discount=bundle.config.discount)
+
+
+def end_value(bundle: ModelBundle) -> ComposableObjective:
+    """Return what the data's value says of the horizon's end, discounted to the present."""
+    return bundle.config.discount**bundle.config.horizon * FinalReward(bundle.state_value)
 
 
 def unfamiliarity(bundle: ModelBundle) -> PlanReward:
@@ -249,16 +258,28 @@ def _mppi(setting: Setting) -> Planner:
 
 
 def _cem(setting: Setting) -> Planner:
+    config = CemConfig(**_search_options(setting))
     bundle = setting.bundle
-    half = 0.5 * float((bundle.bounds.high - bundle.bounds.low).mean())
-    config = CemConfig(
-        horizon=bundle.config.horizon,
-        num_samples=setting.num_samples,
-        num_elites=max(2, setting.num_samples // 8),
-        num_iterations=4,
-        init_std=0.5 * half,
-    )
     return Cem(config, dynamics=bundle.one_step, objective=setting.objective, bounds=bundle.bounds)
+
+
+def _icem(setting: Setting) -> Planner:
+    config = IcemConfig(**_search_options(setting))
+    bundle = setting.bundle
+    return Icem(config, dynamics=bundle.one_step, objective=setting.objective, bounds=bundle.bounds)
+
+
+def _search_options(setting: Setting) -> dict[str, Any]:
+    """Return the options that CEM and iCEM share."""
+    bounds = setting.bundle.bounds
+    half = 0.5 * float((bounds.high - bounds.low).mean())
+    return {
+        "horizon": setting.bundle.config.horizon,
+        "num_samples": setting.num_samples,
+        "num_elites": max(2, setting.num_samples // 8),
+        "num_iterations": 4,
+        "init_std": 0.5 * half,
+    }
 
 
 def true_dynamics(setting: Setting) -> Dynamics:
@@ -299,6 +320,7 @@ CONTENDERS: Final[dict[str, Contender]] = {
     ),
     "random": Contender(summary="random shooting, one-step dynamics", planner=_random),
     "cem": Contender(summary="CEM, one-step dynamics", planner=_cem),
+    "icem": Contender(summary="iCEM, one-step dynamics", planner=_icem),
     "mppi": Contender(summary="MPPI, one-step dynamics, cloned prior (MBOP-like)", planner=_mppi),
     "joint": Contender(summary="joint model of actions and states, ranked (as Diffuser)", planner=_joint),
     "ssr-one-step": Contender(summary="SSR, one-step dynamics", planner=ssr_way(dynamics="one_step")),

@@ -92,6 +92,11 @@ class Frame:
     others: Float[np.ndarray, "samples horizon state"]
 
 
+def most_varying(states: Float[np.ndarray, "steps state"]) -> list[int]:
+    """Return the places of the numbers of a state that vary most, as many as are drawn, in their order."""
+    return sorted(int(index) for index in np.argsort(-np.ptp(states, axis=0))[:_NUM_DRAWN])
+
+
 class EpisodeRecorder:
     """Keeps what an animation needs, of the first environment of a batch."""
 
@@ -118,21 +123,21 @@ class EpisodeRecorder:
 
 
 def animate(frames: Sequence[Frame], names: Sequence[str], path: Path, *, title: str) -> None:
-    """Write an episode as a GIF: what was seen, the futures that were imagined, and the chosen one.
+    """Write an episode as moving picture: what was seen, the futures that were imagined, and the chosen one.
 
     Args:
         frames: Of the episode.
         names: Of the numbers of a state; the four that vary most are drawn.
-        path: File to write, ``.gif``.
+        path: File to write, ``.gif`` or ``.mp4``.
         title: Above the picture.
 
     Raises:
-        ConfigError: The file is no GIF.
+        ConfigError: The file is of neither kind.
         MissingDependencyError: matplotlib or pillow is not installed.
     """
     collections = import_optional("matplotlib.collections", extra="plot", purpose=_PURPOSE)
     whole, horizon = frames[-1].seen, len(frames[0].future)
-    drawn = sorted(int(index) for index in np.argsort(-np.ptp(whole, axis=0))[:_NUM_DRAWN])
+    drawn = most_varying(whole)
     gif = GifFigure((6, 1.3 * len(drawn) + 0.6), dpi=70)
     gif.figure.suptitle(f"{title}: seen (blue), imagined (grey), chosen (orange)", fontsize=9)
     rows = []

@@ -11,10 +11,17 @@ from forerun.data.trajectories import Trajectories
 from forerun.envs.control_goals import MovedGoal
 from forerun.planning.episodes import run_episodes
 from forerun.planning.expression import ObjectiveLanguage
-from forerun.planning.speculative import SpeculationConfig, SpeculativeController
+from forerun.planning.speculative import SpeculationConfig, SpeculationReport, SpeculativeController
 from forerun.planning.statistics import interquartile_mean
 from forerun.recipes.mpc.collect import episode_seeds
-from forerun.recipes.mpc.contenders import Setting, contender, task_objective, unfamiliarity
+from forerun.recipes.mpc.contenders import (
+    Setting,
+    contender,
+    end_value,
+    running_reward,
+    task_objective,
+    unfamiliarity,
+)
 from forerun.recipes.mpc.evaluate import episodes_of, success_share
 from forerun.recipes.mpc.studies import NewGoal
 
@@ -23,9 +30,15 @@ _WINDOW: Final = 20
 
 
 def language(setting: Setting) -> ObjectiveLanguage:
-    """Return the words of objectives for a task: its own reward is ``task()``, and ``unfamiliar()`` a penalty."""
-    words = {"task": task_objective(setting.task, setting.bundle), "unfamiliar": unfamiliarity(setting.bundle)}
-    return ObjectiveLanguage(setting.bundle.state_names, words)
+    """Return the words of a task's objectives: ``task()`` is ``reward() + value()``, ``unfamiliar()`` a penalty."""
+    task, bundle = setting.task, setting.bundle
+    words = {
+        "task": task_objective(task, bundle),
+        "reward": running_reward(task, bundle),
+        "value": end_value(bundle),
+        "unfamiliar": unfamiliarity(bundle),
+    }
+    return ObjectiveLanguage(bundle.state_names, words)
 
 
 def measure_new_goals(
@@ -135,20 +148,10 @@ def measure_speculation(
     """
     if num_episodes < 1:
         raise ConfigError(f"num_episodes={num_episodes}: must be at least 1")
-    task, bundle = setting.task, setting.bundle
-    control = replace(setting.control, seed=seed)
-    planner_of = contender("ssr").planner
-    assert planner_of is not None
-    controller = SpeculativeController(
-        control,
-        speculation=speculation or SpeculationConfig(),
-        planner=planner_of(setting),
-        dynamics=bundle.dynamics,
-        bounds=bundle.bounds,
-        unit=bundle.dynamics.offsets.scale[0],
-    )
-    hits = misses = 0
-    hit_s, miss_s, ahead_s, returns, plain_s, plain_returns = [], [], [], [], [], []
+    task = setting.task
+    setting = replace(setting, control=replace(setting.control, seed=seed))
+    controller = speculating("ssr", setting, speculation or SpeculationConfig())
+    total, returns, plain_s, plain_returns = SpeculationReport(), [], [], []
     for one_seed in episode_seeds(seed, "speculation", num_episodes):
         controller.reset()
         env = task.make_env(1)
@@ -160,24 +163,48 @@ def measure_speculation(
             source="speculative",
             on_action=controller.anticipate,
         )
-        report = controller.speculation_report
-        hits, misses = hits + report.num_hits, misses + report.num_misses
-        hit_s += report.hit_seconds
-        miss_s += report.miss_seconds
-        ahead_s += report.ahead_seconds
+        total.add(controller.speculation_report)
         returns.append(float(episodes.returns[0]))
-        plain = contender("ssr").controller(replace(setting, control=control))
+        plain = contender("ssr").controller(setting)
         episodes = run_episodes(task.make_env(1), plain.act, task=task, seeds=[one_seed], source="plain")
         plain_s += plain.report.plan_seconds
         plain_returns.append(float(episodes.returns[0]))
-    return {
-        "hit_rate": hits / max(1, hits + misses),
-        "hit_ms": _median_ms(hit_s),
-        "miss_ms": _median_ms(miss_s),
-        "ahead_ms": _median_ms(ahead_s),
+    return speculation_facts(total) | {
         "plan_ms": _median_ms(plain_s),
         "return": float(np.mean(returns)),
         "return_without": float(np.mean(plain_returns)),
+    }
+
+
+def speculating(way: str, setting: Setting, speculation: SpeculationConfig) -> SpeculativeController:
+    """Return a controller that plans ahead with the planner of a way.
+
+    Args:
+        way: Its name.
+        setting: Task, models, objective, options of the controller.
+        speculation: Guesses and tolerance.
+
+    Raises:
+        ConfigError: The way plans nothing.
+    """
+    bundle = setting.bundle
+    return SpeculativeController(
+        setting.control,
+        speculation=speculation,
+        planner=contender(way).controller(setting).planner,
+        dynamics=bundle.dynamics,
+        bounds=bundle.bounds,
+        unit=bundle.dynamics.offsets.scale[0],
+    )
+
+
+def speculation_facts(report: SpeculationReport) -> dict[str, float | None]:
+    """Return hit rate and median milliseconds of hits, misses and planning ahead; ``None`` where there is none."""
+    return {
+        "hit_rate": report.hit_rate,
+        "hit_ms": _median_ms(report.hit_seconds),
+        "miss_ms": _median_ms(report.miss_seconds),
+        "ahead_ms": _median_ms(report.ahead_seconds),
     }
 
 

@@ -27,6 +27,7 @@ def trainer_of(
     scale: ScaleName,
     training: DmpcTrainingConfig,
     value: Literal["returns", "stitched"] | None = None,
+    history: int = 1,
     directory: Path | None = None,
     report: Report = lambda name, done, total, detail: None,
 ) -> ModelTrainer:
@@ -38,6 +39,7 @@ def trainer_of(
         scale: Of the models.
         training: How.
         value: What the state value learns; ``None``: stitched where the task asks for it, else the data's returns.
+        history: States that the models see.
         directory: For checkpoints; ``None`` keeps none.
         report: Told of progress.
     """
@@ -48,7 +50,7 @@ def trainer_of(
         state_value = StateValueConfig(targets="stitched", expectile=0.9, waves=shown)
     config = dmpc_config(
         scale,
-        history=1,
+        history=history,
         horizon=task.horizon,
         discount=task.discount,
         waves=WaveConfig(indices=task.sharp),

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from forerun.core.config import unknown_name
+from forerun.core.errors import ConfigError
 from forerun.recipes.mpc.contenders import CONTENDERS
 from forerun.worldmodels.diffusion.config import ScaleName
 
@@ -72,6 +73,15 @@ class Study:
     plain_way: str | None = None
     least_plans_per_s: float | None = None
 
+    def __post_init__(self) -> None:
+        if min(self.num_seeds, self.num_episodes, self.num_train_steps) < 1:
+            raise ConfigError(
+                f"num_seeds={self.num_seeds}, num_episodes={self.num_episodes}, num_train_steps="
+                f"{self.num_train_steps}: must be at least 1"
+            )
+        if self.num_episodes < 2:
+            raise ConfigError(f"num_episodes={self.num_episodes}: intervals need at least 2")
+
     def as_json(self) -> dict[str, Any]:
         """Return every option as JSON types."""
         return asdict(self)
@@ -111,7 +121,6 @@ STUDIES: Final[dict[str, Study]] = {
         scale="small",
         num_train_steps=3000,
         batch_size=256,
-        num_episodes=10,
         ways=(
             "data",
             "cloning",
@@ -136,9 +145,8 @@ STUDIES: Final[dict[str, Study]] = {
     "walker2d": Study(
         task="walker2d",
         scale="small",
-        num_train_steps=1000,
+        num_train_steps=3000,
         batch_size=256,
-        num_episodes=10,
         ways=(*_BASELINES, "joint", "ssr-paper", "ssr"),
         new_goals=(
             NewGoal(name="height", value=1.15, objective="0.2 * task() + 20 * near(height=1.15)", tolerance=0.05),
