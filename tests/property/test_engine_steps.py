@@ -187,7 +187,10 @@ def test_a_running_request_shares_its_blocks():
     first, second = steps.requests[2], steps.requests[3]
     steps.core.add_request(first, steps.draftings[0])
     steps.take(steps.core.step())
+    assert steps.core.cache_usage == pytest.approx(3 / 12)
     steps.core.add_request(second, steps.draftings[0])
+    steps.take(steps.core.step())
+    assert steps.core.cache_usage == pytest.approx(4 / 12), "what both hold counts once"
     steps.finish()
     assert steps.counters.num_prefilled == len(PROMPTS[2]) + len(PROMPTS[3]) - 32
     assert_outputs(steps, aborted={request.index for request in steps.requests})

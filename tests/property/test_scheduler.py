@@ -258,6 +258,19 @@ def test_a_prompt_that_is_cached_runs_its_last_token_only(twin):
         some.scheduler.remove(job)
 
 
+@pytest.mark.parametrize("twin", [PagedTwin, RowTwin])
+def test_what_is_not_sound_is_found_by_nobody(twin):
+    setting = Setting(twin=twin, max_num_seqs=2, max_num_batched_tokens=100, reuses_prefixes=True)
+    scheduler, prompt = setting.scheduler, list(range(3 * BLOCK_TOKENS))
+    jobs = [Job(index, [*prompt, index]) for index in range(4)]
+    for job, is_sound, num_run in zip(jobs, (True, False, True, True), (49, 1, 49, 1), strict=True):
+        scheduler.add(job)
+        (part,) = setting.step().prefill
+        assert part.stop - part.start == num_run
+        scheduler.remove(job, is_sound=is_sound)
+        scheduler.check_integrity()
+
+
 def test_a_prompt_is_shared_within_its_salt_only():
     some = Setting(max_num_seqs=1, max_num_batched_tokens=64, reuses_prefixes=True)
 

@@ -58,8 +58,17 @@ class Chromium:
         for domain in ("Page", "Runtime", "Log"):
             self._send(f"{domain}.enable")
         self._send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self._send("Emulation.setEmulatedMedia", features=[scheme])
+        self._scheme = "dark" if dark else "light"
+        self.prefer(reduced_motion=False)
+
+    def prefer(self, *, reduced_motion: bool) -> None:
+        """Tell pages what the user wants of motion."""
+        wanted = {
+            "prefers-color-scheme": self._scheme,
+            "prefers-reduced-motion": "reduce" if reduced_motion else "no-preference",
+        }
+        features = [{"name": name, "value": value} for name, value in wanted.items()]
+        self._send("Emulation.setEmulatedMedia", features=features)
 
     def open(self, url: str) -> None:
         """Open a page."""
@@ -89,7 +98,7 @@ class Chromium:
 
     def press(self, key: str) -> None:
         """Press a key where the focus is."""
-        codes = {"Enter": 13, "ArrowRight": 39, "ArrowLeft": 37, "Tab": 9}
+        codes = {"Enter": 13, "ArrowRight": 39, "ArrowLeft": 37, "Tab": 9, "Home": 36, "End": 35}
         text = {"Enter": "\r"}.get(key, "")
         common = {"key": key, "code": key, "windowsVirtualKeyCode": codes[key], "text": text}
         self._send("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **common)

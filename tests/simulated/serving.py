@@ -47,7 +47,7 @@ class LetterTokenizer:
         return [ord(letter) if ord(letter) < VOCAB_SIZE else ord("?") for letter in text]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        return "".join(map(chr, ids))
+        return "".join(chr(token) for token in ids if token != EOS or not skip_special_tokens)
 
     def token_bytes(self, token_id: int) -> bytes:
         return b"" if token_id == EOS else bytes([token_id])

@@ -30,6 +30,8 @@ _EXAMPLES: Final = """examples:
   curl localhost:8000/v1/chat/completions -H 'content-type: application/json' \\
     -d '{"messages": [{"role": "user", "content": "Name three rivers."}], "max_tokens": 48}'
 """
+_LISTS: Final = {"cors_origins": "ORIGIN", "allowed_hosts": "NAME"}
+"""Fields of several values, with what one is called."""
 _KINDS: Final[dict[Any, tuple[type, str]]] = {
     int: (int, "N"),
     int | None: (int, "N"),
@@ -108,8 +110,7 @@ def _server_config(args: argparse.Namespace) -> ServerConfig:
     keys = os.environ.get(_KEYS_VARIABLE, "").split(",")
     if args.api_keys_file is not None:
         keys += args.api_keys_file.read_text(encoding="utf-8", errors="replace").splitlines()
-    if "cors_origins" in given:
-        given["cors_origins"] = tuple(given["cors_origins"])
+    given |= {name: tuple(given[name]) for name in _LISTS.keys() & given.keys()}
     return ServerConfig(**given, api_keys=tuple(key.strip() for key in keys if key.strip()))
 
 
@@ -125,8 +126,8 @@ def _add_fields(group: argparse._ArgumentGroup, config: type, prefix: str) -> No
         common: dict[str, Any] = {"dest": prefix + option.name, "default": argparse.SUPPRESS}
         if option.type is bool:
             group.add_argument(*names, action=argparse.BooleanOptionalAction, help=meaning, **common)
-        elif option.name == "cors_origins":
-            group.add_argument(*names, nargs="+", metavar="ORIGIN", help=meaning, **common)
+        elif option.name in _LISTS:
+            group.add_argument(*names, nargs="+", metavar=_LISTS[option.name], help=meaning, **common)
         else:
             kind, metavar = _KINDS.get(option.type, (str, "NAME"))
             default = "" if option.default in {None, MISSING, ""} else f" (default {option.default})"

@@ -59,6 +59,11 @@ class BlockPool:
         """Blocks without a holder."""
         return len(self._free)
 
+    @property
+    def usage(self) -> float:
+        """Share of the blocks that have a holder."""
+        return 1 - self.num_free / self.num_blocks
+
     def find(self, hashes: Sequence[bytes]) -> list[int]:
         """Return the blocks that hold a text from its start, as far as it is held without a gap."""
         found: list[int] = []
@@ -102,12 +107,13 @@ class BlockPool:
                 self._hash_of[block], self._block_of[hashed] = hashed, block
 
     def forget(self, blocks: Iterable[int]) -> None:
-        """Take note that free blocks hold no text any more."""
+        """Take note that blocks hold no text that others may use; those that are free are taken next."""
         for block in blocks:
             hashed = self._hash_of.pop(block, None)
             if hashed is not None:
                 del self._block_of[hashed]
-            self._free.move_to_end(block, last=False)
+            if block in self._free:
+                self._free.move_to_end(block, last=False)
 
     def release(self, blocks: Sequence[int]) -> None:
         """Take a holder from each of some blocks, in the order of their text.

@@ -118,6 +118,11 @@ class EngineCore:
         """How often a request was put aside for another."""
         return self._scheduler.num_preempted
 
+    @property
+    def cache_usage(self) -> float:
+        """As :attr:`forerun.engine.scheduler.Scheduler.cache_usage`."""
+        return self._scheduler.cache_usage
+
     def run(self, requests: Sequence[Request], speculator: Speculator, controller: Controller) -> Iterator[StreamChunk]:
         """Decode requests to their ends.
 
@@ -129,6 +134,9 @@ class EngineCore:
         Yields:
             Each request's text and tokens as they are decided.
 
+        Raises:
+            FloatingPointError: The model's numbers are no numbers.
+
         Effects:
             Writes the target's cache. Closing the iterator early leaves requests unfinished and the speculator clean.
         """
@@ -137,7 +145,10 @@ class EngineCore:
             self.add_request(request, drafting)
         try:
             while self.has_work:
-                yield from self.step()
+                for chunk in self.step():
+                    if chunk.is_broken:
+                        raise FloatingPointError(chunk.error)
+                    yield chunk
         finally:
             for request in requests:
                 if request.index in self._draftings:
@@ -153,15 +164,19 @@ class EngineCore:
         self._draftings[request.index] = drafting
         self._scheduler.add(request)
 
-    def abort(self, request: Request) -> StreamChunk | None:
+    def abort(self, request: Request, *, is_sound: bool = True) -> StreamChunk | None:
         """End a request where it stands, as cancelled; its blocks are free at once.
+
+        Args:
+            request: The request.
+            is_sound: As for :meth:`forerun.engine.scheduler.Scheduler.remove`; not after a pass that failed.
 
         Returns:
             The text that was held back; ``None`` if it has ended before.
         """
         if request.index not in self._draftings:
             return None
-        self._remove(request)
+        self._remove(request, is_sound=is_sound)
         text = request.end("cancelled")
         return StreamChunk(
             index=request.index, text=text, token_ids=(), origins=(), finish_reason=request.finish_reason
@@ -181,10 +196,16 @@ class EngineCore:
         """Run one pass of the target.
 
         Returns:
-            What it decided; empty for a part of a prompt, or without work.
+            What it decided; empty for a part of a prompt, or without work. A request whose logits are no numbers ends
+            with an error, by itself.
+
+        Raises:
+            FloatingPointError: A speculator's numbers are no numbers, or the pass failed as a whole.
+            DeviceMemoryError: The pass does not fit, and one request alone runs.
 
         Effects:
-            Writes the target's cache; requests that end leave.
+            Writes the target's cache; requests that end leave. After an error those that run are to be aborted as not
+            sound: nothing was decided for them, and what their blocks hold is not known.
         """
         plan = self._scheduler.plan()
         for copy in plan.copies:
@@ -203,9 +224,10 @@ class EngineCore:
             # What the pass was to compute is computed anew, by fewer at a time: nothing was decided in it.
             if not self._scheduler.shrink(part.request for part in plan.prefill):
                 raise
-        finished = [request for request in requests if request.finish_reason is not None]
-        for request in finished:
-            self._remove(request)
+        broken = {chunk.index for chunk in chunks if chunk.is_broken}
+        for request in requests:
+            if request.finish_reason is not None:
+                self._remove(request, is_sound=request.index not in broken)
         return chunks
 
     def check_integrity(self) -> None:
@@ -213,8 +235,8 @@ class EngineCore:
         self._scheduler.check_integrity()
         assert self.has_work or not self._draftings, "a request that has left is still known"
 
-    def _remove(self, request: Request) -> None:
-        self._scheduler.remove(request)
+    def _remove(self, request: Request, *, is_sound: bool = True) -> None:
+        self._scheduler.remove(request, is_sound=is_sound)
         del self._draftings[request.index]
 
     def _start(self, request: Request) -> None:
@@ -378,12 +400,14 @@ class EngineCore:
         draft, speculator = speculation.token_ids, self._draftings[request.index].speculator
         before = len(request.output_ids)
         own: list[int] = []
-        problem: DeadEndError | None = None
+        problem: DeadEndError | FloatingPointError | None = None
         try:
             num_accepted, token = self._verify(request, logits, speculation, speculator)
             own.append(token)
         except DeadEndError as error:
             num_accepted, problem = error.num_output_tokens - before, error
+        except FloatingPointError as error:  # of this request's rows: the others of the pass have theirs
+            num_accepted, problem = 0, error
         tokens = [*draft[:num_accepted], *own]
         origins: list[TokenOrigin] = [speculation.origin] * num_accepted
         origins.extend("target" for _ in own)
@@ -406,6 +430,7 @@ class EngineCore:
             logprobs=tuple(logprobs[:num_kept]),
             finish_reason=request.finish_reason,
             error=request.error,
+            is_broken=isinstance(problem, FloatingPointError),
             look_up=speculation.look_up,
         )
         return chunk, min(num_accepted, num_kept)

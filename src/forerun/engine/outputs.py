@@ -75,6 +75,7 @@ class StreamChunk:
         logprobs: One entry for each token where asked for, else empty.
         finish_reason: Set on the last chunk of the request only.
         error: Why the request could not go on, where ``finish_reason`` is ``error``.
+        is_broken: Whether the reason is none of the request's: the model's numbers are no numbers.
         look_up: Of the outcome before this chunk, whose continuation is this chunk's draft; where asked for, under SSD.
     """
 
@@ -85,6 +86,7 @@ class StreamChunk:
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     error: str | None = None
+    is_broken: bool = False
     look_up: OutcomeLookUp | None = None
 
 

@@ -167,6 +167,11 @@ class Scheduler(Generic[RequestT]):
         return len(self._waiting)
 
     @property
+    def cache_usage(self) -> float:
+        """Share of the blocks that running requests hold; what several share counts once."""
+        return self._pool.usage
+
+    @property
     def max_num_batched_tokens(self) -> int:
         """Most tokens in one pass."""
         return self._config.max_num_batched_tokens
@@ -178,10 +183,18 @@ class Scheduler(Generic[RequestT]):
         self._num_arrivals += 1
         self._wait(request)
 
-    def remove(self, request: RequestT) -> None:
-        """Let a request go, wherever it stands; its blocks are free at once, and what it computed can be reused."""
+    def remove(self, request: RequestT, *, is_sound: bool = True) -> None:
+        """Let a request go, wherever it stands; its blocks are free at once.
+
+        Args:
+            request: The request.
+            is_sound: Whether what it computed, and what it took over from others, can be reused.
+        """
         if request.index in self._running:
+            blocks = self._blocks[request.index]
             self._release(request)
+            if not is_sound:
+                self._pool.forget(blocks)
         else:
             del self._waiting[request.index]
         self._hashes.pop(request.index, None)

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from dataclasses import fields
 
 import pytest
@@ -29,6 +30,7 @@ def test_every_option_has_an_argument_but_the_keys(monkeypatch):
         "--max-waiting", "0", "--max-choices", "2", "--max-body-bytes", "100", "--body-timeout-s", "1",
         "--request-timeout-s", "2",
         "--drain-timeout-s", "3", "--max-connections", "4", "--cors-origins", "https://a", "https://b",
+        "--allowed-hosts", "models.example",
         "--no-reuses-prefixes", "--logs-prompts", "--unix-socket", "s", "--root-path", "/llm", "--tls-certificate", "c",
         "--tls-key", "k", "--header-timeout-s", "5", "--write-timeout-s", "6", keys="one, two,",
     )  # fmt: skip
@@ -42,7 +44,15 @@ def test_every_option_has_an_argument_but_the_keys(monkeypatch):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"port": 70000}, {"max_choices": 0}, {"max_waiting": -1}, {"drain_timeout_s": 0}, {"api_keys": ("\u00fc",)}],
+    [
+        {"port": 70000},
+        {"max_choices": 0},
+        {"max_waiting": -1},
+        {"drain_timeout_s": 0},
+        {"api_keys": ("\u00fc",)},
+        {"cors_origins": ("https://page.example/",)},
+        {"allowed_hosts": ("models.example:443",)},
+    ],
 )
 def test_options_out_of_range_are_refused(fields):
     with pytest.raises(ConfigError, match=next(iter(fields))):
@@ -78,6 +88,21 @@ def test_the_log_leaves_loggers_as_they_were(capsys):
     assert (LOGGER.handlers, LOGGER.propagate, LOGGER.level) == before
     (line,) = capsys.readouterr().err.splitlines()
     assert json.loads(line) | {"time": ""} == {"time": "", "level": "info", "event": "told", "number": 1}
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_error_that_ends_a_thread_is_a_line_of_the_log(capsys):
+    pytest.importorskip("starlette")
+    from forerun.engine.server.json_log import log_to_stderr
+
+    with log_to_stderr():
+        thread = threading.Thread(target=lambda: 1 / 0, name="engine")
+        thread.start()
+        thread.join()
+    (line,) = capsys.readouterr().err.splitlines()
+    told = json.loads(line)
+    assert (told["level"], told["thread"]) == ("critical", "engine")
+    assert "ZeroDivisionError" in told["traceback"]
 
 
 def test_a_taken_port_is_said_before_any_model_is_loaded(capsys):

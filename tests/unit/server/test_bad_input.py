@@ -11,7 +11,10 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from simulated.serving import running_server
+
+from forerun.engine.server.schemas import ChatRequest, CompletionRequest, DetokenizeRequest
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
 COMPLETION = {"prompt": "hi", "max_tokens": 2}
@@ -112,6 +115,43 @@ def test_other_types_paths_and_methods(client):
     is_error(client.get("/web/../app.py"), 404)
     is_error(client.get("/web/%2e%2e/app.py"), 404)
     is_error(client.post("/v1/completions", json=COMPLETION | {"model": "gpt"}), 404)
+
+
+@pytest.mark.parametrize(
+    ("schema", "content"),
+    [
+        (CompletionRequest, '{"prompt": [%s]}'),
+        (CompletionRequest, '{"prompt": [[%s]]}'),
+        (CompletionRequest, '{"prompt": "x", "stop": [%s]}'),
+        (CompletionRequest, '{"prompt": "x", "stop_token_ids": [%s]}'),
+        (CompletionRequest, '{"prompt": "x", "structured_outputs": {"choice": [%s]}}'),
+        (ChatRequest, '{"messages": [%s]}'),
+        (ChatRequest, '{"messages": [{"role": "user", "content": [%s]}]}'),
+        (ChatRequest, '{"messages": [{"role": "assistant", "tool_calls": [%s]}]}'),
+        (ChatRequest, '{"messages": [{"role": "user", "content": "x"}], "tools": [%s]}'),
+        (DetokenizeRequest, '{"tokens": [%s]}'),
+    ],
+)
+def test_of_a_list_of_faults_one_is_told(schema, content):
+    """Each that is told takes a thousand bytes, of which a body could have a hundred thousand."""
+    with pytest.raises(ValidationError) as caught:
+        schema.model_validate_json(content % ",".join(["null"] * 1000))
+    assert caught.value.error_count() <= 4
+
+
+def test_faults_without_number_are_counted(client):
+    error = is_error(client.post("/v1/completions", json={"prompt": "x"} | {f"x{n}": n for n in range(200)}))
+    assert "200 parts" in error["message"]
+    error = is_error(
+        client.post("/v1/completions", json={"prompt": "x", "logit_bias": {f"x{n}": 1 for n in range(200)}})
+    )
+    assert "200 parts" in error["message"]
+
+
+def test_what_others_call_otherwise_is_told(client):
+    error = is_error(client.post("/v1/completions", json=COMPLETION | {"guided_json": {}, "repeat_penalty": 1.1}))
+    assert "guided_json (use structured_outputs.json), repeat_penalty (use repetition_penalty)" in error["message"]
+    assert error["param"] == "guided_json"
 
 
 def test_too_large_a_body(client, server):
@@ -216,7 +256,7 @@ def test_every_key_is_compared_whichever_fits_and_in_constant_time(monkeypatch):
         compared.append(known)
         return given == known
 
-    monkeypatch.setattr("forerun.engine.server.gate.hmac.compare_digest", compare)
+    monkeypatch.setattr("forerun.engine.server.key_check.hmac.compare_digest", compare)
     with running_server(api_keys=("one", "two", "three")) as running:
         for key, status in (("one", 200), ("three", 200), ("four", 401)):
             headers = {"authorization": f"Bearer {key}"}
@@ -232,6 +272,9 @@ def test_other_origins_are_let_in_only_if_they_are_named():
     with running_server(cors_origins=("https://page.example",), api_keys=("k",)) as running:
         answer = httpx.options(running.url + "/v1/completions", headers=preflight, verify=False)
         assert answer.headers[allowed] == "https://page.example"
+        refused = httpx.get(running.url + "/v1/models", headers={"origin": "https://page.example"}, verify=False)
+        assert refused.headers[allowed] == "https://page.example", "a page can read why it is refused"
+        is_error(refused, 401)
         other = preflight | {"origin": "https://other.example"}
         assert allowed not in httpx.options(running.url + "/v1/completions", headers=other, verify=False).headers
 

@@ -2,6 +2,8 @@
 
 import json
 
+from simulated.serving import EOS
+
 BODY = {"prompt": "Dear reader", "max_tokens": 12, "temperature": 1.0, "seed": 4}
 
 
@@ -24,8 +26,21 @@ def test_the_best_come_back_best_first(client):
     assert answer["usage"]["completion_tokens"] == 10 * 12, "what was drawn was paid for"
 
 
+def test_equal_prompts_have_texts_of_their_own_unless_a_seed_is_given(client):
+    """Of 24 tokens each: that they were the same by chance has a probability below 1e-9."""
+    fields = {"prompt": ["Dear reader"] * 2, "max_tokens": 24}
+    one, other = (choice["text"] for choice in ask(client, **fields, seed=None)["choices"])
+    assert one != other
+    one, other = (choice["text"] for choice in ask(client, **fields)["choices"])
+    assert one == other
+
+
 def test_best_of_as_many_as_are_returned_is_n(client):
     assert ask(client, n=2, best_of=2)["choices"] == ask(client, n=2)["choices"]
+
+
+def test_an_echo_is_the_prompt_with_its_special_tokens(client):
+    assert ask(client, prompt=[EOS, 72, 105], echo=True)["choices"][0]["text"].startswith("\0Hi")
 
 
 def test_an_echo_stands_before_each_choice_whole_and_streamed(client):

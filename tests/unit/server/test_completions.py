@@ -68,6 +68,8 @@ def test_a_stream_says_what_the_whole_says(client):
     chunks = events(client, "/v1/completions", body | {"stream_options": {"include_usage": True}})
     assert chunks[-1]["usage"] == whole["usage"]
     assert chunks[-1]["choices"] == []
+    assert all(chunk["usage"] is None for chunk in chunks[:-1])
+    assert {chunk["system_fingerprint"] for chunk in chunks} == {whole["system_fingerprint"]}
     for place in range(2):
         parts = [chunk["choices"][0] for chunk in chunks[:-1] if chunk["choices"][0]["index"] == place]
         assert "".join(part["text"] for part in parts) == text_of(whole, place)
@@ -117,6 +119,7 @@ def test_a_chat(client):
     assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks) == choice["message"]["content"]
     assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
     assert len({chunk["id"] for chunk in chunks}) == 1
+    assert all("usage" not in chunk for chunk in chunks)
 
 
 def test_parts_of_messages_and_the_developer_role(client):

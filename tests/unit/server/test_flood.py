@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 import psutil
 
 POST = (
-    b"POST %s HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    b"POST %s HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    b"content-length: %d\r\n\r\n"
 )
 
 
@@ -23,7 +24,7 @@ ANSWERED = (
     post(b"/tokenize", b"", length=10**12),
     b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 3_300,
     b"\x00" * 1000 + b"\r\n\r\n",
-    b"GET /" + b"p" * 5_000 + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+    b"GET /" + b"p" * 5_000 + b" HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n",
 )
 LEFT = (
     post(b"/tokenize", b"x" * 50_000, length=100_000),

@@ -157,7 +157,7 @@ def test_a_client_that_goes_is_cancelled_at_its_replica(front):
     address = urlsplit(server.url)
     body = json.dumps(BODY | {"max_tokens": 200}).encode()
     with socket.create_connection((address.hostname, address.port)) as connection:
-        head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         connection.sendall(head + b"content-length: %d\r\n\r\n" % len(body) + body)
         server.until(lambda _: any(replica._server.engine.num_outstanding for replica in replicas.replicas))
     server.until(lambda engine: engine.num_outstanding == 0)

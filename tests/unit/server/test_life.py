@@ -6,8 +6,11 @@ import threading
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 import pytest
 from simulated.serving import SimulatedResources, running_server
+
+from forerun.core.errors import DeviceMemoryError
 
 LONG = {"prompt": "on and on", "max_tokens": 200, "temperature": 0}
 
@@ -37,7 +40,7 @@ def test_a_client_that_goes_is_cancelled(stream):
         address = urlsplit(server.url)
         body = json.dumps(LONG | {"stream": stream}).encode()
         with socket.create_connection((address.hostname, address.port)) as connection:
-            head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
             connection.sendall(head + b"content-length: %d\r\n\r\n" % len(body) + body)
             server.until(lambda engine: engine.num_outstanding == 1)
         server.until(lambda engine: engine.num_outstanding == 0)
@@ -118,14 +121,52 @@ def test_a_request_that_takes_too_long_is_ended(stream):
         assert post(server.url, max_tokens=2, stream=False).status_code in {200, 504}
 
 
-def test_logits_that_are_no_numbers_end_one_pass_and_not_the_server():
+@pytest.mark.parametrize("error", [FloatingPointError, DeviceMemoryError])
+def test_a_pass_that_fails_ends_its_requests_and_nothing_of_it_is_reused(error):
+    """The prompt has more than a block, whose keys and values the pass that failed has never written."""
+    body = {"prompt": "a long beginning, asked for again, of " + "words and " * 5, "max_tokens": 4}
     with running_server() as server:
-        before = post(server.url, max_tokens=4).json()["choices"]
-        server.resources.target.fails_with = FloatingPointError
-        failed = post(server.url, prompt="something else", max_tokens=4)
+        server.resources.target.fails_with = error
+        failed = post(server.url, **body)
         assert failed.status_code == 500
         assert failed.json()["error"]["type"] == "server_error"
-        assert post(server.url, max_tokens=4).json()["choices"] == before
+        again, apart = post(server.url, **body), post(server.url, **body, cache_salt="apart")
+        assert again.json()["choices"] == apart.json()["choices"]
+
+
+def test_a_request_whose_logits_are_no_numbers_fails_alone():
+    poison = "\x01 in a prompt"
+    with running_server() as server:
+        target = server.resources.target
+        alone = post(server.url, max_tokens=40).json()["choices"]
+        law = target.law
+        target.law = lambda text: law(text) * np.float32(np.nan if 1 in text and len(text) > 24 else 1)
+        target.may_run.clear()
+        answers = [
+            in_thread(lambda prompt=prompt: post(server.url, prompt=prompt, max_tokens=40))
+            for prompt in (LONG["prompt"], poison, LONG["prompt"])
+        ]
+        server.until(lambda engine: engine.num_outstanding == 3)
+        target.may_run.set()
+        first, broken, last = (answer() for answer in answers)
+        assert [first.json()["choices"], last.json()["choices"]] == [alone, alone]
+        assert broken.status_code == 500
+        assert "finite" in broken.json()["error"]["message"]
+
+
+def test_what_is_refused_is_not_cut_into_tokens():
+    with running_server(SimulatedResources(num_sequences=1), max_waiting=0) as server:
+        tokenizer, texts = server.resources.tokenizer, []
+        encode = tokenizer.encode
+        tokenizer.encode = lambda text, **options: texts.append(text) or encode(text, **options)
+        assert post(server.url, prompt=["many"] * 1000).status_code == 400
+        server.resources.target.may_run.clear()
+        running = in_thread(lambda: post(server.url, max_tokens=5))
+        server.until(lambda engine: engine.num_outstanding == 1)
+        assert post(server.url, prompt="one too many").status_code == 429
+        server.resources.target.may_run.set()
+        assert running().status_code == 200
+        assert texts == [LONG["prompt"]]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

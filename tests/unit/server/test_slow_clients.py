@@ -3,7 +3,7 @@
 import http.client
 import json
 import socket
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
 from simulated.serving import running_server
@@ -40,7 +40,7 @@ def error_of(answer, status):
 def test_headers_that_do_not_end_get_408():
     with running_server(header_timeout_s=1) as server:
         with connection(server) as some:
-            some.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\nx-slow: ")
+            some.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\nx-slow: ")
             assert "headers" in error_of(rest(some), 408)["message"]
         with connection(server) as silent:
             assert rest(silent) == b"", "a connection opened in advance is closed without a word"
@@ -48,7 +48,7 @@ def test_headers_that_do_not_end_get_408():
 
 def test_the_second_request_of_a_connection_is_watched_too_and_idle_ones_are_not():
     with running_server(header_timeout_s=1) as server, connection(server) as some:
-        whole = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+        whole = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
         for _ in range(2):
             some.sendall(whole)
             answer = http.client.HTTPResponse(some)
@@ -58,12 +58,24 @@ def test_the_second_request_of_a_connection_is_watched_too_and_idle_ones_are_not
         error_of(rest(some), 408)
 
 
+def test_a_body_that_goes_on_after_its_answer_is_cut_off():
+    with running_server(body_timeout_s=0.05) as server, connection(server) as some:
+        some.sendall(b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n")
+        answer = http.client.HTTPResponse(some)
+        answer.begin()
+        assert answer.status == 415
+        answer.read()
+        with suppress(OSError):
+            some.sendall(b"x")  # at which uvicorn stops the timer of idle connections
+        server.until(lambda engine: not server.connections)
+
+
 def test_a_client_that_does_not_read_is_cut_off():
     """Its answer is 12 MB: more than the system keeps for a connection."""
     with running_server(write_timeout_s=0.05, max_body_bytes=4 << 20) as server:
         body = json.dumps({"prompt": "~" * (3 << 20)}).encode()
         with connection(server, receive_bytes=4096) as some:
-            head = b"POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            head = b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
             some.sendall(head + b"content-length: %d\r\n\r\n" % len(body) + body)
             assert some.recv(10) == b"HTTP/1.1 2"
             server.until(lambda engine: not server.connections)
@@ -88,5 +100,5 @@ def test_too_many_connections_get_503_in_the_apis_shape():
         connection(server),
         connection(server) as some,
     ):
-        some.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        some.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
         assert error_of(rest(some), 503)["code"] == "unavailable"

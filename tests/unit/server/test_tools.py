@@ -155,6 +155,8 @@ TEXTS = {
     CALL: (None, [WHOLE_CALL]),
     f"I look.\n{CALL}\n{CALL}\n": ("I look.", [WHOLE_CALL, WHOLE_CALL]),
     f"{CALL} done": ("done", [WHOLE_CALL]),
+    f"{CALL}\n all is  well ": ("all is  well ", [WHOLE_CALL]),
+    f"{CALL} one two {CALL}": ("one two", [WHOLE_CALL, WHOLE_CALL]),
     '<tool_call>{"name":"now","parameters":{}}': (None, [("now", "{}")]),
     '<tool_call>{"name": "now", "arguments": {"a": 1': (None, [("now", '{"a": 1')]),
     "a < b <tool and </tool_call> ": ("a < b <tool and </tool_call> ", []),

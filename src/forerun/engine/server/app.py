@@ -15,7 +15,7 @@ from forerun.engine.server.engine_thread import Resources
 from forerun.engine.server.gate import Gate
 from forerun.engine.server.metrics import ServerMetrics
 from forerun.engine.server.routes import Routes
-from forerun.engine.server.site import GUARDED, application, page_routes
+from forerun.engine.server.site import application, page_routes
 
 
 class ServerApp:
@@ -28,7 +28,7 @@ class ServerApp:
     Attributes:
         engine: The engine.
         metrics: What is counted.
-        application: Routes and errors, for who has let requests in already.
+        application: Routes and errors, without id, count and log line: for who has seen to these.
         asgi: What an ASGI server runs; its lifespan starts and ends the engine.
     """
 
@@ -39,7 +39,7 @@ class ServerApp:
         routes = _routes(Routes(self.engine, self.metrics, model=model, created=int(time.time())))
         self.application: ASGIApp = application([*page_routes(), *routes], config, lifespan=self._lifespan)
         paths = ["/", "/openapi.json", *(route.path for route in routes if "{" not in route.path)]
-        self.asgi: ASGIApp = Gate(self.application, config, self.metrics, routes=paths, guarded=GUARDED)
+        self.asgi: ASGIApp = Gate(self.application, self.metrics, routes=paths)
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncGenerator[None]:

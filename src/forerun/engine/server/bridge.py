@@ -58,8 +58,7 @@ class AsyncEngine:
         self._idle.set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.thread = EngineThread(resources, config, deliver=self._deliver, fail=self._fail)
-        capacity = resources.target.num_sequences * resources.max_len
-        metrics.watch(self.thread, num_cached_tokens=min(capacity, config.max_cached_tokens or capacity))
+        metrics.watch(self.thread)
 
     @property
     def is_alive(self) -> bool:
@@ -81,6 +80,23 @@ class AsyncEngine:
         self._loop = asyncio.get_running_loop()
         self.thread.start()
 
+    def check_open(self, num_new: int) -> None:
+        """Refuse completions that could not be taken now; ask before work is done for them.
+
+        Args:
+            num_new: So many.
+
+        Raises:
+            EngineOverloadedError: Too many wait.
+            EngineStoppedError: The engine is on its way out.
+        """
+        if not self.is_ready:
+            raise EngineStoppedError("the server is shutting down or its engine has failed; ask another one")
+        if self.num_outstanding + num_new > self.resources.target.num_sequences + self.config.max_waiting:
+            raise EngineOverloadedError(
+                f"{self.num_outstanding} completions run or wait, and {num_new} more are too many; come back later"
+            )
+
     def submit(
         self,
         prompts: Sequence[Sequence[int]],
@@ -97,7 +113,8 @@ class AsyncEngine:
         Args:
             prompts: Token ids of each.
             params: Of all completions.
-            num_choices: Completions of each prompt: they have the same seed and different noise.
+            num_choices: Completions of each prompt: they have the same seed, drawn for each prompt if none is given,
+                and different noise.
             method: How to decode; ``None``: as the server does.
             priority: Smaller goes first.
             cache_salt: Prefixes are shared with requests of the same salt only.
@@ -105,32 +122,28 @@ class AsyncEngine:
 
         Raises:
             RequestError: A prompt or a parameter is at fault.
-            EngineOverloadedError: Too many wait.
-            EngineStoppedError: The engine is on its way out.
+            EngineOverloadedError: As :meth:`check_open`.
+            EngineStoppedError: As :meth:`check_open`.
         """
-        if not self.is_ready:
-            raise EngineStoppedError("the server is shutting down or its engine has failed; ask another one")
-        num_new = len(prompts) * num_choices
-        if self.num_outstanding + num_new > self.resources.target.num_sequences + self.config.max_waiting:
-            raise EngineOverloadedError(
-                f"{self.num_outstanding} completions run or wait, and {num_new} more are too many; come back later"
-            )
+        self.check_open(len(prompts) * num_choices)
         self.thread.ways.check(method)
         call = Call(started_s=time.perf_counter(), requests=[])
         for place, prompt in enumerate(prompts):
+            seeded = params
             for number in range(num_choices):
                 self._num_indices += 1
                 request = self.resources.new_request(
                     prompt,
-                    params,
+                    seeded,
                     index=self._num_indices,
                     number=number,
                     name="prompt" if len(prompts) == 1 else f"prompt {place}",
                     priority=priority,
                 )
                 request.cache_salt, request.records_outcomes = cache_salt, records_outcomes
-                # One drawn seed for all choices, as a given one is: their numbers tell them apart.
-                params = replace(params, seed=request.params.seed)
+                # One drawn seed for all choices of a prompt, as a given one is: their numbers tell them apart. Another
+                # for the next prompt, which may be the same text.
+                seeded = replace(params, seed=request.params.seed)
                 call.requests.append(request)
                 call.choices.append(_Choice(request=request, place=len(call.choices), last_s=call.started_s))
         for choice in call.choices:

@@ -31,6 +31,8 @@ class ServerConfig:
         drain_timeout_s: After SIGTERM, time for running requests to end.
         max_connections: Open connections; beyond, 503.
         cors_origins: Origins whose pages may call the API from a browser; none: no other page may.
+        allowed_hosts: Names under which clients may ask for this server, besides addresses and ``localhost``; none: any
+            where it listens to other machines, else no other.
         reuses_prefixes: Whether prompts that begin alike share what was computed.
         logs_prompts: Whether the log holds prompts and outputs.
     """
@@ -55,6 +57,7 @@ class ServerConfig:
     drain_timeout_s: float = 30.0
     max_connections: int = 512
     cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     reuses_prefixes: bool = True
     logs_prompts: bool = False
 
@@ -78,5 +81,14 @@ class ServerConfig:
             )
         if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
             raise ConfigError(f"root_path={self.root_path!r}: must begin with / and not end with it, such as /llm")
+        for origin in self.cors_origins:
+            if origin != "*" and "/" in origin.partition("://")[2]:
+                raise ConfigError(
+                    f"cors_origins={origin!r}: no page has it; give scheme, name and maybe port, such as "
+                    f"{'/'.join(origin.split('/')[:3])}"
+                )
+        for name in self.allowed_hosts:
+            if not name.strip() or set(name) & set(":/ "):
+                raise ConfigError(f"allowed_hosts={name!r}: give a name alone, such as models.example")
         if any(not key.strip() or not key.isascii() for key in self.api_keys):
             raise ConfigError("api_keys: each must be ASCII and not blank")

@@ -6,7 +6,7 @@ from pydantic import Discriminator, Field, Tag
 
 from forerun.core.errors import RequestError
 from forerun.engine.constraint import MAX_CHARACTERS, MAX_CHOICES, Constraint
-from forerun.engine.server.strict_model import NullIsAbsent, Strict
+from forerun.engine.server.strict_model import Items, NullIsAbsent, Strict
 
 _Pattern = Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)]
 
@@ -71,9 +71,9 @@ class StructuredOutputs(NullIsAbsent):
     json_value: dict[str, Any] | None = Field(default=None, alias="json")
     json_object: Literal[True] | None = None
     regex: _Pattern | None = None
-    choice: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MAX_CHOICES)] | None = (
-        None
-    )
+    choice: (
+        Annotated[Items[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MAX_CHOICES)] | None
+    ) = None
 
 
 def format_constraint(response_format: ResponseFormat) -> Constraint | None:

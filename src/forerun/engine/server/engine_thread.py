@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
+from forerun.core.errors import DeviceMemoryError
 from forerun.core.protocols import LanguageModel
 from forerun.engine.config import EngineConfig, Method
 from forerun.engine.constraint_grammar import GrammarCompiler
@@ -83,13 +84,13 @@ class EngineState:
     Attributes:
         num_running: Requests that hold a sequence.
         num_waiting: Requests that hold none.
-        num_held_tokens: Tokens in the cache of those that run.
+        cache_usage: Share of the cache that running requests hold.
         methods: How many requests are on each method.
     """
 
     num_running: int = 0
     num_waiting: int = 0
-    num_held_tokens: int = 0
+    cache_usage: float = 0.0
     methods: dict[str, int] = field(default_factory=_no_methods)
 
 
@@ -208,7 +209,7 @@ class EngineThread:
         self.ways.before_step(self._core)
         try:
             chunks = self._core.step()
-        except FloatingPointError as error:
+        except (FloatingPointError, DeviceMemoryError) as error:
             self._give_up(str(error))
             return
         now = time.perf_counter()
@@ -217,7 +218,9 @@ class EngineThread:
                 self.ways.forget(self._requests.pop(chunk.index))
         self._note_state()
         if chunks:
-            self._deliver([Delivery(chunk=chunk, time_s=now) for chunk in chunks])
+            self._deliver(
+                [Delivery(chunk=some, time_s=now, error=some.error if some.is_broken else None) for some in chunks]
+            )
 
     def _add(self, request: Request, method: Method | None) -> None:
         self._requests[request.index] = request
@@ -228,13 +231,16 @@ class EngineThread:
         if request is None:
             return
         self.ways.forget(request)
-        chunk = self._core.abort(request)
+        chunk = self._core.abort(request, is_sound=error is None)
         assert chunk is not None, "the core knows every request that has not ended"
         self._note_state()
         self._deliver([Delivery(chunk=chunk, time_s=time.perf_counter(), error=error)])
 
     def _give_up(self, error: str) -> None:
-        """End the requests of a pass whose logits are not numbers; the others go on."""
+        """End the requests of a pass that failed, one that alone does not fit the memory among them; the others wait.
+
+        What they computed is not reused: a pass that failed may have written it, or may not.
+        """
         for request in self._core.running:
             self._abort(request.index, error)
 
@@ -247,8 +253,6 @@ class EngineThread:
         self.state = EngineState(
             num_running=len(running),
             num_waiting=self._core.num_waiting,
-            num_held_tokens=sum(
-                request.num_computed_tokens if request.output_ids else request.num_prefilled for request in running
-            ),
+            cache_usage=self._core.cache_usage,
             methods=self.ways.num_requests(),
         )

@@ -18,7 +18,7 @@ from forerun.engine.server.http_io import read_body, unless_disconnected
 from forerun.engine.server.merged_metrics import merged_metrics
 from forerun.engine.server.metrics import ServerMetrics
 from forerun.engine.server.prompt_key import prompt_key
-from forerun.engine.server.site import GUARDED, application, page_routes
+from forerun.engine.server.site import application, page_routes
 
 _POSTS = ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize")
 _FORWARDED_HEADERS = frozenset({b"content-type", b"x-request-id"})
@@ -100,7 +100,7 @@ class Front:
             Route("/metrics", self._show_metrics),
         ]
         paths = [route.path for route in routes if isinstance(route, Route) and "{" not in route.path]
-        self.asgi: ASGIApp = Gate(application(routes, config), config, self._metrics, routes=paths, guarded=GUARDED)
+        self.asgi: ASGIApp = Gate(application(routes, config), self._metrics, routes=paths)
 
     async def _post(self, request: Request) -> Response:
         config = self._config
@@ -115,7 +115,7 @@ class Front:
             raise unavailable(EngineStoppedError("the server is shutting down; ask another one"))
         forwarded = ForwardedRequest(
             method=request.method,
-            path=request.url.path.removeprefix(request.scope.get("root_path", "")),
+            path=str(request.scope["path"]).removeprefix(request.scope.get("root_path", "")),
             headers=tuple((name, value) for name, value in request.headers.raw if name in _FORWARDED_HEADERS),
             body=body,
         )

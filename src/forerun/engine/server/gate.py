@@ -1,6 +1,5 @@
-"""What every request passes: its id, the keys, the count and the log line of its answer."""
+"""What every request passes: its id, the count and the log line of its answer."""
 
-import hmac
 import logging
 import re
 import time
@@ -11,8 +10,6 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from forerun.engine.server.api_error import ApiError
-from forerun.engine.server.config import ServerConfig
 from forerun.engine.server.json_log import log_event
 from forerun.engine.server.metrics import ServerMetrics
 
@@ -28,30 +25,18 @@ _SAFE_HEADERS = {
 
 
 class Gate:
-    """Outermost application: knows the client by its key, and the answer by its status.
+    """Outermost application: gives a request its id, and knows the answer by its status.
 
     Routes may leave fields for the log line in ``scope["state"]["log"]``.
 
     Args:
         app: What answers.
-        config: With the keys.
         metrics: Counts answers.
         routes: Paths by which answers are counted; others count as ``other``.
-        guarded: Beginnings of paths that need a key, if there are keys.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        config: ServerConfig,
-        metrics: ServerMetrics,
-        *,
-        routes: Collection[str],
-        guarded: tuple[str, ...],
-    ) -> None:
-        self._app, self._metrics = app, metrics
-        self._routes, self._guarded = frozenset(routes), guarded
-        self._keys = [key.encode() for key in config.api_keys]
+    def __init__(self, app: ASGIApp, metrics: ServerMetrics, *, routes: Collection[str]) -> None:
+        self._app, self._metrics, self._routes = app, metrics, frozenset(routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -76,16 +61,7 @@ class Gate:
             await send(message)
 
         try:
-            if self._is_allowed(path, str(scope["method"]), headers):
-                await self._app(scope, receive, send_with_headers)
-            else:
-                error = ApiError(
-                    401,
-                    "no valid API key: send the header Authorization: Bearer KEY",
-                    code="invalid_api_key",
-                    headers={"www-authenticate": "Bearer"},
-                )
-                await error.response()(scope, receive, send_with_headers)
+            await self._app(scope, receive, send_with_headers)
         finally:
             duration_s = time.perf_counter() - started
             route = path if path in self._routes else "other"
@@ -102,13 +78,3 @@ class Gate:
                 client=client[0] if client else None,
                 **fields,
             )
-
-    def _is_allowed(self, path: str, method: str, headers: Headers) -> bool:
-        is_preflight = method == "OPTIONS" and "access-control-request-method" in headers
-        if not self._keys or is_preflight or not path.startswith(self._guarded):
-            return True
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        given = key.strip().encode()
-        # Every key is compared, and each in constant time: how long it takes tells nothing.
-        matches = [hmac.compare_digest(given, known) for known in self._keys]
-        return scheme.lower() == "bearer" and any(matches)

@@ -7,7 +7,7 @@ from typing import Any
 import h11
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.config import Config
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from forerun.engine.server.api_error import RETRY_AFTER_S, ApiError
@@ -25,7 +25,8 @@ class GuardedProtocol(H11Protocol):
     """One connection. What is refused before there is a request is refused here.
 
     Headers must be whole in time, counted from their first byte or from the connection's begin; a client that has asked
-    must take its answer, or is cut off, which ends what runs for it.
+    must take its answer, or is cut off, which ends what runs for it. What is left of a body when the answer is out must
+    come in time, too.
 
     Args:
         config: uvicorn's.
@@ -50,6 +51,7 @@ class GuardedProtocol(H11Protocol):
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._close_timer: asyncio.TimerHandle | None = None
+        self._body_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection; the time for its first headers begins."""
@@ -61,6 +63,7 @@ class GuardedProtocol(H11Protocol):
         self._header_timer = _stopped(self._header_timer)
         self._write_timer = _stopped(self._write_timer)
         self._close_timer = _stopped(self._close_timer)
+        self._body_timer = _stopped(self._body_timer)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -74,8 +77,10 @@ class GuardedProtocol(H11Protocol):
         super().handle_events()
 
     def on_response_complete(self) -> None:
-        """Go on with the connection's next request."""
+        """Go on with the connection's next request, once the rest of this one's body has come."""
         super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY and not self.transport.is_closing():
+            self._body_timer = self.loop.call_later(self._limits.body_timeout_s, self._body_late, self.cycle)
         self._watch_headers(is_idle_allowed=True)
 
     def pause_writing(self) -> None:
@@ -113,6 +118,11 @@ class GuardedProtocol(H11Protocol):
             self.transport.close()
             return
         self._refuse(ApiError(408, f"headers had not arrived after {self._limits.header_timeout_s:g} s: send faster"))
+
+    def _body_late(self, cycle: RequestResponseCycle) -> None:
+        """Cut a client off that has its answer and still sends the body; uvicorn would wait for its next byte."""
+        if self.cycle is cycle and self.conn.their_state is h11.SEND_BODY:
+            self.transport.abort()
 
     def _refuse(self, error: ApiError) -> None:
         """Answer before there is a request, or while its body comes, and close."""

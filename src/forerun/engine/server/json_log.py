@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -26,7 +27,9 @@ class _JsonFormatter(logging.Formatter):
 
 @contextmanager
 def log_to_stderr(level: int = logging.INFO) -> Generator[None]:
-    """Send the server's events, and warnings, to standard error as JSON lines; loggers are as before at the end.
+    """Send the server's events, warnings, and errors that end threads, to standard error as JSON lines.
+
+    At the end loggers are as before.
 
     Args:
         level: Least important events.
@@ -39,14 +42,23 @@ def log_to_stderr(level: int = logging.INFO) -> Generator[None]:
     for logger in loggers:
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(least[logger.name])
+    before_hook, threading.excepthook = threading.excepthook, _log_end_of_thread
     logging.captureWarnings(capture=True)
     try:
         yield
     finally:
         logging.captureWarnings(capture=False)
+        threading.excepthook = before_hook
         for logger, (handlers, propagates, old_level) in zip(loggers, before, strict=True):
             logger.handlers, logger.propagate = handlers, propagates
             logger.setLevel(old_level)
+
+
+def _log_end_of_thread(ended: threading.ExceptHookArgs) -> None:
+    """Write which error ended a thread, such as the engine's."""
+    name = "" if ended.thread is None else ended.thread.name
+    error = None if ended.exc_value is None else (ended.exc_type, ended.exc_value, ended.exc_traceback)
+    LOGGER.critical("a thread has ended by an error", exc_info=error, extra={"fields": {"thread": name}})
 
 
 def log_event(event: str, *, level: int = logging.INFO, **fields: object) -> None:

@@ -20,7 +20,7 @@ class ServerMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.num_prompt_tokens = 0
-        self._watched: tuple[EngineThread, int] | None = None
+        self._watched: EngineThread | None = None
         self._ttft = Histogram(
             "forerun_time_to_first_token_seconds",
             "From a call's arrival to a completion's first token.",
@@ -48,9 +48,9 @@ class ServerMetrics:
         )
         self.registry.register(self)  # pyright: ignore[reportArgumentType] (a collector is what has collect())
 
-    def watch(self, thread: "EngineThread", *, num_cached_tokens: int) -> None:
-        """Report an engine's state and counters, and how much it holds of the tokens that its cache has room for."""
-        self._watched = (thread, num_cached_tokens)
+    def watch(self, thread: "EngineThread") -> None:
+        """Report an engine's state and counters."""
+        self._watched = thread
 
     def observe_tokens(self, *, num_tokens: int, wait_s: float, is_first: bool) -> None:
         """Learn that a completion got tokens, and how long after its last ones, or after its arrival."""
@@ -71,17 +71,14 @@ class ServerMetrics:
 
     def collect(self) -> Iterator[Metric]:
         """Yield what is read off the engine when it is asked for."""
-        if self._watched is None:
+        thread = self._watched
+        if thread is None:
             return
-        thread, capacity = self._watched
         state, counters = thread.state, thread.counters
         gauges = {
             "forerun_requests_running": ("Completions that hold a sequence of the cache.", state.num_running),
             "forerun_requests_waiting": ("Completions that wait for one.", state.num_waiting),
-            "forerun_kv_cache_usage_ratio": (
-                "Share of the cache that running requests use.",
-                state.num_held_tokens / capacity,
-            ),
+            "forerun_kv_cache_usage_ratio": ("Share of the cache that running requests hold.", state.cache_usage),
             "forerun_engine_up": ("Whether the engine can decode.", int(thread.is_alive)),
         }
         for name, (meaning, value) in gauges.items():

@@ -25,16 +25,18 @@ _GETS = {
 _ERRORS = {
     "400": "A field is at fault",
     "401": "No valid key",
+    "403": "A name that is not this server's",
     "404": "Another model",
     "408": "The body is too slow",
     "413": "Too large",
     "415": "Not JSON",
     "429": "Too many wait; Retry-After says when to come back",
     "500": "An error of the server",
+    "501": "Constrained output, and the package for it is not installed",
     "503": "Shutting down",
     "504": "Not done in time",
 }
-_GET_ERRORS = {"401": _ERRORS["401"]}
+_GET_ERRORS = {status: _ERRORS[status] for status in ("401", "403")}
 _ERROR = {
     "type": "object",
     "required": ["error"],

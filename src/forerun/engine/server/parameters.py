@@ -120,6 +120,13 @@ def _named(param: str) -> Generator[None]:
         raise ApiError(501, str(error), param=param) from error
 
 
+def num_prompts(body: CompletionRequest | ChatRequest) -> int:
+    """Return how many prompts a body has, before any is cut into tokens."""
+    if isinstance(body, ChatRequest) or isinstance(body.prompt, str):
+        return 1
+    return 1 if body.prompt and isinstance(body.prompt[0], int) else len(body.prompt)
+
+
 async def prompts_of(body: CompletionRequest | ChatRequest, resources: Resources) -> list[list[int]]:
     """Return the token ids of every prompt; text is cut into tokens aside from the event loop.
 

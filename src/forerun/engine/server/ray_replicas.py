@@ -110,7 +110,9 @@ class RayReplicas:
             request_router_config={"request_router_class": _ROUTER},
             logging_config=quiet,
         )(RayReplica)
-        application = deployment.bind(replace(config, api_keys=(), cors_origins=()), engine, num_cores)
+        application = deployment.bind(
+            replace(config, api_keys=(), cors_origins=(), allowed_hosts=()), engine, num_cores
+        )
         try:
             self._handle = self._serve.run(application, name=_APPLICATION, route_prefix=None)
         except RuntimeError as error:

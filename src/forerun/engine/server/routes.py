@@ -1,7 +1,8 @@
 """The API: completions, chats, tokens, models, and how the server is."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -13,11 +14,13 @@ from forerun.engine.server.answers import Answer
 from forerun.engine.server.api_error import ApiError, overloaded, unavailable
 from forerun.engine.server.bridge import AsyncEngine, Call
 from forerun.engine.server.choice_plan import choice_plan
+from forerun.engine.server.fingerprint import fingerprint
 from forerun.engine.server.http_io import EventStream, event, read_body, unless_disconnected
 from forerun.engine.server.metrics import ServerMetrics
 from forerun.engine.server.parameters import (
     check_room,
     compile_constraint,
+    num_prompts,
     prompts_of,
     request_error,
     sampling_params,
@@ -35,6 +38,19 @@ _CLIENT_HAS_GONE = 499
 BodyT = TypeVar("BodyT", CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest)
 
 
+@contextmanager
+def _refusals() -> Generator[None]:
+    """Turn what the engine refuses into answers."""
+    try:
+        yield
+    except RequestError as error:
+        raise request_error(error) from error
+    except EngineOverloadedError as error:
+        raise overloaded(error) from error
+    except EngineStoppedError as error:
+        raise unavailable(error) from error
+
+
 class Routes:
     """Answers requests with one engine.
 
@@ -48,6 +64,7 @@ class Routes:
     def __init__(self, engine: AsyncEngine, metrics: ServerMetrics, *, model: str, created: int) -> None:
         self._engine, self._metrics, self._model, self._created = engine, metrics, model, created
         self._config = engine.config
+        self._fingerprint = fingerprint(engine.resources.config)
 
     async def completions(self, request: Request) -> Response:
         """Continue prompts."""
@@ -127,11 +144,13 @@ class Routes:
 
     async def _complete(self, request: Request, body: CompletionRequest | ChatRequest) -> Response:
         params = sampling_params(body)
+        plan = choice_plan(body, num_prompts=num_prompts(body), max_choices=self._config.max_choices)
+        with _refusals():  # before text is cut into tokens: a crowd must not cost those who run
+            self._engine.check_open(num_prompts(body) * plan.num_drawn)
         prompts = await prompts_of(body, self._engine.resources)
-        plan = choice_plan(body, num_prompts=len(prompts), max_choices=self._config.max_choices)
         check_room(prompts, params, self._engine.resources)
         await compile_constraint(body, params, self._engine.resources)
-        try:
+        with _refusals():
             call = self._engine.submit(
                 prompts,
                 replace(params, logprobs=0) if plan.ranks and params.logprobs is None else params,
@@ -141,26 +160,22 @@ class Routes:
                 cache_salt=body.cache_salt or "",
                 records_outcomes=bool(body.return_outcomes),
             )
-        except RequestError as error:
-            raise request_error(error) from error
-        except EngineOverloadedError as error:
-            raise overloaded(error) from error
-        except EngineStoppedError as error:
-            raise unavailable(error) from error
+        has_usage = body.stream_options is not None and body.stream_options.include_usage
         answer = Answer(
             "chat" if isinstance(body, ChatRequest) else "text",
             call,
             self._engine.resources,
             model=self._model,
+            fingerprint=self._fingerprint,
             reports_logprobs=params.logprobs is not None,
             returns_tokens=bool(body.return_tokens),
             returns_outcomes=bool(body.return_outcomes),
+            reports_usage=has_usage,
             plan=plan,
             tool_names=tool_names(body),
         )
         log: dict[str, Any] = request.scope["state"]["log"]
         if body.stream:
-            has_usage = body.stream_options is not None and body.stream_options.include_usage
             events = self._events(call, answer, log, has_usage=has_usage)
             return EventStream(events, on_end=lambda: self._engine.cancel(call))
         try:

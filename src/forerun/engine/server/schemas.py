@@ -7,12 +7,15 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from forerun.engine.server.api_error import ApiError
 from forerun.engine.server.constraint_fields import ResponseFormat, StructuredOutputs
-from forerun.engine.server.strict_model import NullIsAbsent, Strict
+from forerun.engine.server.foreign_fields import instead_of
+from forerun.engine.server.strict_model import Items, NullIsAbsent, Strict
 from forerun.engine.server.tool_fields import Tool, ToolCall, ToolChoice
 
 Method = Literal["none", "sequential", "ssd", "auto"]
 _MAX_STOPS = 16
 _MAX_ERRORS = 5
+_MOST_FAULTS = 100
+"""Faults of a body beyond which they are counted and not told: telling one costs a hundred times its bytes."""
 _MOST = 2**31 - 1
 
 
@@ -33,7 +36,7 @@ class SamplingFields(NullIsAbsent):
     stream_options: StreamOptions | None = None
     stop: (
         Annotated[str, Field(min_length=1, max_length=512)]
-        | Annotated[list[Annotated[str, Field(min_length=1, max_length=512)]], Field(max_length=_MAX_STOPS)]
+        | Annotated[Items[Annotated[str, Field(min_length=1, max_length=512)]], Field(max_length=_MAX_STOPS)]
         | None
     ) = None
     seed: int | None = Field(default=None, ge=0, lt=2**63)
@@ -46,7 +49,7 @@ class SamplingFields(NullIsAbsent):
     top_k: int | None = Field(default=None, ge=0, le=_MOST, description="Beyond OpenAI's API.")
     min_p: float | None = Field(default=None, ge=0, le=1, description="Beyond OpenAI's API.")
     repetition_penalty: float | None = Field(default=None, ge=0.01, le=100, description="Beyond OpenAI's API.")
-    stop_token_ids: list[Annotated[int, Field(ge=0, le=_MOST)]] | None = Field(default=None, max_length=1024)
+    stop_token_ids: Items[Annotated[int, Field(ge=0, le=_MOST)]] | None = Field(default=None, max_length=1024)
     min_tokens: int | None = Field(default=None, ge=0, le=_MOST)
     ignore_eos: bool | None = None
     method: Method | None = Field(default=None, description="How to decode this request; the output is the same.")
@@ -63,7 +66,7 @@ class SamplingFields(NullIsAbsent):
 class CompletionRequest(SamplingFields):
     """Body of ``/v1/completions``."""
 
-    prompt: str | list[str] | list[int] | list[list[int]] = Field(description="Text or token ids, one or several.")
+    prompt: str | Items[str] | Items[int] | Items[Items[int]] = Field(description="Text or token ids, one or several.")
     max_tokens: int | None = Field(default=None, ge=1, le=_MOST)
     logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: bool | None = Field(default=None, description="Put the prompt before each completion.")
@@ -81,8 +84,8 @@ class ChatMessage(NullIsAbsent):
     """A turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
-    tool_calls: Annotated[list[ToolCall], Field(max_length=128)] | None = Field(
+    content: str | Items[TextPart] | None = None
+    tool_calls: Annotated[Items[ToolCall], Field(max_length=128)] | None = Field(
         default=None, description="Of the assistant."
     )
     tool_call_id: Annotated[str, Field(max_length=512)] | None = Field(
@@ -109,12 +112,12 @@ class ChatMessage(NullIsAbsent):
 class ChatRequest(SamplingFields):
     """Body of ``/v1/chat/completions``."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=2048)
+    messages: Items[ChatMessage] = Field(min_length=1, max_length=2048)
     max_tokens: int | None = Field(default=None, ge=1, le=_MOST)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=_MOST)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    tools: Annotated[list[Tool], Field(min_length=1, max_length=128)] | None = None
+    tools: Annotated[Items[Tool], Field(min_length=1, max_length=128)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
 
@@ -131,7 +134,7 @@ class DetokenizeRequest(Strict):
     """Body of ``/detokenize``."""
 
     model: str | None = None
-    tokens: list[Annotated[int, Field(ge=0, le=_MOST)]]
+    tokens: Items[Annotated[int, Field(ge=0, le=_MOST)]]
 
 
 BodyT = TypeVar("BodyT", bound=BaseModel)
@@ -150,13 +153,16 @@ def parse_body(schema: type[BodyT], content: bytes) -> BodyT:
     try:
         return schema.model_validate_json(content)
     except ValidationError as error:
+        if error.error_count() > _MOST_FAULTS:
+            message = f"body: {error.error_count()} parts of it are at fault; see /openapi.json for what it may hold"
+            raise ApiError(400, message, code="invalid_value") from error
         raise _api_error(error.errors(include_url=False, include_context=False, include_input=False)) from error
 
 
 def _api_error(details: list[ErrorDetails]) -> ApiError:
     unknown = [_path(detail) for detail in details if detail["type"] == "extra_forbidden"]
     if unknown:
-        names = ", ".join(unknown[:_MAX_ERRORS])
+        names = ", ".join(name + instead_of(name) for name in unknown[:_MAX_ERRORS])
         return ApiError(
             400, f"not supported: {names}; leave it out or see /openapi.json for what is", param=unknown[0],
             code="unsupported_parameter",

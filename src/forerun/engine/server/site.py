@@ -15,10 +15,12 @@ from starlette.staticfiles import StaticFiles
 
 from forerun.engine.server.api_error import ApiError
 from forerun.engine.server.config import ServerConfig
+from forerun.engine.server.host_check import HostCheck
+from forerun.engine.server.key_check import KeyCheck
 from forerun.engine.server.openapi import openapi_document
 
 _WEB = Path(__file__).parent / "web"
-GUARDED = ("/v1/", "/tokenize", "/detokenize")
+_GUARDED = ("/v1/", "/tokenize", "/detokenize")
 """Beginnings of paths that need a key, if there are keys."""
 
 
@@ -28,18 +30,21 @@ def application(
     *,
     lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]] | None = None,
 ) -> Starlette:
-    """Return an application with errors in OpenAI's shape, and the origins that are let in."""
-    middleware = [
-        Middleware(
-            CORSMiddleware,
-            allow_origins=list(config.cors_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-request-id"],
-        )
-    ]
+    """Return an application with errors in OpenAI's shape, for the names, origins and keys that are let in."""
+    origins = Middleware(
+        CORSMiddleware,
+        allow_origins=list(config.cors_origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["authorization", "content-type", "x-request-id"],
+        expose_headers=["retry-after", "x-request-id"],
+    )
     return Starlette(
         routes=routes,
-        middleware=middleware if config.cors_origins else [],
+        middleware=[
+            Middleware(HostCheck, config),
+            *([origins] if config.cors_origins else []),
+            Middleware(KeyCheck, keys=config.api_keys, guarded=_GUARDED),
+        ],
         exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _unexpected_error},
         lifespan=lifespan,
     )
@@ -65,7 +70,7 @@ async def _api_error(_: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path[:200]}: {error.detail}"
+    message = f"{request.method} {str(request.scope['path'])[:200]}: {error.detail}"
     return ApiError(error.status_code, message, headers=error.headers).response()
 
 

@@ -1,8 +1,12 @@
 """What all parts of a body have in common: an unknown field is an error, a wrong type too."""
 
-from typing import Any, cast
+from typing import Annotated, Any, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+ItemT = TypeVar("ItemT")
+Items = Annotated[list[ItemT], Field(fail_fast=True)]
+"""A list whose first wrong item is told, and no other: a body of nothing else would cost a thousand times its size."""
 
 
 class Strict(BaseModel):

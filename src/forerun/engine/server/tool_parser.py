@@ -49,7 +49,7 @@ class ToolCallParser:
     def __init__(self, names: Collection[str]) -> None:
         self._names = frozenset(names)
         self._held = ""
-        self._has_calls = False
+        self._follows_call = False
         self._state = self._text
         self._depth, self._is_string, self._is_escaped = 0, False, False
 
@@ -83,7 +83,7 @@ class ToolCallParser:
                 yield CallBegin(name)
                 self._held = self._held[head.end() :]
                 self._depth, self._is_string, self._is_escaped = 0, False, False
-                self._has_calls, self._state = True, self._arguments
+                self._follows_call, self._state = True, self._arguments
                 return
             if head is None and not is_last and BLOCK_END not in rest and len(rest) < _MOST_HEAD_CHARACTERS:
                 yield from self._content(self._cut(len(self._held[:found].rstrip())))
@@ -121,9 +121,10 @@ class ToolCallParser:
         yield from ()
 
     def _content(self, text: str) -> Iterator[Piece]:
-        if self._has_calls:
+        if self._follows_call:
             text = text.lstrip()
         if text:
+            self._follows_call = False
             yield Content(text)
 
     def _cut(self, end: int) -> str:

@@ -17,33 +17,51 @@ export function alertWith(text) {
 }
 
 function headers() {
-  const key = sessionStorage.getItem("key");
+  const key = $("key").value || kept("sessionStorage", "key");
   return { "content-type": "application/json", ...(key ? { authorization: `Bearer ${key}` } : {}) };
 }
 
 async function failure(response) {
   const body = await response.json().catch(() => null);
   if (response.status === 401) $("key-box").open = true;
-  return new Error(body?.error?.message ?? `the server answered ${response.status}`);
+  return new Error(body?.error?.message ?? `The server answered ${response.status}.`);
+}
+
+/** Ask the server; a connection that fails has an error that says so. */
+async function ask(path, options) {
+  const response = await fetch(path, { headers: headers(), ...options }).catch(noAnswer);
+  if (!response.ok) throw await failure(response);
+  return response;
+}
+
+function noAnswer(error) {
+  throw error.name === "AbortError" ? error : new Error("The server does not answer. Does it still run?");
 }
 
 export async function getJson(path) {
-  const response = await fetch(path, { headers: headers() });
-  if (!response.ok) throw await failure(response);
-  return response.json();
+  return (await ask(path)).json();
+}
+
+/** Return what this page kept in a storage; nothing where the browser forbids it. */
+export function kept(storage, name) {
+  try { return window[storage].getItem(name); } catch { return null; }
+}
+
+/** Keep a text in a storage, where the browser lets us. */
+export function keep(storage, name, text) {
+  try { window[storage].setItem(name, text); } catch { /* then it holds for this page only */ }
 }
 
 /** Yield the first choice of each chunk of a streamed chat completion; the last has a finish_reason. */
 export async function* streamChat(body, signal) {
-  const response = await fetch("v1/chat/completions", {
-    method: "POST", headers: headers(), signal, body: JSON.stringify({ ...body, stream: true, return_tokens: true }),
+  const response = await ask("v1/chat/completions", {
+    method: "POST", signal, body: JSON.stringify({ ...body, stream: true, return_tokens: true }),
   });
-  if (!response.ok) throw await failure(response);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let held = "";
   for (;;) {
-    const { value, done } = await reader.read();
-    if (done) throw new Error("the connection closed before the end");
+    const { value, done } = await reader.read().catch(noAnswer);
+    if (done) throw new Error("The connection closed before the end.");
     held += value;
     const events = held.split("\n\n");
     held = events.pop();

@@ -4,6 +4,7 @@ import { $, alertWith, appendTokens, element, streamChat } from "./api.js";
 
 let turns = [];
 let stopper = null;
+let current = null;
 let hasTemplate = true;
 
 function settings() {
@@ -20,6 +21,20 @@ function button(text, label, action) {
   return made;
 }
 
+/** Copy a turn's text; where a page over plain HTTP gets no clipboard, as a selection. */
+async function copy(turn) {
+  let isCopied = true;
+  if (navigator.clipboard) {
+    isCopied = await navigator.clipboard.writeText(turn.content).then(() => true, () => false);
+  } else {
+    getSelection().selectAllChildren(turn.body);
+    isCopied = document.execCommand("copy");
+  }
+  $("chat-status").textContent = isCopied ? "Copied." : "The browser does not allow to copy.";
+  turn.copied.textContent = isCopied ? "Copied" : "Not allowed";
+  setTimeout(() => { turn.copied.textContent = "Copy"; }, 1500);
+}
+
 function render(turn) {
   const root = element("article", `turn ${turn.role}`);
   root.setAttribute("aria-label", turn.role === "user" ? "You" : "Reply");
@@ -28,7 +43,8 @@ function render(turn) {
   if (turn.tokens) appendTokens(turn.body, turn.tokens);
   else turn.body.textContent = turn.content;
   const footer = element("footer");
-  footer.append(button("Copy", "Copy this text", () => navigator.clipboard.writeText(turn.content)));
+  turn.copied = button("Copy", "Copy this text", () => copy(turn));
+  footer.append(turn.copied);
   if (turn.role === "user") footer.append(button("Edit", "Edit this message; what follows it goes", () => edit(turn)));
   else footer.append(button("Again", "Ask for this reply again", () => again(turn)));
   footer.append(turn.note);
@@ -38,9 +54,20 @@ function render(turn) {
   $("turns").scrollTop = $("turns").scrollHeight;
 }
 
+/** Take some turns away, from one on. */
+function drop(turn, count = Infinity) {
+  for (const gone of turns.splice(turns.indexOf(turn), count)) gone.root.remove();
+}
+
+/** Stop the reply that is under way; one without a word goes. */
+function stop() {
+  stopper?.abort();
+  if (current && !current.content && turns.includes(current)) drop(current, 1);
+}
+
 function cutFrom(turn) {
   stopper?.abort();
-  for (const gone of turns.splice(turns.indexOf(turn))) gone.root.remove();
+  drop(turn);
 }
 
 function edit(turn) {
@@ -51,6 +78,7 @@ function edit(turn) {
 
 function again(turn) {
   cutFrom(turn);
+  $("chat-message").focus();  // the button that had the focus is gone
   reply();
 }
 
@@ -61,6 +89,7 @@ async function reply() {
   const turn = { role: "assistant", content: "", tokens: [] };
   turns.push(turn);
   render(turn);
+  current = turn;
   const mine = (stopper = new AbortController());
   $("chat-stop").disabled = false;
   $("chat-status").textContent = "The model replies.";
@@ -78,10 +107,10 @@ async function reply() {
     if (turn.body.textContent !== turn.content && !turn.body.textContent.startsWith(turn.content)) turn.body.textContent = turn.content;
     $("chat-status").textContent = `Reply: ${turn.content}`;
   } catch (error) {
-    if (error.name === "AbortError") turn.note.textContent = "stopped";
-    else alertWith(error.message);
-    $("chat-status").textContent = "Stopped.";
-    if (!turn.content && turns.includes(turn)) cutFrom(turn);
+    turn.note.textContent = error.name === "AbortError" ? "stopped" : "broken off";
+    if (error.name !== "AbortError") alertWith(error.message);
+    if (!turn.content && turns.includes(turn)) drop(turn, 1);
+    if (stopper === mine) $("chat-status").textContent = "Stopped.";
   } finally {
     if (stopper === mine) $("chat-stop").disabled = true;
   }
@@ -91,7 +120,7 @@ function send(event) {
   event.preventDefault();
   const content = $("chat-message").value.trim();
   if (!content) return;
-  stopper?.abort();
+  stop();
   alertWith(hasTemplate ? "" : "This model has no chat template: it continues texts, through /v1/completions.");
   turns.push({ role: "user", content });
   render(turns.at(-1));
@@ -107,7 +136,7 @@ export function startChat(model) {
   $("set-method").value = model.default_method;
   if (!isFirst) return;
   $("chat-form").addEventListener("submit", send);
-  $("chat-stop").addEventListener("click", () => stopper?.abort());
+  $("chat-stop").addEventListener("click", stop);
   $("chat-clear").addEventListener("click", () => { if (turns.length) cutFrom(turns[0]); $("chat-message").focus(); });
   $("chat-message").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); $("chat-form").requestSubmit(); }

@@ -122,16 +122,23 @@ export function startLive() {
   let beforeMs = 0;
   let timer = null;
 
+  /** Say how it is; only a change, as a screen reader tells each. */
+  function tell(text) {
+    if ($("live-status").textContent !== text) $("live-status").textContent = text;
+  }
+
   async function read() {
     try {
       const response = await fetch("metrics");
+      if (!response.ok) throw new Error();
       const now = parse(await response.text());
       const nowMs = performance.now();
       if (before !== null) for (const chart of charts) chart.add(now, before, (nowMs - beforeMs) / 1000);
       [before, beforeMs] = [now, nowMs];
-      $("live-status").textContent = "Read from /metrics once a second while this tab is open.";
+      tell("Read from /metrics once a second while this tab is open.");
     } catch {
-      $("live-status").textContent = "The server does not answer.";
+      tell("The server does not answer.");
+      before = null;
     }
   }
 

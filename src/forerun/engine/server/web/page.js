@@ -1,6 +1,6 @@
 // Tabs, theme, key; the views are in modules of their own.
 
-import { $, alertWith, getJson } from "./api.js";
+import { $, alertWith, getJson, keep, kept } from "./api.js";
 import { startChat } from "./chat.js";
 import { startLive } from "./live.js";
 import { startRace } from "./race.js";
@@ -22,8 +22,9 @@ function show(tab) {
 tabs.forEach((tab, index) => {
   tab.addEventListener("click", () => show(tab));
   tab.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (!step) return;
+    const step = { ArrowRight: 1, ArrowLeft: -1, Home: -index, End: tabs.length - 1 - index }[event.key];
+    if (step === undefined) return;
+    event.preventDefault();
     const next = tabs[(index + step + tabs.length) % tabs.length];
     next.focus();
     show(next);
@@ -43,10 +44,10 @@ function setTheme(theme) {
 
 $("theme").addEventListener("click", () => {
   const theme = isDark() ? "light" : "dark";
-  localStorage.setItem("theme", theme);
+  keep("localStorage", "theme", theme);
   setTheme(theme);
 });
-setTheme(new URLSearchParams(location.search).get("theme") ?? localStorage.getItem("theme"));
+setTheme(new URLSearchParams(location.search).get("theme") ?? kept("localStorage", "theme"));
 
 async function connect() {
   try {
@@ -62,7 +63,7 @@ async function connect() {
 }
 
 $("key").addEventListener("change", () => {
-  sessionStorage.setItem("key", $("key").value);
+  keep("sessionStorage", "key", $("key").value);
   connect();
 });
 show(tabs.find((tab) => tab.getAttribute("aria-controls") === location.hash.slice(1)) ?? tabs[0]);

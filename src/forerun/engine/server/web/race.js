@@ -87,6 +87,7 @@ function seek(timeMs) {
   for (const pane of panes) pane.show(timeMs);
   $("replay-time").value = String(Math.round((1000 * timeMs) / totalMs()));
   $("replay-clock").textContent = `${(timeMs / 1000).toFixed(2)} s`;
+  $("replay-time").setAttribute("aria-valuetext", `${(timeMs / 1000).toFixed(2)} of ${(totalMs() / 1000).toFixed(2)} seconds`);
 }
 
 function pause() {
@@ -166,8 +167,13 @@ async function run(event) {
     }
     $("race-status").textContent = result();
     $("replay-play").disabled = $("replay-time").disabled = false;
-    seek(0);
-    replay();
+    if (matchMedia("(prefers-reduced-motion: reduce)").matches) {
+      seek(totalMs());
+      pause();
+    } else {
+      seek(0);
+      replay();
+    }
   } catch (error) {
     if (error.name !== "AbortError") alertWith(error.message);
     $("race-status").textContent = "Stopped.";
