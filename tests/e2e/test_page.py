@@ -153,26 +153,20 @@ def test_a_message_that_comes_before_the_reply_to_the_last_one_stays(page, serve
     page.until("document.getElementById('chat-stop').disabled")
 
 
-def test_a_server_that_drains_or_is_gone_is_said_to_be():
-    assert PATH is not None
-    browser = Chromium(PATH)
-    try:
-        with running_server() as running:
-            browser.open(f"{running.url}/#chat")
-            browser.until("document.getElementById('set-method').options.length > 0")
-            running.app.engine.drain()
-            ask = (
-                "(() => { document.getElementById('alert').hidden = true;"
-                " document.getElementById('chat-message').value = 'hello';"
-                " document.getElementById('chat-form').requestSubmit(); })()"
-            )
-            browser.evaluate(ask)
-            browser.until("document.getElementById('alert').textContent.includes('shutting down')")
-            assert browser.evaluate("document.querySelectorAll('.turn.assistant').length") == 0
+def test_a_server_that_drains_or_is_gone_is_said_to_be(browser):
+    with running_server() as running:
+        browser.open(f"{running.url}/#chat")
+        browser.until("document.getElementById('set-method').options.length > 0")
+        running.app.engine.drain()
+        ask = (
+            "(() => { document.getElementById('chat-message').value = 'hello';"
+            " document.getElementById('chat-form').requestSubmit(); })()"
+        )
         browser.evaluate(ask)
-        browser.until("document.getElementById('alert').textContent.includes('does not answer')")
-    finally:
-        browser.close()
+        browser.until("document.getElementById('alert').textContent.includes('shutting down')")
+        assert browser.evaluate("document.querySelectorAll('.turn.assistant').length") == 0
+    browser.evaluate(ask)
+    browser.until("document.getElementById('alert').textContent.includes('does not answer')")
 
 
 def test_a_chat_is_sent_stopped_edited_and_asked_again(page, server):
@@ -188,6 +182,8 @@ def test_a_chat_is_sent_stopped_edited_and_asked_again(page, server):
     first = text(page, ".turn.assistant .body")
     assert len(first) == 20
     assert first in text(page, "#chat-status"), "a screen reader is told the reply, once"
+    page.evaluate("document.querySelector('.turn.assistant footer button').click()")
+    page.until("document.getElementById('chat-status').textContent === 'Copied.'")
     page.evaluate("document.querySelector('.turn.assistant footer button:nth-child(2)').click()")
     page.until("document.querySelector('.turn.assistant footer span').textContent.includes('20 tokens')")
     assert text(page, ".turn.assistant .body") == first
@@ -259,19 +255,15 @@ def test_texts_stand_out_from_their_ground(page, server, theme):
     assert [(names, ratio) for names, ratio in ratios if ratio < (3 if "edge" in names else 4.5)] == []
 
 
-def test_a_key_is_asked_for():
-    assert PATH is not None
+def test_a_key_is_asked_for(browser):
     with running_server(api_keys=("secret",)) as running:
-        browser = Chromium(PATH)
-        try:
-            browser.open(running.url)
-            browser.until("!document.getElementById('alert').hidden")
-            assert "API key" in text(browser, "#alert")
-            browser.evaluate(
-                "(() => { const key = document.getElementById('key'); key.value = 'secret';"
-                " key.dispatchEvent(new Event('change')); })()"
-            )
-            browser.until("document.querySelectorAll('.pane').length === 3")
-            assert browser.evaluate("document.getElementById('alert').hidden")
-        finally:
-            browser.close()
+        browser.open(running.url)
+        browser.until("!document.getElementById('alert').hidden")
+        assert "API key" in text(browser, "#alert")
+        browser.evaluate(
+            "(() => { const key = document.getElementById('key'); key.value = 'secret';"
+            " key.dispatchEvent(new Event('change')); })()"
+        )
+        browser.until("document.querySelectorAll('.pane').length === 3")
+        assert browser.evaluate("document.getElementById('alert').hidden")
+        browser.open("about:blank")

@@ -21,12 +21,10 @@ function button(text, label, action) {
   return made;
 }
 
-/** Copy a turn's text; where a page over plain HTTP gets no clipboard, as a selection. */
+/** Copy a turn's text; where there is no clipboard, as for a page over plain HTTP, by selecting it. */
 async function copy(turn) {
-  let isCopied = true;
-  if (navigator.clipboard) {
-    isCopied = await navigator.clipboard.writeText(turn.content).then(() => true, () => false);
-  } else {
+  let isCopied = await navigator.clipboard?.writeText(turn.content).then(() => true, () => false);
+  if (!isCopied) {
     getSelection().selectAllChildren(turn.body);
     isCopied = document.execCommand("copy");
   }

@@ -96,7 +96,7 @@ class Chart {
     this.paths.forEach((path, index) => path.setAttribute("d", this.path(this.values[index], most)));
     const last = this.values.map((values) => written(values.at(-1)));
     this.now.textContent = `${last.join(" · ")} ${this.spec.unit}`;
-    this.scale.textContent = seen.length ? `top of the scale ${written(most)} ${this.spec.unit}` : "nothing yet";
+    this.scale.textContent = this.spec.most || most > 1e-9 ? `top of the scale ${written(most)} ${this.spec.unit}` : "nothing yet";
     this.svg.setAttribute("aria-label", `${this.spec.title}: now ${this.spec.lines.map(([name], i) => `${name} ${last[i]}`).join(", ")} ${this.spec.unit}`);
   }
 
