@@ -188,7 +188,7 @@ def shared_runner(
         lambda collective: TensorParallelRunner(
             ModelSplit.of(config, (1, 1)),
             weights.__getitem__,
-            lambda decoder, head: DeviceRunner(decoder, vocab_ids=vocab_ids, head=head, **cache),
+            lambda decoder, **share: DeviceRunner(decoder, vocab_ids=vocab_ids, **share, **cache),
             collective=collective,
             vocab_ids=vocab_ids,
         ),

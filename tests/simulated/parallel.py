@@ -6,9 +6,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from forerun.models.tensor_parallel import LeadingRunner, TensorParallelRunner, follow
+from forerun.models.leading_runner import LeadingRunner, follow
+from forerun.models.tensor_parallel import TensorParallelRunner
 
-PATIENCE_S = 60
+PATIENCE_S = 15
 
 
 class Meeting:

@@ -23,6 +23,7 @@ class TracingRecorder:
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
+        self.replays_allocate = False
         self.num_records = 0
         self.num_runs = 0
 
@@ -41,6 +42,12 @@ class TracingRecorder:
         return nullcontext()
 
     def wait_for(self, other: Recorder) -> None:
+        pass
+
+    def catch_up(self) -> None:
+        pass
+
+    def finish(self) -> None:
         pass
 
 

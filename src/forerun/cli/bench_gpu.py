@@ -24,7 +24,7 @@ def add_parser(themes: Commands) -> argparse.ArgumentParser:
         "time\nin which the weights could be read. Runs on a CPU too, with --graphs eager.",
         epilog=_EXAMPLES,
     )
-    parser.add_argument("--methods", default="none,sequential,ssd,auto", metavar="A,B", help="(default: %(default)s)")
+    parser.add_argument("--methods", default="none,ssd,sequential,auto", metavar="A,B", help="(default: %(default)s)")
     parser.add_argument("--batch-sizes", default="1,4,16,32", metavar="N,N", help="(default: %(default)s)")
     parser.add_argument(
         "--contexts",
@@ -38,7 +38,7 @@ def add_parser(themes: Commands) -> argparse.ArgumentParser:
     add_number(parser, "--tokens", 128, "tokens decoded by each request")
     add_number(parser, "--micro-mib", 1024, "buffer that is copied, in MiB")
     add_number(parser, "--matmul-size", 8192, "rows and columns of the matrices that are multiplied")
-    add_number(parser, "--time-limit", 480.0, "begin no case after so many seconds")
+    add_number(parser, "--time-limit", 480.0, "begin no case that would not be done after so many seconds")
     parser.add_argument("--plot", type=output_file, metavar="FILE", help="draw the results (needs forerun[plot])")
     add_engine_options(parser, without=("method", "max_num_seqs", "max_model_len"))
     add_json_option(parser)
@@ -46,8 +46,8 @@ def add_parser(themes: Commands) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print."""
-    from forerun.recipes.device_benchmark import DeviceBenchmarkConfig, run_device_benchmark
+    """Measure, write what there is after each part, and print."""
+    from forerun.recipes.device_benchmark import DeviceBenchmarkConfig, device_benchmark
     from forerun.recipes.device_plot import save_device_plot
 
     config = DeviceBenchmarkConfig(
@@ -61,12 +61,16 @@ def run(args: argparse.Namespace) -> int:
         matmul_size=args.matmul_size,
         time_limit_s=args.time_limit,
     )
-    result = run_device_benchmark(config, report=write_line)
+    result: dict[str, Any] = {}
+    drawn: set[str] = set()
+    for result in device_benchmark(config, report=write_line):
+        if args.json is not None:
+            write_json(args.json, result)
+        methods = {case["method"] for case in result["cases"]}
+        if args.plot is not None and (methods != drawn or (methods and result["is_complete"])):
+            save_device_plot(result, args.plot)
+            drawn = methods
     _print(result)
-    if args.json is not None:
-        write_json(args.json, result)
-    if args.plot is not None:
-        save_device_plot(result, args.plot)
     return 0
 
 
@@ -84,8 +88,10 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 
 
 def _print(result: dict[str, Any]) -> None:
+    from forerun.recipes.device_bars import Bar
+
     write_line(f"\n{result['about']}")
-    write_line(f"device {result['device']}; weights read in {result['floor']['pass_ms']:.2f} ms at the speed of a copy")
+    write_line(f"device {result['device']}; weights read once in {result['floor']['pass_ms']:.2f} ms")
     write_line(
         f"{'method':<22}{'batch':>6}{'context':>9}{'tokens/s':>11}{'over AR':>9}{'step ms':>9}{'verify ms':>11}"
         f"{'draft ms':>10}{'idle ms':>9}  hits"
@@ -100,3 +106,6 @@ def _print(result: dict[str, Any]) -> None:
         )
     if result["left_out"]:
         write_line(f"left out: {'; '.join(result['left_out'])}")
+    write_line()
+    for bar in result["bars"]:
+        write_line(Bar(**bar).line)

@@ -113,6 +113,11 @@ class LLM:
         """
         return self._resources.take_device_times()
 
+    @property
+    def num_recorded_graphs(self) -> int:
+        """Functions of fixed shape that target and draft have recorded on a device since the start; 0 elsewhere."""
+        return self._resources.num_recorded_graphs
+
     def close(self) -> None:
         """End the drafter's process, if there is one, and give this process its cores back. The engine ends with it."""
         self._resources.close()

@@ -8,7 +8,7 @@ import torch
 
 from forerun.core.dtype_choice import DtypeName, choose_dtype
 from forerun.core.env import available_cores, cpu_info, pin_process
-from forerun.core.errors import ConfigError, RequestError
+from forerun.core.errors import ConfigError, DeviceMemoryError, RequestError
 from forerun.core.memory import release_free_memory
 from forerun.core.protocols import LanguageModel
 from forerun.core.rows import Rows
@@ -23,6 +23,9 @@ from forerun.engine.speculative.ways import Way
 from forerun.engine.stop import OutputTracker
 from forerun.models.device import DeviceOptions, recorder_for
 from forerun.models.device_runner import DeviceRunner
+from forerun.models.graph_pool import GraphPool, is_out_of_memory
+from forerun.models.launched_share import Launch, LaunchedModel, join_launch
+from forerun.models.leading_runner import LeadingRunner
 from forerun.models.load import load_checkpoint
 from forerun.models.runner import build_target
 from forerun.models.share_process import ShareConfig, SharedModel
@@ -76,7 +79,7 @@ class EngineResources:
         self._cores_before = available_cores()
         self._checkpoint = checkpoint
         self._num_requests = 0
-        self._shared: SharedModel | None = None
+        self._shared: SharedModel | LaunchedModel | None = None
         self.max_len = capacity
         self.grammars = GrammarCompiler(checkpoint.tokenizer, vocab_size=checkpoint.config.vocab_size)
         try:
@@ -87,29 +90,33 @@ class EngineResources:
             self.target.forward(Rows.chains([(0, 0, [0])]))
             self._factory.wait_until_ready(self.target)
             release_free_memory()
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, RuntimeError) and is_out_of_memory(error):
+                raise DeviceMemoryError(
+                    f"target and draft do not fit into the memory of {config.device}: {error}; choose smaller ones, "
+                    "dtype float8 or int4, a smaller kv_cache_bytes, max_num_seqs or max_model_len, or draft_device"
+                ) from error
             raise
 
     def _load_target(self, dtype: DtypeName) -> LanguageModel:
         """Load the target, with other processes where they share it."""
         config, checkpoint = self.config, self._checkpoint
         if config.tensor_parallel > 1:
-            self._shared = SharedModel(
-                ShareConfig(
-                    target=config.target,
-                    dtype=dtype,
-                    parts=config.tensor_parallel_parts or (1,) * config.tensor_parallel,
-                    num_sequences=config.max_num_seqs,
-                    capacity=self.max_len,
-                    device=config.device,
-                    is_eager=config.runs_eagerly,
-                    backend=config.attention,
-                    cache_bytes=config.kv_cache_bytes,
-                    num_threads=config.num_threads,
-                ),
-                checkpoint,
+            share = ShareConfig(
+                target=config.target,
+                dtype=dtype,
+                parts=config.tensor_parallel_parts or (1,) * config.tensor_parallel,
+                num_sequences=config.max_num_seqs,
+                capacity=self.max_len,
+                device=config.device,
+                is_eager=config.runs_eagerly,
+                backend=config.attention,
+                cache_bytes=config.kv_cache_bytes,
+                num_threads=config.num_threads,
             )
+            launch = Launch.of()
+            self._shared = SharedModel(share, checkpoint) if launch is None else join_launch(launch, share, checkpoint)
             return self._shared
         recorder = recorder_for(config.device, is_eager=config.runs_eagerly, is_urgent=True)
         options = None
@@ -146,10 +153,16 @@ class EngineResources:
         """As :meth:`forerun.engine.api.LLM.take_device_times`."""
         target, draft = self.target, self._factory.device_draft
         recorders = {
-            "target": target.recorder if isinstance(target, DeviceRunner) else None,
+            "target": target.recorder if isinstance(target, DeviceRunner | LeadingRunner) else None,
             "draft": None if draft is None else draft.recorder,
         }
         return {name: recorder.take_busy_s() for name, recorder in recorders.items() if recorder is not None}
+
+    @property
+    def num_recorded_graphs(self) -> int:
+        """As :attr:`forerun.engine.api.LLM.num_recorded_graphs`."""
+        graphs = (getattr(runner, "graphs", None) for runner in (self.target, self._factory.device_draft))
+        return sum(pool.num_recorded for pool in graphs if isinstance(pool, GraphPool))
 
     def way_for_call(self, load: Load) -> Way:
         """As :meth:`forerun.engine.speculation.SpeculatorFactory.way_for_call`."""

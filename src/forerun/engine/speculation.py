@@ -45,6 +45,7 @@ from forerun.models.device_runner import DeviceRunner
 from forerun.models.draft import Draft, load_draft
 from forerun.models.draft_laws import DraftLaws
 from forerun.models.draft_runner import build_device_draft, build_draft
+from forerun.models.leading_runner import LeadingRunner
 from forerun.models.weight_format import fitting_format
 
 DEFAULT_NUM_SPECULATIVE_TOKENS = 4
@@ -133,7 +134,9 @@ class SpeculatorFactory:
         return None if self._device_draft is None else self._device_draft.runner
 
     def close(self) -> None:
-        """Release the draft, and end the process."""
+        """Release the draft, which may still prepare for an outcome that nobody waits for, and end the process."""
+        if self._device_draft is not None:
+            self._device_draft.runner.recorder.finish()
         for way in self._ways:
             way.speculator.close()
         if not self._ways and self._process is not None:
@@ -317,14 +320,15 @@ class SpeculatorFactory:
         states = self._states(target) if draft.eagle3 is not None else None
         if speculative.verification != "rejection":
             return DeviceDraft(runner, states=states)
+        verifies = isinstance(target, DeviceRunner | LeadingRunner)
         laws = DraftLaws(
             num_sequences=num_sequences,
             num_places=most_tokens,
             vocab_ids=draft.vocab_ids,
             vocab_size=self._checkpoint.config.vocab_size,
-            recorder=target.recorder if isinstance(target, DeviceRunner) else recorder,
+            recorder=target.recorder if verifies else recorder,
         )
-        if isinstance(target, DeviceRunner):
+        if verifies:
             target.verify_by(laws)
         return DeviceDraft(runner, laws=laws, states=states)
 

@@ -9,8 +9,9 @@ import torch
 
 from forerun.core.errors import ConfigError
 from forerun.models.config import DecoderConfig
-from forerun.models.graph_pool import CudaGraphRecorder, EagerRecorder, Recorder
-from forerun.models.sm_partition import num_partition_sms, partition_stream
+from forerun.models.cuda_recorder import CudaGraphRecorder
+from forerun.models.graph_pool import EagerRecorder, Recorder
+from forerun.models.sm_partition import SmPartition, num_partition_sms, partition_for
 from forerun.nn.prefix_attention import AttentionBackend
 
 _CACHE_SHARE = 0.8
@@ -56,7 +57,7 @@ def recorder_for(device: str, *, is_eager: bool, is_urgent: bool, sm_share: floa
     where = checked_cuda_device(device, num_devices=torch.cuda.device_count() if torch.cuda.is_available() else 0)
     if is_eager:
         return EagerRecorder(where)
-    stream = None
+    partition: SmPartition | None = None
     if sm_share is not None:
         properties = torch.cuda.get_device_properties(where)
         num_sms = num_partition_sms(
@@ -64,8 +65,9 @@ def recorder_for(device: str, *, is_eager: bool, is_urgent: bool, sm_share: floa
             num_sms=properties.multi_processor_count,
             capability=(properties.major, properties.minor),
         )
-        stream = partition_stream(num_sms=num_sms, device_id=where.index)
-    return CudaGraphRecorder(where, priority=-1 if is_urgent else 0, stream=stream)
+        partition = partition_for(num_sms=num_sms, device_id=where.index)
+    stream = None if partition is None else partition.Stream()
+    return CudaGraphRecorder(where, priority=-1 if is_urgent else 0, stream=stream, keep=partition)
 
 
 def checked_cuda_device(device: str, *, num_devices: int) -> torch.device:
@@ -124,5 +126,6 @@ def cache_limit_bytes(options: DeviceOptions) -> int | None:
     """Return what keys and values may take on a device, with the weights there already; ``None`` for no limit."""
     if options.cache_bytes is not None or options.device.type == "cpu":
         return options.cache_bytes
+    torch.cuda.empty_cache()  # what torch keeps of the loading is free too
     free, _ = torch.cuda.mem_get_info(options.device)
     return int(_CACHE_SHARE * free)

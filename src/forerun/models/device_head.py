@@ -72,6 +72,7 @@ class DeviceHead:
         shape = (*self._cache.positions.shape, layer.hidden_size)
         self._hidden_CSE = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
         self._num_given_C = torch.zeros(num_sequences, dtype=torch.int64, device=weight.device)
+        self.recorder.catch_up()
 
     @property
     def vocab_size(self) -> int:

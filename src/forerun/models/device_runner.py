@@ -18,7 +18,7 @@ from forerun.core.selection import FLOAT_CHOICE_ARRAYS, Selection
 from forerun.models.cache_bounds import check_rows
 from forerun.models.decoder import Decoder
 from forerun.models.draft_laws import DraftLaws
-from forerun.models.graph_pool import EagerRecorder, GraphPool, Pending, Recorder
+from forerun.models.graph_pool import EagerRecorder, GraphPool, MemoryPact, Pending, Recorder
 from forerun.models.packing import PackedLayout
 from forerun.models.row_grid import RowGrid
 from forerun.models.slot_cache import SlotCache
@@ -46,6 +46,12 @@ class DeviceRunner:
         backend: How the common prefix of a sequence's rows is read.
         num_tree_slots: Further slots of each sequence, for draft trees.
         head: From last hidden states to the logits of all columns; ``None``: the decoder's own.
+        pact: What processes do together when memory is short in one of them, for one share of a model; ``None``: the
+            model is whole.
+
+    Attributes:
+        chooses: Whether tokens are chosen where that is asked for; a process whose answers nobody reads makes the same
+            passes without, and gives zeros.
 
     Raises:
         ConfigError: ``num_sequences`` or ``capacity`` is below 1, or the recorder is of another device.
@@ -65,11 +71,13 @@ class DeviceRunner:
         backend: AttentionBackend = "matmul",
         num_tree_slots: int = 0,
         head: Callable[[Tensor], Tensor] | None = None,
+        pact: MemoryPact | None = None,
     ) -> None:
         weight = decoder.lm_head.weight
         self.config, self.num_sequences, self.capacity = decoder.config, num_sequences, capacity
         self.vocab_ids = vocab_ids
         self.verifies_drafts = True
+        self.chooses = True
         self.num_tree_slots = num_tree_slots
         self.spare_slot = capacity + num_tree_slots
         self.cache = SlotCache(
@@ -82,17 +90,16 @@ class DeviceRunner:
         )
         ids = np.arange(decoder.config.vocab_size) if vocab_ids is None else vocab_ids
         self.column_ids = torch.from_numpy(ids).to(weight.device)
-        self._static = StaticPass(decoder, self.cache, head or decoder.head(vocab_ids), backend=backend)
+        self._pact = pact
+        self._static = StaticPass(decoder, self.cache, head or decoder.head(vocab_ids), backend=backend, pact=pact)
         self.recorder = recorder or EagerRecorder(weight.device)
         if self.recorder.device != weight.device:
             raise ConfigError(
                 f"a recorder for {self.recorder.device} and a model on {weight.device}: put both on one device"
             )
-        self.graphs = GraphPool(self.recorder)
+        self.graphs = GraphPool(self.recorder, pact=pact)
         self._draft_laws: DraftLaws | None = None
-        if weight.is_cuda:
-            # The recorder has a stream of its own: what was filled in the usual one must be there before it begins.
-            torch.cuda.synchronize(weight.device)
+        self.recorder.catch_up()
 
     @property
     def vocab_size(self) -> int:
@@ -122,7 +129,11 @@ class DeviceRunner:
             laws: On this runner's device.
         """
         self._draft_laws = laws
-        self.graphs = GraphPool(self.recorder)
+        self.record_anew()
+
+    def record_anew(self) -> None:
+        """Drop what is recorded, for passes are to do something else from now on."""
+        self.graphs.clear()
 
     def pass_logits(
         self, grid: PassGrid, *, span: int, cells: tuple[Tensor, Tensor] | None = None
@@ -204,6 +215,8 @@ class DeviceRunner:
         self, logits: Tensor, inputs: dict[str, Tensor], places: tuple[Tensor, Tensor], *, has_noise: bool
     ) -> Tensor:
         """Choose the token of each row, whose sequence and place among that sequence's rows are given."""
+        if not self.chooses:
+            return torch.zeros(logits.shape[:-1], dtype=torch.int64, device=logits.device)
         temperatures, truncation = inputs["temperatures"], Truncation.of(inputs)
         if "draws" in inputs:
             drafted = Drafted.of(inputs, **self._laws_at(places) if "has_laws" in inputs else {})
@@ -249,7 +262,7 @@ class DeviceRunner:
         """As :meth:`forerun.core.features.FeatureSource.keep_features`; passes are recorded anew."""
         with self.recorder.in_order():
             self.cache.keep_features(layer_ids)
-        self.graphs = GraphPool(self.recorder)
+        self.record_anew()
 
     def read_features(self, sequence: int, start: int, stop: int) -> np.ndarray:
         """As :meth:`forerun.core.features.FeatureSource.read_features`."""

@@ -45,6 +45,7 @@ class DraftLaws:
         self.columns = torch.from_numpy(ids).to(recorder.device)
         self.scores = torch.zeros((num_sequences, num_places, len(ids)), device=recorder.device)
         self._recorder = recorder
+        recorder.catch_up()
 
     @torch.inference_mode()
     def put(self, parts: Sequence[tuple[int, Tensor]], *, source: Recorder) -> None:

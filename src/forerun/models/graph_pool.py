@@ -8,9 +8,9 @@ all that is built on it run on a CPU too, by :class:`EagerRecorder`.
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Final, Protocol
+from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Final, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,8 +21,8 @@ from forerun.core.errors import DeviceMemoryError
 Function = Callable[[Tensor], Tensor]
 """From the buffer of inputs, int64 ``[size]``, to one tensor of results."""
 
+_T = TypeVar("_T")
 _MAX_GRAPHS: Final = 256
-_NUM_WARM_UPS: Final = 2
 
 
 class Pending(Protocol):
@@ -41,14 +41,37 @@ class Replay(Protocol):
         ...
 
 
+class MemoryPact(Protocol):
+    """What processes that share a model do where memory may be short in one of them, and the pass must fail in all."""
+
+    def summed(self, work: Callable[[], Tensor], like: Tensor) -> Tensor:
+        """Return what a part of a pass gives, which ends with a sum over the processes.
+
+        Where memory is short for it here, this process takes part in the sum with zeros, so that no other waits for
+        it; the pass is for nothing then, and :meth:`any_failed` says so.
+
+        Args:
+            work: The part.
+            like: A tensor of the shape and type of its result.
+        """
+        ...
+
+    def any_failed(self) -> bool:
+        """Return whether memory was short in any process since the last call; all of them ask at the same places."""
+        ...
+
+
 class Recorder(Protocol):
     """Makes functions replayable, and runs others in the same order of work.
 
     Attributes:
         device: Where functions run.
+        replays_allocate: Whether a replay takes memory, which may be short, and is not only given what it had when it
+            was recorded.
     """
 
     device: torch.device
+    replays_allocate: bool
 
     def record(self, function: Function, inputs: np.ndarray) -> Replay:
         """Prepare a function for inputs of this size; it may be run on these any number of times."""
@@ -66,6 +89,17 @@ class Recorder(Protocol):
         """Let what is launched from now on begin when all that another has launched is done; the host goes on."""
         ...
 
+    def catch_up(self) -> None:
+        """Let what is launched from now on begin when all that torch was asked for outside of it is done.
+
+        For tensors that are filled outside and read by what is launched.
+        """
+        ...
+
+    def finish(self) -> None:
+        """Wait for all that has been launched, whose tensors may go then."""
+        ...
+
     def take_busy_s(self) -> float:
         """Return how long replays kept the device busy since the last call, which is measured from the first call on.
 
@@ -80,11 +114,17 @@ class GraphPool:
     Args:
         recorder: Records and runs them.
         max_graphs: Functions to keep, each with its buffers.
+        pact: What processes that share a model do together when memory is short in one of them; ``None``: this one is
+            alone.
+
+    Attributes:
+        num_recorded: Functions recorded so far.
     """
 
-    def __init__(self, recorder: Recorder, *, max_graphs: int = _MAX_GRAPHS) -> None:
-        self._recorder, self._max_graphs = recorder, max_graphs
+    def __init__(self, recorder: Recorder, *, max_graphs: int = _MAX_GRAPHS, pact: MemoryPact | None = None) -> None:
+        self._recorder, self._max_graphs, self._pact = recorder, max_graphs, pact
         self._replays: OrderedDict[Hashable, Replay] = OrderedDict()
+        self.num_recorded = 0
 
     def __len__(self) -> int:
         """Return how many are kept."""
@@ -103,7 +143,17 @@ class GraphPool:
         Raises:
             DeviceMemoryError: There is too little memory even so.
         """
-        return self._with_memory(lambda: self._launch(key, function, inputs))
+        replay = self._replays.get(key)
+        if replay is None:
+            replay = self._with_memory(lambda: self._recorder.record(function, inputs))
+            self.num_recorded += 1
+            self._replays[key] = replay
+            if len(self._replays) > self._max_graphs:
+                self._replays.popitem(last=False)
+        self._replays.move_to_end(key)
+        if self._recorder.replays_allocate:
+            return self._with_memory(lambda: replay.launch(inputs))
+        return replay.launch(inputs)
 
     def run(self, function: Function, inputs: np.ndarray) -> Pending:
         """Run a function once, of inputs of any size; as :meth:`launch` where memory is short.
@@ -113,29 +163,41 @@ class GraphPool:
         """
         return self._with_memory(lambda: self._recorder.run(function, inputs))
 
-    def _with_memory(self, work: Callable[[], Pending]) -> Pending:
-        try:
-            return work()
-        except torch.OutOfMemoryError:
-            self._replays.clear()
-        if self._recorder.device.type == "cuda":
-            torch.cuda.empty_cache()
-        try:
-            return work()
-        except torch.OutOfMemoryError as error:
-            raise DeviceMemoryError(
-                f"a pass does not fit into the memory of {self._recorder.device} beside weights and cache; set a "
-                "smaller kv_cache_bytes, max_num_seqs or max_model_len"
-            ) from error
+    def clear(self) -> None:
+        """Drop what is recorded, when it has run."""
+        self._recorder.finish()
+        self._replays.clear()
 
-    def _launch(self, key: Hashable, function: Function, inputs: np.ndarray) -> Pending:
-        replay = self._replays.get(key)
-        if replay is None:
-            replay = self._replays[key] = self._recorder.record(function, inputs)
-            if len(self._replays) > self._max_graphs:
-                self._replays.popitem(last=False)
-        self._replays.move_to_end(key)
-        return replay.launch(inputs)
+    def _with_memory(self, work: Callable[[], _T]) -> _T:
+        """Work; where memory is short, drop what is recorded and repeat, together with all that share the model."""
+        for _ in range(2):
+            try:
+                done = work()
+            except RuntimeError as error:
+                # In a pact, what is raised all the same came between exchanges: the others are no longer in step.
+                if self._pact is not None or not is_out_of_memory(error):
+                    raise
+            else:
+                if self._pact is None or not self._pact.any_failed():
+                    return done
+                del done
+            # Not within the except above: the error holds the frames that it came from, and what these had computed.
+            self.clear()
+            if self._recorder.device.type == "cuda":
+                torch.cuda.empty_cache()
+        raise DeviceMemoryError(
+            f"a pass does not fit into the memory of {self._recorder.device} beside weights and cache; set a smaller "
+            "kv_cache_bytes, max_num_seqs or max_model_len"
+        )
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether an error means that a device has too little memory.
+
+    torch's allocator has an error of its own. The driver, which makes graphs, and cuBLAS say it in words.
+    """
+    words = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in words or "ALLOC_FAILED" in words
 
 
 class EagerRecorder:
@@ -147,6 +209,7 @@ class EagerRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.replays_allocate = True
         self._busy_s = 0.0
 
     def record(self, function: Function, inputs: np.ndarray) -> Replay:
@@ -155,7 +218,7 @@ class EagerRecorder:
 
     def run(self, function: Function, inputs: np.ndarray) -> Pending:
         """Run a function once."""
-        return _Done(_without_gradient(function, torch.from_numpy(inputs).to(self.device)).cpu().numpy())
+        return _Done(without_gradient(function, torch.from_numpy(inputs).to(self.device)).cpu().numpy())
 
     def in_order(self) -> AbstractContextManager[object]:
         """Nothing is launched ahead: any order is the order of the calls."""
@@ -164,6 +227,12 @@ class EagerRecorder:
     def wait_for(self, other: Recorder) -> None:
         """As for :meth:`in_order`, there is nothing to wait for."""
 
+    def catch_up(self) -> None:
+        """As for :meth:`in_order`."""
+
+    def finish(self) -> None:
+        """Results are read before a call returns."""
+
     def take_busy_s(self) -> float:
         """As :meth:`Recorder.take_busy_s`; with the host's own time, which on a CPU is the device's."""
         busy_s, self._busy_s = self._busy_s, 0.0
@@ -171,71 +240,6 @@ class EagerRecorder:
 
     def _add_busy(self, seconds: float) -> None:
         self._busy_s += seconds
-
-
-class CudaGraphRecorder:
-    """Records functions as CUDA graphs, and runs everything in a stream of its own.
-
-    A launch copies the inputs, replays and copies the results back, all without waiting; the host waits once, for the
-    copied results. Two recorders on one GPU work side by side, the one with the smaller number of ``priority`` first.
-
-    Args:
-        device: A CUDA device.
-        priority: Of the stream; -1 is urgent, 0 is not.
-        stream: To use instead of a new one.
-    """
-
-    def __init__(self, device: torch.device, *, priority: int = 0, stream: "torch.cuda.Stream | None" = None) -> None:
-        self.device = device
-        self._stream = stream or torch.cuda.Stream(device, priority=priority)
-        self._memory = torch.cuda.graph_pool_handle()
-        self._launches: list[tuple[torch.cuda.Event, torch.cuda.Event]] | None = None
-
-    def record(self, function: Function, inputs: np.ndarray) -> Replay:
-        """Capture a function, after running it to load kernels and settle what its libraries choose."""
-        with torch.cuda.device(self.device), torch.cuda.stream(self._stream), torch.no_grad():
-            buffer = torch.from_numpy(inputs).to(self.device)
-            for _ in range(_NUM_WARM_UPS):
-                function(buffer)
-            self._stream.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._memory, stream=self._stream):
-                outputs = function(buffer)
-        return _CudaReplay(graph, buffer, outputs, self._stream, self._timed)
-
-    def run(self, function: Function, inputs: np.ndarray) -> Pending:
-        """Run a function once, in the stream."""
-        with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
-            outputs = _without_gradient(function, torch.from_numpy(inputs).to(self.device))
-            return _PendingCopy(outputs, torch.empty_like(outputs, device="cpu", pin_memory=True), self._stream)
-
-    def in_order(self) -> AbstractContextManager[object]:
-        """Return the stream as a context."""
-        return torch.cuda.stream(self._stream)
-
-    def wait_for(self, other: Recorder) -> None:
-        """As :meth:`Recorder.wait_for`, by an event between the streams."""
-        if isinstance(other, CudaGraphRecorder):
-            self._stream.wait_stream(other._stream)
-
-    def take_busy_s(self) -> float:
-        """As :meth:`Recorder.take_busy_s`, by events in the stream."""
-        self._stream.synchronize()
-        busy_ms = sum(begin.elapsed_time(end) for begin, end in self._launches or ())
-        self._launches = []
-        return busy_ms / 1e3
-
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        """Note when what is launched within begins and ends, once that is asked for."""
-        if self._launches is None:
-            yield
-            return
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record(self._stream)
-        yield
-        end.record(self._stream)
-        self._launches.append((begin, end))
 
 
 class _Done:
@@ -253,54 +257,12 @@ class _EagerReplay:
     def launch(self, inputs: np.ndarray) -> Pending:
         started = time.perf_counter()
         self._inputs.copy_(torch.from_numpy(inputs))
-        results = _without_gradient(self._function, self._inputs).cpu().numpy().copy()
+        results = without_gradient(self._function, self._inputs).cpu().numpy().copy()
         self._add_busy(time.perf_counter() - started)
         return _Done(results)
 
 
-class _CudaReplay:
-    def __init__(
-        self,
-        graph: torch.cuda.CUDAGraph,
-        inputs: Tensor,
-        outputs: Tensor,
-        stream: torch.cuda.Stream,
-        timed: Callable[[], AbstractContextManager[None]],
-    ) -> None:
-        self._graph, self._inputs, self._outputs, self._stream = graph, inputs, outputs, stream
-        self._timed = timed
-        self._host_inputs = torch.empty_like(inputs, device="cpu", pin_memory=True)
-        self._host_outputs = torch.empty_like(outputs, device="cpu", pin_memory=True)
-        self._last: _PendingCopy | None = None
-
-    def launch(self, inputs: np.ndarray) -> Pending:
-        if self._last is not None:
-            self._last.result()  # the buffers on the host are free again
-        self._host_inputs.copy_(torch.from_numpy(inputs))
-        with torch.cuda.stream(self._stream):
-            self._inputs.copy_(self._host_inputs, non_blocking=True)
-            with self._timed():
-                self._graph.replay()
-            self._last = _PendingCopy(self._outputs, self._host_outputs, self._stream)
-        return self._last
-
-
-class _PendingCopy:
-    """Results on their way to the host."""
-
-    def __init__(self, outputs: Tensor, host: Tensor, stream: torch.cuda.Stream) -> None:
-        host.copy_(outputs, non_blocking=True)
-        self._host, self._done = host, torch.cuda.Event()
-        self._done.record(stream)
-        self._results: np.ndarray | None = None
-
-    def result(self) -> np.ndarray:
-        if self._results is None:
-            self._done.synchronize()
-            self._results = self._host.numpy().copy()
-        return self._results
-
-
-def _without_gradient(function: Function, inputs: Tensor) -> Tensor:
+def without_gradient(function: Function, inputs: Tensor) -> Tensor:
+    """Return what a function gives for inputs, and keep nothing for a gradient."""
     with torch.no_grad():
         return function(inputs)

@@ -17,6 +17,7 @@ from forerun.models.decoder import Decoder
 from forerun.models.device import DeviceOptions, affordable_sequences, cache_limit_bytes, sequence_bytes
 from forerun.models.device_runner import DeviceRunner
 from forerun.models.ensemble_runner import EnsemblePart, EnsembleRunner
+from forerun.models.graph_pool import MemoryPact
 from forerun.models.int8_runner import Int8Runner
 from forerun.models.stacked_decoder import stack_decoders
 from forerun.models.torch_runner import TorchRunner
@@ -170,6 +171,7 @@ def run_on_device(
     capacity: int,
     vocab_ids: np.ndarray | None = None,
     head: Callable[[Tensor], Tensor] | None = None,
+    pact: MemoryPact | None = None,
     agree: Callable[[int], int] = int,
 ) -> DeviceRunner:
     """Build the runner of a decoder that is on its device, with as many sequences as memory allows.
@@ -181,6 +183,7 @@ def run_on_device(
         capacity: Slots of each.
         vocab_ids: As for :class:`DeviceRunner`.
         head: As for :class:`DeviceRunner`.
+        pact: As for :class:`DeviceRunner`.
         agree: From what this process can hold to what all that share the model hold.
 
     Raises:
@@ -200,6 +203,7 @@ def run_on_device(
         backend=options.backend,
         num_tree_slots=options.num_tree_slots,
         head=head,
+        pact=pact,
     )
 
 

@@ -2,7 +2,7 @@
 
 The first process is the caller's. It starts the others (``python -m forerun.models.share_process CONFIG``), each with a
 GPU of its own, or on a CPU; they follow it until it closes. A pipe that only the first process holds tells them when it
-is gone, however it ended.
+is gone, however it ended. Where all processes are started by another program, see :mod:`forerun.models.launched_share`.
 """
 
 import json
@@ -16,7 +16,7 @@ import time
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import distributed
@@ -27,17 +27,11 @@ from forerun.core.dtype_choice import DtypeName
 from forerun.core.errors import ConfigError, DeviceError, ForerunError
 from forerun.models.checkpoint import Checkpoint
 from forerun.models.device import DeviceOptions, checked_cuda_device, recorder_for
+from forerun.models.leading_runner import LeadingRunner, exchange_failures, follow
 from forerun.models.load import load_checkpoint
 from forerun.models.model_share import ModelSplit
 from forerun.models.runner import run_on_device
-from forerun.models.tensor_parallel import (
-    Collective,
-    LeadingRunner,
-    ProcessCollective,
-    TensorParallelRunner,
-    exchange_failures,
-    follow,
-)
+from forerun.models.tensor_parallel import Collective, ProcessCollective, TensorParallelRunner
 from forerun.models.weight_format import format_problem
 from forerun.nn.prefix_attention import AttentionBackend
 
@@ -110,17 +104,25 @@ class SharedModel(LeadingRunner):
     """
 
     def __init__(self, config: ShareConfig, checkpoint: Checkpoint) -> None:
-        _check(config, checkpoint)
+        check_share(config, checkpoint)
+        for rank in range(len(config.parts)):
+            config.device_of(rank)
         self._folder = tempfile.TemporaryDirectory(prefix="forerun-")
         store = Path(self._folder.name) / "store"
+        self._share: TensorParallelRunner | None = None
+        self._abort: threading.Thread | None = None
+        self._is_on_gpu = config.device != "cpu"
         self._processes = [_start(config, rank, store) for rank in range(1, len(config.parts))]
         try:
             collective = self._join(config, store)
             with exchange_failures():
-                super().__init__(build_share(config, checkpoint, collective), collective, check=self._check_alive)
+                self._share = build_share(config, checkpoint, collective)
+            super().__init__(self._share, collective, check=self._check_alive)
         except BaseException:
             self._end()
             raise
+        for process in self._processes:
+            threading.Thread(target=self._watch, args=(process,), daemon=True).start()
 
     def close(self) -> None:
         """End the others, and wait for that. May be called again.
@@ -151,30 +153,62 @@ class SharedModel(LeadingRunner):
             if process.poll() is not None:
                 raise DeviceError(f"process {rank} of the model ended (exit code {process.returncode})")
 
+    def _watch(self, process: "subprocess.Popen[bytes]") -> None:
+        """Wait for the end of a process, and let no exchange wait for it.
+
+        Gloo notices by itself that a process is gone. A kernel of NCCL would wait for it forever, and this process for
+        the kernel.
+        """
+        process.wait()
+        if process in self._processes and self._is_on_gpu:
+            self._abort_exchanges()
+
+    def _abort_exchanges(self) -> threading.Thread:
+        """Begin to end all exchanges, once: NCCL's kernels stop at once, its memory goes when no graph names it."""
+        if self._abort is None:
+            self._abort = threading.Thread(target=abort_exchanges, daemon=True)
+            self._abort.start()
+        return self._abort
+
     def _end(self) -> None:
-        for process in self._processes:
+        processes, self._processes = self._processes, []
+        for process in processes:
             assert process.stdin is not None
             process.stdin.close()  # which ends it, whatever it waits for
-        for process in self._processes:
+        for process in processes:
             process.wait()
-        self._processes = []
         if distributed.is_initialized():
-            distributed.destroy_process_group()
+            abort = self._abort_exchanges() if self._is_on_gpu else None
+            if self._share is not None:
+                self._share.record_anew()  # NCCL waits for the graphs that hold its calls
+            if abort is None:
+                distributed.destroy_process_group()
+            else:
+                abort.join(_PATIENCE_S)
         self._folder.cleanup()
 
 
-def build_share(config: ShareConfig, checkpoint: Checkpoint, collective: Collective) -> TensorParallelRunner:
+def abort_exchanges() -> None:
+    """End this process's part in exchanges whose other processes may be gone."""
+    distributed.distributed_c10d._abort_process_group()  # pyright: ignore[reportPrivateUsage] (destroying waits)
+
+
+def build_share(
+    config: ShareConfig, checkpoint: Checkpoint, collective: Collective, *, device: str | None = None
+) -> TensorParallelRunner:
     """Build the runner of this process's share.
 
     Args:
         config: What the processes run.
         checkpoint: The model.
         collective: The processes.
+        device: Of this process; ``None``: the one that the configuration says.
 
     Raises:
         ConfigError: The model, the machine or its memory does not allow it.
     """
-    recorder = recorder_for(config.device_of(collective.rank), is_eager=config.is_eager, is_urgent=True)
+    device = config.device_of(collective.rank) if device is None else device
+    recorder = recorder_for(device, is_eager=config.is_eager, is_urgent=True)
     assert recorder is not None, "a share runs in passes of fixed shape"
     options = DeviceOptions(recorder=recorder, backend=config.backend, cache_bytes=config.cache_bytes)
 
@@ -185,8 +219,8 @@ def build_share(config: ShareConfig, checkpoint: Checkpoint, collective: Collect
     return TensorParallelRunner(
         ModelSplit.of(checkpoint.config, config.parts),
         checkpoint.tensors.tensor,
-        lambda decoder, head: run_on_device(
-            decoder, options, num_sequences=config.num_sequences, capacity=config.capacity, head=head, agree=least
+        lambda decoder, **share: run_on_device(
+            decoder, options, num_sequences=config.num_sequences, capacity=config.capacity, agree=least, **share
         ),
         collective=collective,
         dtype=config.dtype,
@@ -194,8 +228,12 @@ def build_share(config: ShareConfig, checkpoint: Checkpoint, collective: Collect
     )
 
 
-def _check(config: ShareConfig, checkpoint: Checkpoint) -> None:
-    """Refuse what can't be shared before any process is started.
+def check_share(config: ShareConfig, checkpoint: Checkpoint) -> None:
+    """Refuse what can't be shared, before any process meets another.
+
+    Args:
+        config: What the processes run.
+        checkpoint: The model.
 
     Raises:
         ConfigError: It can't.
@@ -208,7 +246,6 @@ def _check(config: ShareConfig, checkpoint: Checkpoint) -> None:
     split = ModelSplit.of(checkpoint.config, config.parts)
     split.columns(checkpoint.config.vocab_size)
     for rank in range(len(config.parts)):
-        config.device_of(rank)
         problem = format_problem(split.share_config(rank), config.dtype)
         if problem is not None:
             raise ConfigError(f'dtype="{config.dtype}", in the share of process {rank}: {problem}; choose another')
@@ -236,16 +273,20 @@ def _ready(rank: int) -> str:
 
 
 def _meet(config: ShareConfig, store: FileStore, *, rank: int) -> ProcessCollective:
-    device = config.device_of(rank)
+    return meet(config.device_of(rank), store=store, rank=rank, world_size=len(config.parts))
+
+
+def meet(device: str, **place: Any) -> ProcessCollective:
+    """Join the processes that share a model.
+
+    Args:
+        device: Of this process.
+        place: Where they meet, and which of how many this one is, for ``init_process_group``.
+    """
     if device != "cpu":
         torch.cuda.set_device(torch.device(device))
-    distributed.init_process_group(
-        "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl",
-        store=store,
-        rank=rank,
-        world_size=len(config.parts),
-        timeout=_IDLE,
-    )
+    backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+    distributed.init_process_group(backend, timeout=_IDLE, **place)
     return ProcessCollective()
 
 

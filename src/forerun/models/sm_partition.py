@@ -8,8 +8,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-import torch
-
 _STEP_BEFORE_9: Final = 2
 _STEP: Final = 8
 """Multiprocessors are given in multiples of so many (CUDA driver API, ``cuDevSmResourceSplitByCount``)."""
@@ -38,10 +36,12 @@ def num_partition_sms(share: float, *, num_sms: int, capability: tuple[int, int]
     return min(max(wanted, least), num_sms // step * step)
 
 
-def partition_stream(
+def partition_for(
     *, num_sms: int, device_id: int, create: Callable[..., SmPartition] | None = None
-) -> "torch.cuda.Stream | None":
-    """Return a stream with multiprocessors of its own; ``None``, with a warning, where there is no such thing.
+) -> SmPartition | None:
+    """Return some multiprocessors set apart; ``None``, with a warning, where there is no such thing.
+
+    Its stream ends with it: whoever uses the one keeps the other.
 
     Args:
         num_sms: How many, as :func:`num_partition_sms` says.
@@ -49,7 +49,8 @@ def partition_stream(
         create: Makes the partition; by default torch's green contexts.
     """
     try:
-        return (create or _green_context())(num_sms=num_sms, device_id=device_id).Stream()
+        partition = (create or _green_context())(num_sms=num_sms, device_id=device_id)
+        partition.Stream()  # newer than green contexts themselves
     except (RuntimeError, ImportError, AttributeError) as error:
         warnings.warn(
             f"no {num_sms} multiprocessors apart for the draft ({error}); it runs in a stream of lower priority",
@@ -57,6 +58,7 @@ def partition_stream(
             stacklevel=3,
         )
         return None
+    return partition
 
 
 def _green_context() -> Callable[..., SmPartition]:

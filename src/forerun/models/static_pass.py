@@ -10,6 +10,7 @@ P heads of a group, D head_dim, V columns.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from forerun.models.decoder import Decoder, DecoderAttention, DecoderLayer
+from forerun.models.graph_pool import MemoryPact
 from forerun.models.slot_cache import SlotCache
 from forerun.nn.prefix_attention import AttentionBackend, AttentionPart, flex_prefix_part, masked_part, merge_parts
 
@@ -149,12 +151,19 @@ class StaticPass:
         cache: Its keys and values; written by every pass.
         head: From the last hidden states to logits.
         backend: How the prefix is read.
+        pact: As for :class:`forerun.models.graph_pool.GraphPool`, where the decoder is a share.
     """
 
     def __init__(
-        self, decoder: Decoder, cache: SlotCache, head: Callable[[Tensor], Tensor], *, backend: AttentionBackend
+        self,
+        decoder: Decoder,
+        cache: SlotCache,
+        head: Callable[[Tensor], Tensor],
+        *,
+        backend: AttentionBackend,
+        pact: MemoryPact | None = None,
     ) -> None:
-        self._decoder, self._cache, self._head = decoder, cache, head
+        self._decoder, self._cache, self._head, self._pact = decoder, cache, head, pact
         self._window = decoder.config.sliding_window
         self._flex = _flex_attention(cache.positions.device) if backend == "flex" and self._window is None else None
 
@@ -178,9 +187,14 @@ class StaticPass:
         for index, module in enumerate(decoder.layers):
             layer = cast(DecoderLayer, module)
             self._cache.put_features(index, column, grid.slots, x_NRE)
-            x_NRE = x_NRE + attend(layer.self_attn, layer.input_layernorm(x_NRE), cos, sin, layer=index)
-            x_NRE = x_NRE + layer.mlp(layer.post_attention_layernorm(x_NRE))
+            normed_NRE = layer.input_layernorm(x_NRE)
+            x_NRE = x_NRE + self._summed(partial(attend, layer.self_attn, normed_NRE, cos, sin, layer=index), x_NRE)
+            normed_NRE = layer.post_attention_layernorm(x_NRE)
+            x_NRE = x_NRE + self._summed(partial(layer.mlp, normed_NRE), x_NRE)
         return decoder.norm(x_NRE)
+
+    def _summed(self, work: Callable[[], Tensor], like: Tensor) -> Tensor:
+        return work() if self._pact is None else self._pact.summed(work, like)
 
 
 def _flex_attention(device: torch.device) -> Callable[..., tuple[Tensor, Any]]:

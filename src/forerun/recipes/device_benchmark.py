@@ -6,8 +6,8 @@ and so the acceptance, is the small model's, its cost the large one's; the resul
 
 import gc
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, Final
@@ -16,24 +16,29 @@ import torch
 from torch import Tensor
 
 from forerun.core.dtype_choice import DtypeName
-from forerun.core.errors import ConfigError
+from forerun.core.errors import ConfigError, DeviceMemoryError
 from forerun.engine.api import LLM
 from forerun.engine.config import EngineConfig, Method
 from forerun.engine.sampling import SamplingParams
+from forerun.models.device import sequence_bytes
 from forerun.models.inflation import inflated_name
 from forerun.models.load import load_checkpoint
 from forerun.models.tokenizer import Tokenizer
 from forerun.models.weight_format import bytes_per_pass_in, float_type
 from forerun.nn.gumbel import select_tokens
 from forerun.nn.truncation import Truncation
+from forerun.recipes.benchmark_turns import Turns
 from forerun.recipes.decode_benchmark.machine import machine_manifest
+from forerun.recipes.device_bars import reached_bars
 from forerun.recipes.device_peers import TransformersPeer, peer_cases
 
-METHODS: Final[tuple[Method, ...]] = ("none", "sequential", "ssd", "auto")
+METHODS: Final[tuple[Method, ...]] = ("none", "ssd", "sequential", "auto")
 LABELS: Final = {"none": "AR", "sequential": "SD", "ssd": "SSD", "auto": "auto"}
 _NUM_REPEATS: Final = 5
 _WARM_UP_TOKENS: Final = 24
 """Tokens decoded before a case is timed: its graphs are recorded then."""
+_MOST_WARM_UPS: Final = 4
+"""Drafts change their length, and each length has its graphs: a case is warm when warming up has recorded none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,8 +55,8 @@ class DeviceBenchmarkConfig:
         with_peers: Whether `transformers` is measured too, where it is installed.
         micro_bytes: Bytes of the buffer that is copied.
         matmul_size: Rows and columns of the matrices that are multiplied.
-        time_limit_s: No case begins later than this; what was left out is listed. Each method, and the peer, has an
-            equal part of what is left when its turn comes.
+        time_limit_s: No case begins that would not be done by then, as far as those before it tell; what was left out
+            is listed. Each method, and the peer, has an equal part of what is left when its turn comes.
     """
 
     engine: EngineConfig
@@ -82,84 +87,69 @@ class DeviceBenchmarkConfig:
         return [(batch, first) for batch in self.batch_sizes] + [(batch, more) for batch in ends for more in further]
 
 
-@dataclass(slots=True)
-class _Turns:
-    """Shares a time limit among those whose turn comes one after the other, and lists what had none.
-
-    Attributes:
-        deadline_s: When the last one has to begin its last case, by ``time.perf_counter``.
-        num_left: Turns that have not begun.
-        left_out: Cases that were not begun.
-    """
-
-    deadline_s: float
-    num_left: int
-    left_out: list[str] = field(default_factory=list[str])
-    _own_deadline_s: float = 0.0
-
-    def begin(self) -> None:
-        """Begin a turn."""
-        now = time.perf_counter()
-        self._own_deadline_s = now + (self.deadline_s - now) / self.num_left
-        self.num_left -= 1
-
-    def has_time(self, name: str) -> bool:
-        """Return whether a case may begin; its name is listed if not."""
-        if time.perf_counter() < self._own_deadline_s:
-            return True
-        self.left_out.append(name)
-        return False
-
-
-def run_device_benchmark(
+def device_benchmark(
     config: DeviceBenchmarkConfig, *, report: Callable[[str], None] = lambda line: None
-) -> dict[str, Any]:
-    """Measure.
+) -> Iterator[dict[str, Any]]:
+    """Measure, and give what there is after each part: a run that is cut off has measured something.
 
     Args:
         config: What.
         report: Takes a line of news at a time.
 
-    Returns:
-        ``about`` (what the target is), ``machine``, ``device``, ``config``, ``micro``, ``floor``, ``select_ms`` (the
-        choice of a token, by batch), ``cases``, ``peers`` and ``left_out``.
+    Yields:
+        ``about`` (what the target is), ``bars`` (what is to be reached, and whether it is), ``machine``, ``device``,
+        ``config``, ``micro``, ``floor``, ``select_ms`` (the choice of a token, by batch), ``cases``, ``peers``,
+        ``left_out``, ``seconds`` and ``is_complete``.
     """
     started = time.perf_counter()
-    turns = _Turns(deadline_s=started + config.time_limit_s, num_left=len(config.methods) + config.with_peers)
+    turns = Turns(deadline_s=started + config.time_limit_s, num_left=len(config.methods) + config.with_peers)
     device = torch.device(config.engine.device)
     about = _about(config.engine)
     report(about)
     micro = micro_benchmark(device, num_bytes=config.micro_bytes, matmul_size=config.matmul_size)
-    report(f"copies {micro['copy_bytes_per_s'] / 1e9:.0f} GB/s, multiplies {micro['matmul_flops'] / 1e12:.2f} TFLOP/s")
-    floor = _floor(config.engine, micro)
-    cases: list[dict[str, Any]] = []
-    for method in config.methods:
-        turns.begin()
-        cases += _cases_of(method, config, turns, report=report)
-    peers: dict[str, Any] = {}
-    if config.with_peers:
-        turns.begin()
-        peers, found = _peer(config, turns, device, report=report)
-        cases += found
-    _compare(cases, floor)
-    return {
-        "about": about,
+    rates = {name: f"{micro[f'{name}_bytes_per_s'] / 1e9:.0f} GB/s" for name in ("copy", "read")}
+    report(f"copies {rates['copy']}, reads {rates['read']}, multiplies {micro['matmul_flops'] / 1e12:.2f} TFLOP/s")
+    facts = {
         "machine": machine_manifest(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "config": asdict(config),
         "micro": micro,
-        "floor": floor,
+        "floor": _floor(config.engine, micro),
         "select_ms": _select_ms(config, device),
-        "cases": cases,
-        "peers": peers,
-        "left_out": turns.left_out,
-        "seconds": time.perf_counter() - started,
     }
+    cases: list[dict[str, Any]] = []
+    peers: dict[str, Any] = {}
+
+    def found(*, is_complete: bool = False) -> dict[str, Any]:
+        compared = _compared(cases, facts["floor"], max_tokens=config.max_tokens)
+        return {
+            "about": about,
+            "bars": [asdict(bar) for bar in reached_bars(compared)],
+            **facts,
+            "cases": compared,
+            "peers": peers,
+            "left_out": list(turns.left_out),
+            "seconds": time.perf_counter() - started,
+            "is_complete": is_complete,
+        }
+
+    yield found()
+    for method in config.methods:
+        turns.begin()
+        for case in _cases_of(method, config, turns, report=report):
+            cases.append(case)
+            yield found()
+    if config.with_peers:
+        turns.begin()
+        for case in _peer_cases(config, turns, device, peers, report=report):
+            cases.append(case)
+            yield found()
+    yield found(is_complete=True)
 
 
 def _cases_of(
-    method: Method, config: DeviceBenchmarkConfig, turns: _Turns, *, report: Callable[[str], None]
-) -> list[dict[str, Any]]:
+    method: Method, config: DeviceBenchmarkConfig, turns: Turns, *, report: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
     """Measure a method with an engine of its own, which is gone afterwards."""
     engine = replace(
         config.engine,
@@ -168,24 +158,26 @@ def _cases_of(
         max_model_len=max(config.context_tokens) + config.max_tokens + 1,
     )
     names = {size: f"{LABELS[method]}, batch {size[0]}, context {size[1]}" for size in config.sizes}
-    sizes = [size for size, name in names.items() if turns.has_time(name)]
-    if not sizes:
-        return []
-    cases: list[dict[str, Any]] = []
+    (first, name), *_ = names.items()
+    if not turns.has_time(name, num_tokens=first[0] * first[1]):
+        turns.left_out += list(names.values())[1:]
+        return
     with _engine(engine) as llm:
-        for batch, context in sizes:
-            name = names[batch, context]
-            if not turns.has_time(name):
+        for (batch, context), name in names.items():
+            if (batch, context) != first and not turns.has_time(name, num_tokens=batch * context):
                 continue
-            case = _case(llm, batch=batch, context=context, max_tokens=config.max_tokens)
-            cases.append({"method": method, "batch": batch, "context": context} | case)
+            try:
+                case = _case(llm, batch=batch, context=context, max_tokens=config.max_tokens)
+            except DeviceMemoryError as error:
+                turns.leave_out(name, str(error))
+                continue
             report(f"{name}: {case['tokens_per_s']:.1f} tokens/s, {case['step_ms']:.2f} ms a step")
+            yield {"method": method, "batch": batch, "context": context} | case
     del llm  # or its cache would still be there when the next engine asks how much memory is free
-    _release(engine.device)
-    return cases
+    release_device_memory(engine.device)
 
 
-def _release(device: str) -> None:
+def release_device_memory(device: str) -> None:
     """Give back what torch keeps of memory that is not used any more."""
     gc.collect()
     if device != "cpu":
@@ -196,29 +188,40 @@ def _engine(config: EngineConfig) -> LLM:
     return LLM(**{field.name: getattr(config, field.name) for field in fields(config)})
 
 
-def _peer(
-    config: DeviceBenchmarkConfig, turns: _Turns, device: torch.device, *, report: Callable[[str], None]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Measure `transformers`; return what it is, and its cases."""
+def _peer_cases(
+    config: DeviceBenchmarkConfig,
+    turns: Turns,
+    device: torch.device,
+    about: dict[str, Any],
+    *,
+    report: Callable[[str], None],
+) -> Iterator[dict[str, Any]]:
+    """Measure `transformers`, and write down what it is."""
     engine = config.engine
     if find_spec("transformers") is None:
-        turns.left_out.append("transformers, which is not installed: pip install 'forerun[bench]'")
-        return {}, []
-    if not turns.has_time("transformers"):
-        return {}, []
+        turns.leave_out("transformers", "not installed: pip install 'forerun[bench]'")
+        return
+    first_batch, first_context = config.sizes[0]
+    if not turns.has_time("transformers", num_tokens=first_batch * first_context):
+        return
     target = load_checkpoint(engine.target)
     draft = None if engine.draft in {None, "default", "self", "ngram"} else load_checkpoint(str(engine.draft))
     dtype = float_type("bfloat16" if _dtype(engine) != "float32" else "float32", device)
     peer = TransformersPeer(target, draft, dtype=dtype, device=device)
-    cases = peer_cases(
+    about |= {
+        "transformers": peer.version,
+        "dtype": str(dtype).removeprefix("torch."),
+        "assistant": None if draft is None else draft.source,
+    }
+    yield from peer_cases(
         peer,
         config.sizes,
         lambda batch, context: _prompts(target.tokenizer, batch=batch, context=context),
         max_tokens=config.max_tokens,
-        has_time=turns.has_time,
+        has_time=lambda name, num_tokens: turns.has_time(name, num_tokens=num_tokens),
+        leave_out=turns.leave_out,
         report=report,
     )
-    return {"transformers": peer.version, "dtype": str(dtype).removeprefix("torch.")}, cases
 
 
 def _select_ms(config: DeviceBenchmarkConfig, device: torch.device) -> dict[str, dict[str, float]]:
@@ -241,20 +244,22 @@ def _select_ms(config: DeviceBenchmarkConfig, device: torch.device) -> dict[str,
 
 
 def micro_benchmark(device: torch.device, *, num_bytes: int, matmul_size: int) -> dict[str, float]:
-    """Return how fast a device copies memory and multiplies matrices of bfloat16.
+    """Return how fast a device copies and reads memory, and multiplies matrices of bfloat16.
 
     Args:
         device: Which.
-        num_bytes: Of the buffer; a copy reads and writes it.
+        num_bytes: Of the buffer, a multiple of 8; a copy reads and writes it.
         matmul_size: Rows and columns.
     """
     source = torch.ones(num_bytes // 2, dtype=torch.bfloat16, device=device)
     target = torch.empty_like(source)
     copy_s = _least_s(lambda: target.copy_(source), device)
+    read_s = _least_s(lambda: source.view(torch.int64).amax(), device)
     matrix = torch.ones(matmul_size, matmul_size, dtype=torch.bfloat16, device=device)
     matmul_s = _least_s(lambda: matrix @ matrix, device)
     return {
-        "copy_bytes_per_s": 2 * source.numel() * 2 / copy_s,
+        "copy_bytes_per_s": 2 * source.nbytes / copy_s,
+        "read_bytes_per_s": source.nbytes / read_s,
         "matmul_flops": 2 * matmul_size**3 / matmul_s,
     }
 
@@ -287,11 +292,23 @@ def _about(engine: EngineConfig) -> str:
 
 
 def _floor(engine: EngineConfig, micro: dict[str, float]) -> dict[str, Any]:
-    """Return the format of the target's weights, the bytes that a pass reads of them, and the least time that takes."""
+    """Return what a pass has to read, and the least time that takes: the weights once, and each cached token.
+
+    Memory is taken to be read as fast as it is read or copied, whichever is faster.
+    """
     checkpoint = load_checkpoint(engine.target)
     dtype = _dtype(engine)
     num_bytes = bytes_per_pass_in(dtype, checkpoint.config)
-    return {"dtype": dtype, "bytes": num_bytes, "pass_ms": 1e3 * num_bytes / micro["copy_bytes_per_s"]}
+    per_s = max(micro["copy_bytes_per_s"], micro["read_bytes_per_s"])
+    kind = float_type(dtype, torch.device(engine.device))
+    cached = sequence_bytes(checkpoint.config, num_slots=1, item_bytes=kind.itemsize)
+    return {
+        "dtype": dtype,
+        "bytes": num_bytes,
+        "pass_ms": 1e3 * num_bytes / per_s,
+        "bytes_per_cached_token": cached,
+        "ms_per_cached_token": 1e3 * cached / per_s,
+    }
 
 
 def _dtype(engine: EngineConfig) -> DtypeName:
@@ -304,7 +321,12 @@ def _case(llm: LLM, *, batch: int, context: int, max_tokens: int) -> dict[str, A
     """Decode a batch after a warm-up, and return what it took."""
     prompts = _prompts(llm.tokenizer, batch=batch, context=context)
     warm_up = SamplingParams(temperature=0, max_tokens=min(max_tokens, _WARM_UP_TOKENS), ignore_eos=True)
-    llm.generate(prompts, warm_up)
+    for _ in range(_MOST_WARM_UPS):
+        num_recorded = llm.num_recorded_graphs
+        llm.generate(prompts, warm_up)
+        if llm.num_recorded_graphs == num_recorded:
+            break
+    num_recorded = llm.num_recorded_graphs
     token_ids: list[list[int]] = [[] for _ in prompts]
     for chunk in llm.stream(prompts, replace(warm_up, max_tokens=max_tokens)):
         is_first = not token_ids[chunk.index]
@@ -327,6 +349,7 @@ def _case(llm: LLM, *, batch: int, context: int, max_tokens: int) -> dict[str, A
         "mean_acceptance_length": found.mean_acceptance_length,
         "cache_hit_rate": found.cache_hit_rate,
         "prefill_s": found.prefill_s,
+        "graphs_recorded": llm.num_recorded_graphs - num_recorded,
         "token_ids": token_ids[0],
     }
 
@@ -340,24 +363,31 @@ def _prompts(tokenizer: Tokenizer, *, batch: int, context: int) -> list[list[int
     return prompts
 
 
-def _compare(cases: Sequence[dict[str, Any]], floor: dict[str, Any]) -> None:
-    """Add to each case its ratio over decoding without a draft, ours and the peer's, and what is left of the floor.
+def _compared(cases: Sequence[dict[str, Any]], floor: dict[str, Any], *, max_tokens: int) -> list[dict[str, Any]]:
+    """Return the cases with their ratios over decoding without a draft, ours and the peer's, and over their floor.
 
     Outputs are compared over the tokens that both have, as far as they are equal from the first on.
     """
     by_method = {(case["method"], case["batch"], case["context"]): case for case in cases}
+    compared: list[dict[str, Any]] = []
     for case in cases:
         size = (case["batch"], case["context"])
+        more: dict[str, Any] = {}
         for name, method in (("over_ar", "none"), ("over_transformers", "transformers-plain")):
             base = by_method.get((method, *size))
-            case[name] = case["tokens_per_s"] / base["tokens_per_s"] if base and base["tokens_per_s"] else None
+            more[name] = case["tokens_per_s"] / base["tokens_per_s"] if base and base["tokens_per_s"] else None
         step_ms, busy_ms = case.get("step_ms"), case.get("target_busy_ms")
-        case["floor_share"] = floor["pass_ms"] / step_ms if step_ms else None
-        case["idle_ms"] = step_ms - busy_ms if step_ms and busy_ms is not None else None
+        num_cached = case["batch"] * (case["context"] + max_tokens / 2)
+        floor_ms = floor["pass_ms"] + floor["ms_per_cached_token"] * num_cached
+        more |= {
+            "floor_ms": floor_ms,
+            "floor_share": floor_ms / step_ms if step_ms else None,
+            "idle_ms": step_ms - busy_ms if step_ms and busy_ms is not None else None,
+        }
         plain = by_method.get(("none", *size))
-        case["num_as_ar"] = _num_equal(case["token_ids"], plain["token_ids"]) if plain else None
-    for case in cases:
-        del case["token_ids"]
+        more["num_as_ar"] = _num_equal(case["token_ids"], plain["token_ids"]) if plain else None
+        compared.append({name: value for name, value in case.items() if name != "token_ids"} | more)
+    return compared
 
 
 def _num_equal(some: Sequence[int], others: Sequence[int]) -> int:

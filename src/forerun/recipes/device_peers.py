@@ -5,7 +5,7 @@ the same number of tokens, whatever ends the text. The time of the first token i
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from forerun.core.dependencies import import_optional
 from forerun.core.errors import ConfigError
 from forerun.models.checkpoint import Checkpoint
 from forerun.models.export import config_to_json
+from forerun.models.graph_pool import is_out_of_memory
 from forerun.models.layout import parameter_shapes
 
 LOOK_UP_TOKENS: Final = 10
@@ -157,9 +158,10 @@ def peer_cases(
     prompts: Callable[[int, int], list[list[int]]],
     *,
     max_tokens: int,
-    has_time: Callable[[str], bool],
+    has_time: Callable[[str, int], bool],
+    leave_out: Callable[[str, str], None],
     report: Callable[[str], None],
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Measure every mode by batch and context.
 
     Args:
@@ -167,31 +169,34 @@ def peer_cases(
         sizes: Pairs of batch and context.
         prompts: Makes the prompts of a pair.
         max_tokens: Of each prompt.
-        has_time: Asked before each case, by its name.
+        has_time: Asked before each case, by its name and the tokens of its prompts.
+        leave_out: Told of a case that does not fit into memory, by its name and why.
         report: Takes a line of news at a time.
 
-    Returns:
-        Cases as :func:`forerun.recipes.device_benchmark.run_device_benchmark` has them, as far as a peer knows.
+    Yields:
+        Cases as :func:`forerun.recipes.device_benchmark.device_benchmark` has them, as far as a peer knows.
     """
-    cases: list[dict[str, Any]] = []
     for batch, context in sizes:
         for mode in peer.modes(num_prompts=batch):
             name = f"transformers {mode}, batch {batch}, context {context}"
-            if not has_time(name):
+            if not has_time(name, batch * context):
                 continue
-            found = peer.decode(prompts(batch, context), mode=mode, max_tokens=max_tokens)
-            cases.append(
-                {
-                    "method": f"transformers-{mode}",
-                    "batch": batch,
-                    "context": context,
-                    "tokens_per_s": found.tokens_per_s,
-                    "prefill_s": found.first_s,
-                    "token_ids": list(found.token_ids),
-                }
-            )
+            try:
+                found = peer.decode(prompts(batch, context), mode=mode, max_tokens=max_tokens)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                leave_out(name, "out of memory")
+                continue
             report(f"{name}: {found.tokens_per_s:.1f} tokens/s")
-    return cases
+            yield {
+                "method": f"transformers-{mode}",
+                "batch": batch,
+                "context": context,
+                "tokens_per_s": found.tokens_per_s,
+                "prefill_s": found.first_s,
+                "token_ids": list(found.token_ids),
+            }
 
 
 def _transformers() -> Any:

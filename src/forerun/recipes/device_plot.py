@@ -8,10 +8,10 @@ from forerun.recipes.device_benchmark import LABELS
 
 
 def save_device_plot(result: dict[str, Any], path: Path) -> None:
-    """Draw a result of :func:`forerun.recipes.device_benchmark.run_device_benchmark`.
+    """Draw a result of :func:`forerun.recipes.device_benchmark.device_benchmark`.
 
     Args:
-        result: At least one case.
+        result: With at least one case.
         path: Image to write.
 
     Raises:

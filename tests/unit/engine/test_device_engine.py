@@ -11,7 +11,7 @@ from forerun.cli.main import main
 from forerun.core.errors import ConfigError
 from forerun.engine.config import EngineConfig
 from forerun.recipes import device_benchmark
-from forerun.recipes.device_benchmark import DeviceBenchmarkConfig, run_device_benchmark
+from forerun.recipes.device_benchmark import DeviceBenchmarkConfig
 
 
 def bench_gpu_script():
@@ -103,10 +103,16 @@ def test_the_benchmark_of_devices_runs_on_a_cpu(model, tmp_path, capsys):
         assert case["over_transformers"] > 0
         if case["method"] == "none":
             assert case["over_ar"] == pytest.approx(1)
+            assert case["graphs_recorded"] == 0
     assert result["left_out"] == []
+    assert result["is_complete"]
+    assert {bar["is_met"] for bar in result["bars"] if "batch 16" in bar["name"]} == {None}
+    assert all(bar["found"] > 0 for bar in result["bars"] if "SSD over AR" in bar["name"])
     assert result["select_ms"].keys() == {"1"}
     assert result["floor"]["bytes"] > 4 * 1.5e5
-    assert "has the cost of a model of 0.0002 billion weights" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "has the cost of a model of 0.0002 billion weights" in printed.splitlines()[0]
+    assert printed.count("not measured") == 3  # nothing of batch 16, no SD, and so no auto beside all others
     assert plot.stat().st_size > 1000
 
 
@@ -123,9 +129,12 @@ def test_the_benchmark_does_without_a_peer_that_is_not_there(model, monkeypatch)
         engine=EngineConfig(target=model, draft=None, dtype="float32", graphs="eager"), methods=("none",),
         batch_sizes=(1,), context_tokens=(8,), max_tokens=2, with_peers=True, micro_bytes=2**16, matmul_size=8,
     )  # fmt: skip
-    result = run_device_benchmark(config)
-    assert result["left_out"] == ["transformers, which is not installed: pip install 'forerun[bench]'"]
-    assert [case["method"] for case in result["cases"]] == ["none"]
+    first, *_, last = device_benchmark.device_benchmark(config)
+    assert (first["is_complete"], first["cases"]) == (False, [])
+    assert first["micro"]["read_bytes_per_s"] > 0
+    assert last["is_complete"]
+    assert last["left_out"] == ["transformers: not installed: pip install 'forerun[bench]'"]
+    assert [case["method"] for case in last["cases"]] == ["none"]
 
 
 def test_the_benchmark_says_what_it_left_out(model, tmp_path, capsys):

@@ -19,7 +19,7 @@ from forerun.models.device_runner import DeviceRunner
 from forerun.models.graph_pool import EagerRecorder
 from forerun.models.layout import parameter_shapes
 from forerun.models.runner import build_runner
-from forerun.models.sm_partition import num_partition_sms, partition_stream
+from forerun.models.sm_partition import num_partition_sms, partition_for
 
 CONFIG = DecoderConfig(
     vocab_size=11, hidden_size=8, intermediate_size=12, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=4,
@@ -127,16 +127,18 @@ def test_a_stream_of_its_own_multiprocessors_or_a_warning_and_none():
     def refuse(**_options: int) -> Partition:
         raise RuntimeError("driver too old")
 
-    assert partition_stream(num_sms=16, device_id=1, create=create) == "stream"
+    partition = partition_for(num_sms=16, device_id=1, create=create)
+    assert partition is not None
+    assert partition.Stream() == "stream"
     assert asked == [{"num_sms": 16, "device_id": 1}]
     with pytest.warns(RuntimeWarning, match="no 16 multiprocessors apart for the draft .driver too old."):
-        assert partition_stream(num_sms=16, device_id=1, create=refuse) is None
+        assert partition_for(num_sms=16, device_id=1, create=refuse) is None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a GPU")
 def test_torch_without_a_gpu_has_no_multiprocessors_to_set_apart():
     with pytest.warns(RuntimeWarning, match="it runs in a stream of lower priority"):
-        assert partition_stream(num_sms=16, device_id=0) is None
+        assert partition_for(num_sms=16, device_id=0) is None
 
 
 def test_the_report_says_why():

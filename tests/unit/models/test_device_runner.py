@@ -17,7 +17,7 @@ from forerun.engine.speculative.coupling import coupled_tokens
 from forerun.models.config import DecoderConfig
 from forerun.models.decoder_weights import fill_decoder
 from forerun.models.device_runner import MAX_GRAPH_WIDTH, DeviceRunner
-from forerun.models.graph_pool import EagerRecorder, GraphPool
+from forerun.models.graph_pool import EagerRecorder, GraphPool, is_out_of_memory
 from forerun.models.layout import parameter_shapes
 from forerun.models.packing import PackedLayout
 from forerun.models.row_grid import RowGrid, padded_count
@@ -196,6 +196,25 @@ def test_a_pool_keeps_what_was_used_last():
     assert len(pool) == 2
 
 
+def test_memory_that_is_short_is_told_by_the_driver_and_by_cublas_in_words():
+    assert is_out_of_memory(torch.OutOfMemoryError("made up"))
+    assert is_out_of_memory(RuntimeError("CUDA error: out of memory"))
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
+def test_other_errors_of_a_pass_are_passed_on_and_not_tried_again():
+    calls: list[int] = []
+
+    def broken(_words):
+        calls.append(1)
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        GraphPool(EagerRecorder(torch.device("cpu"))).run(broken, np.ones(1, np.int64))
+    assert len(calls) == 1
+
+
 class Forgetful(EagerRecorder):
     """A device whose memory holds so many rows of numbers, and no recorded pass beside a large one."""
 
@@ -261,7 +280,7 @@ def test_cells_without_a_row_write_to_the_spare_slot_and_see_nothing():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_graphs_replay_what_the_cpu_computes():
-    from forerun.models.graph_pool import CudaGraphRecorder
+    from forerun.models.cuda_recorder import CudaGraphRecorder
 
     device = torch.device("cuda", 0)
     decoder = fill_decoder(CONFIG, weights(CONFIG).__getitem__, device=device)

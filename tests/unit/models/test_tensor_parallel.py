@@ -1,7 +1,12 @@
 """A model shared by several: the law and the tokens of one, by threads, and by processes that a command starts."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,14 +14,16 @@ import torch
 from simulated.byte_model import save_byte_model
 from simulated.parallel import ThreadCollective, led_by_first
 
-from forerun import LLM, SamplingParams
+from forerun import LLM, SamplingParams, SpeculativeConfig
 from forerun.cli.main import main
-from forerun.core.errors import ConfigError, DeviceError
+from forerun.core.errors import ConfigError, DeviceError, DeviceMemoryError
 from forerun.core.rows import Rows
-from forerun.core.selection import Choice, Selection
+from forerun.core.selection import Choice, DraftedPart, Selection
 from forerun.models.config import DecoderConfig
 from forerun.models.decoder_weights import fill_decoder
 from forerun.models.device_runner import DeviceRunner
+from forerun.models.draft_laws import DraftLaws
+from forerun.models.launched_share import Launch
 from forerun.models.layout import parameter_shapes
 from forerun.models.model_share import ModelSplit
 from forerun.models.tensor_parallel import TensorParallelRunner
@@ -37,15 +44,18 @@ def weights(config: DecoderConfig = CONFIG) -> dict[str, np.ndarray]:
     }
 
 
-def shared(*, parts=(2, 1), dtype="float32", config=CONFIG):
+def shared(*, parts=(2, 1), dtype="float32", config=CONFIG, into: list[TensorParallelRunner] | None = None):
     def share(collective: ThreadCollective) -> TensorParallelRunner:
-        return TensorParallelRunner(
+        runner = TensorParallelRunner(
             ModelSplit.of(config, parts),
             weights(config).__getitem__,
-            lambda decoder, head: DeviceRunner(decoder, head=head, **CACHE),
+            lambda decoder, **share: DeviceRunner(decoder, **share, **CACHE),
             collective=collective,
             dtype=dtype,
         )
+        if into is not None:
+            into.append(runner)
+        return runner
 
     return led_by_first(share, size=len(parts))
 
@@ -89,6 +99,82 @@ def test_shares_in_narrow_formats_are_near_the_whole(dtype):
     error, expected = runner.forward(rows), DeviceRunner(decoder, **CACHE).forward(rows)
     error -= expected
     assert error.std() < 0.2 * expected.std()
+
+
+def short_of_memory(share, *, times: int):
+    """Let an MLP of a share find too little memory so many times, the first of them in the middle of a pass."""
+    left = [times]
+
+    def check(_module, _inputs):
+        if left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("made up")
+
+    share._own._static._decoder.layers[1].mlp.register_forward_pre_hook(check)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("width", [3, 35])
+def test_a_pass_that_memory_is_too_short_for_in_one_process_is_repeated_by_all(rank, width):
+    shares: list[TensorParallelRunner] = []
+    runner, whole = shared(into=shares), DeviceRunner(fill_decoder(CONFIG, weights().__getitem__), **CACHE)
+    short_of_memory(shares[rank], times=1)
+    rows = Rows.chains([(0, 0, np.random.default_rng(0).integers(0, 31, width).tolist())])
+    np.testing.assert_allclose(runner.forward(rows), whole.forward(rows), atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_pass_that_does_not_fit_in_one_process_is_given_up_by_all_and_the_next_one_is_not(rank):
+    shares: list[TensorParallelRunner] = []
+    runner, whole = shared(into=shares), DeviceRunner(fill_decoder(CONFIG, weights().__getitem__), **CACHE)
+    short_of_memory(shares[rank], times=2)
+    rows = Rows.chains([(0, 0, [1, 2, 3])])
+    with pytest.raises(DeviceMemoryError, match="set a smaller"):
+        runner.forward(rows)
+    np.testing.assert_allclose(runner.forward(rows), whole.forward(rows), atol=5e-5, rtol=0)
+
+
+def test_drafts_are_verified_by_rejection_as_one_process_does():
+    """By laws that lie beside the leading share alone, which decides; then by one-hot ones and without a draft."""
+    runner, whole = shared(), DeviceRunner(fill_decoder(CONFIG, weights().__getitem__), **CACHE)
+    rng = np.random.default_rng(5)
+    scores = torch.from_numpy(rng.standard_normal((2, 3, 31)).astype(np.float32))
+    choices = [Choice(temperature=4.0, seed=3, request=0), Choice(temperature=0, seed=0, request=1)]
+    for some in (runner, whole):
+        some.forward(Rows.chains([(0, 0, [1]), (1, 0, [2])]))  # recorded before there are any laws
+        laws = DraftLaws(num_sequences=2, num_places=3, vocab_ids=None, vocab_size=31, recorder=some.recorder)
+        some.verify_by(laws)
+        laws.put([(0, scores[0]), (1, scores[1])], source=some.recorder)
+    found: list[list[int]] = []
+    for step, has_laws in enumerate([True, True, False]):
+        drafts = rng.integers(0, 31, (2, 3)).tolist()
+        start = 1 + 4 * step
+        rows = Rows.chains([(place, start, [5, *draft]) for place, draft in enumerate(drafts)])
+        parts = [
+            DraftedPart(choice=choice, first_position=start + 1, token_ids=draft, has_laws=has_laws)
+            for choice, draft in zip(choices, drafts, strict=True)
+        ]
+        tokens = [some.forward_ids(rows, Selection.of_drafts(parts)).tolist() for some in (runner, whole)]
+        assert tokens[0] == tokens[1]
+        found.append(tokens[0])
+    assert len({token for tokens in found for token in tokens}) > 5
+
+
+def test_only_the_leading_process_chooses_tokens():
+    shares: list[TensorParallelRunner] = []
+    runner = shared(into=shares)
+    answers: list[np.ndarray] = []
+    own = shares[1]._own
+
+    def watched(*args, **options):
+        answers.append(DeviceRunner.forward_ids(own, *args, **options))
+        return answers[-1]
+
+    own.forward_ids = watched
+    selection = Selection.of_positions([(Choice(temperature=1.0, seed=1, request=0), 1, 2)])
+    assert runner.forward_ids(Rows.chains([(0, 0, [3, 4])]), selection).any()
+    runner.forward(Rows.chains([(0, 2, [3])]))  # the other has answered the call before
+    assert [answer.tolist() for answer in answers] == [[0, 0]]
 
 
 def test_shares_put_together_are_the_whole():
@@ -147,6 +233,58 @@ def test_a_command_with_two_processes_writes_the_tokens_of_one(model, tmp_path):
     alone = tokens("one.json", "--method", "none")
     assert len(set(alone)) > 8
     assert tokens("two.json", "--method", "ssd", "--tensor-parallel", "2") == alone
+
+
+def test_rejection_on_two_processes_is_that_on_one(model):
+    """Drafts are drawn and verified with the numbers of a seed: the outputs are equal, and not those without drafts."""
+    speculative = SpeculativeConfig(verification="rejection", num_speculative_tokens=3)
+    options = {"draft": "self", "method": "ssd", "dtype": "float32", "max_model_len": 96, "speculative": speculative}
+    params = SamplingParams(temperature=9.0, seed=4, max_tokens=24, ignore_eos=True)
+    found: list[tuple[int, ...]] = []
+    for more in ({"graphs": "eager"}, {"tensor_parallel": 2}):
+        with LLM(model, **options, **more) as llm:
+            found.append(llm.generate("The sea", params)[0].token_ids)
+            assert llm.last_metrics.num_proposed > 5
+    assert found[0] == found[1]
+    assert len(set(found[0])) > 8
+
+
+def test_processes_that_a_launcher_starts_write_the_tokens_of_one(model, tmp_path):
+    """Two processes with the variables of torchrun, which all run one command; the second one ends with the first."""
+    options = ["--target", model, "--draft", "self", "--dtype", "float32", "--max-model-len", "96", "--raw"]
+    options += ["--max-tokens", "16", "--ignore-eos", "--method", "sequential", "--temperature", "9", "--seed", "2"]
+    command = ["generate", "The sea", *options]
+    alone, shared_file = tmp_path / "one.json", tmp_path / "two.json"
+    assert main([*command, "--json", str(alone)]) == 0
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            [Path(sys.executable).with_name("forerun"), *command, "--tensor-parallel", "2", "--json", str(shared_file)],
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert said[1][0] == b""  # only the first writes
+    assert json.loads(shared_file.read_text())["token_ids"] == json.loads(alone.read_text())["token_ids"]
+
+
+def test_what_a_launcher_says_is_read_and_checked(model, monkeypatch):
+    said = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "there", "MASTER_PORT": "1"}
+    assert Launch.of(said) == Launch(rank=3, local_rank=1, size=4)
+    assert Launch.of(said | {"WORLD_SIZE": "1"}) is None
+    assert Launch.of({name: value for name, value in said.items() if name != "MASTER_PORT"}) is None
+    with pytest.raises(ConfigError, match=r"RANK=first.*must be whole numbers"):
+        Launch.of(said | {"RANK": "first"})
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"tensor_parallel=2: 4 processes were started"):
+        LLM(model, draft=None, method="none", dtype="float32", max_model_len=64, tensor_parallel=2)
 
 
 def test_a_process_that_dies_is_an_error_and_not_a_wait(model):

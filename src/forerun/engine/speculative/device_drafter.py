@@ -7,6 +7,7 @@ Under rejection verification draft tokens are drawn, and the laws they were draw
 target, on the device or from one to the other, for the target to verify by.
 """
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,6 +26,9 @@ from forerun.models.draft_laws import DraftLaws
 from forerun.models.graph_pool import Pending
 
 _PREFILL_ROWS = 256
+_ROUNDS_REMEMBERED = 16
+"""Rounds whose draft lengths decide how deep a preparation is: a text near its end asks for less, and each depth is a
+graph of its own."""
 _MOST_CHAINED = 16
 """Tokens before a chain that are read along with it; more are read by themselves."""
 
@@ -227,12 +231,13 @@ class DeviceSsdSpeculator:
     Args:
         draft: The draft model, in a stream of its own or on another device, else nothing is hidden.
         num_outcomes: B.
-        depth: D of the first preparations; later ones are as deep as the longest draft asked for.
+        depth: D of the first preparations; later ones are as deep as the longest draft that was asked for lately.
         fallback: What drafts after a miss: ``neural``, ``ngram`` or ``none``.
     """
 
     def __init__(self, draft: DeviceDraft, *, num_outcomes: int, depth: int, fallback: Fallback) -> None:
-        self._draft, self._num_outcomes, self._depth, self._fallback = draft, num_outcomes, depth, fallback
+        self._draft, self._num_outcomes, self._fallback = draft, num_outcomes, fallback
+        self._asked = deque([depth], maxlen=_ROUNDS_REMEMBERED)
         self._prepared: dict[int, _Preparation] = {}
         self.is_alive = True
 
@@ -320,12 +325,12 @@ class DeviceSsdSpeculator:
         ]
         if not work:
             return
-        self._depth = max(self._depth, *limits)
+        self._asked.append(max(limits))
         pending = self._draft.prepare(
             [request for request, _ in work],
             [tokens for _, tokens in work],
             num_outcomes=self._num_outcomes,
-            depth=self._depth,
+            depth=max(self._asked),
         )
         for request, _ in work:
             self._prepared[request.index] = _Preparation(pending, request.sequence, len(request.output_ids))

@@ -116,6 +116,7 @@ class DraftRounds:
         self.chain_scores, self.tree_scores = (
             torch.zeros((runner.num_sequences, size, runner.vocab_size), device=self._device) for size in sizes
         )
+        runner.recorder.catch_up()
 
     def extend(self, chains: Sequence[Chain], *, num_tokens: int) -> Pending:
         """Draft tokens one after the other, as published speculative decoding does.
