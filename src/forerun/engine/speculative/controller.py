@@ -19,6 +19,8 @@ _HOPELESS = 0.8
 known."""
 _WORTH_DRAFTING = 1.02
 """Drafts must promise so many times the tokens of none: noise favours what is seldom tried."""
+_FIRST_PLAIN = 2
+"""Rounds without a draft with which several requests begin, when there were none much like them before."""
 _LEAST_MEASURED = 8
 """Rounds from which on a rate is what was measured rather than what is expected."""
 _ALONE = (0, 0)
@@ -152,7 +154,9 @@ class AdaptiveController:
     begins near its best length: as the batch grows and rows stop being free, drafts get shorter, down to none; as texts
     grow and reading them is what takes time, they get longer again.
     Now and then a neighbouring length is tried, so that the estimates stay fresh; no draft at all is a length too, so a
-    draft that does not pay is switched off, and tried again from time to time.
+    draft that does not pay is switched off, and tried again from time to time. Several requests of a new kind begin
+    without drafts, and go without for two rounds now and then: a pass of long drafts does not tell whether its rows or
+    its texts take the time, and whoever blames the texts never stops drafting.
 
     Args:
         acceptance: What is known of the draft.
@@ -171,6 +175,8 @@ class AdaptiveController:
         """Return the best length known, or sometimes a neighbour of it."""
         course, best = self._course(load), self._best(load)
         course.num_rounds += 1
+        if load.num_requests > 1 and course.num_measured < _FIRST_PLAIN:
+            return self._least_tokens
         return self._choose(course, best, load)
 
     def observe(
@@ -222,7 +228,7 @@ class AdaptiveController:
         return self._courses.setdefault(load.kind if load.num_requests > 1 else _ALONE, _Course())
 
     def _choose(self, course: _Course, best: int, load: Load) -> int:
-        """Return the best length; when a trial is due, a neighbour for two rounds: in the first a draft catches up."""
+        """Return the best length; when a trial is due, another for two rounds: in the first a draft catches up."""
         seldom = _EXPLORE_ALONE if load.num_requests == 1 else _EXPLORE_SELDOM
         if best != course.best:
             course.best, course.interval, course.num_rounds = best, _EXPLORE_EVERY, 0
@@ -240,16 +246,17 @@ class AdaptiveController:
         return self._neighbour(course, best, load)
 
     def _is_hopeless(self, course: _Course, best: int, load: Load) -> bool:
-        """Return whether the neighbour whose turn it is can't be much good; then it is the other one's turn."""
+        """Return whether the length whose turn it is can't be much good; then it is the next one's turn."""
         length = self._neighbour(course, best, load)
         is_known = self._times.knows(load, length)
         return is_known and self._rate(length, load) < _HOPELESS * self._rate(best, load)
 
     def _neighbour(self, course: _Course, best: int, load: Load) -> int:
+        """Return one more, one less, and, where drafts are long for several requests, none, each in turn."""
         if best == 0:  # more is to be learned from two tokens, but they cost the more the more requests there are
             return min(2 if load.num_requests == 1 else 1, self._max_tokens)
-        step = 1 if course.num_trials % 2 else -1
-        return min(self._max_tokens, max(self._least_tokens, best + step))
+        lengths = [best - 1, best + 1] if load.num_requests == 1 or best == 1 else [best - 1, 0, best + 1]
+        return min(self._max_tokens, max(self._least_tokens, lengths[course.num_trials % len(lengths)]))
 
     def _best(self, load: Load) -> int:
         if self._times.at(load, 0) is None:

@@ -21,9 +21,11 @@ _LEAST_INTERVAL, _MOST_INTERVAL = 3, 48
 """Calls from one trial of another way to the next."""
 _WORTH_TRYING = 0.7
 """A way that was slower than this, against the best, is not tried again."""
-_WORTH_MOVING = 1.4
-"""Among several requests, another way must be expected to be this many times faster: what is known of it was measured
-at another time, and the speed of a machine that others use moves by as much."""
+_WORTH_MOVING = 1.2
+"""Among several requests, another way is tried if it is expected to be this many times faster: a trial takes as long as
+many rounds of all of them, and what is known of that way was measured at another time."""
+_MOST_KEPT = 8
+"""Calls for which several requests are left on another way before the usual one is timed again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,12 +75,29 @@ def _pass_s(model: LanguageModel | DeviceHead, *, num_rows: int) -> float:
     return min(times)
 
 
+@dataclass(slots=True)
+class _Stint:
+    """A way that several requests are on.
+
+    Attributes:
+        way: The way.
+        kind: How many they are, roughly.
+        rate_to_beat: Of the usual way, as it was just before.
+        num_calls: Choices since.
+    """
+
+    way: Way
+    kind: int
+    rate_to_beat: float = 0.0
+    num_calls: int = 0
+
+
 class WayChooser:
     """Keeps to the way with the most tokens per second, and tries another now and then.
 
-    Among several requests there is no trial, which would cost much of all of them: the way with the most threads for
-    the target is taken, which with drafts of no length is decoding without a draft, unless another is expected to be
-    faster over texts of such length (and then soon known to be, or not).
+    Several requests begin with the way that has the most threads for the target, which with drafts of no length is
+    decoding without a draft. Another way, if much more is expected of it over texts of such length, gets one call to
+    show it: it is kept if it was faster than the first way just before, else the calls until the next trial double.
 
     Two ways are compared only right after a trial, when both have just been timed: what was measured while the machine
     was quieter, or on easier text, says nothing of now. A trial that changes nothing doubles the calls to the next.
@@ -90,6 +109,8 @@ class WayChooser:
     def __init__(self, ways: Sequence[Way]) -> None:
         self._ways = list(ways)
         self._far_slower: list[Way] = []
+        self._stint: _Stint | None = None
+        self._patience = 1
         self._last: Way | None = None
         self._interval = self._num_calls_left = 1
 
@@ -101,7 +122,9 @@ class WayChooser:
         """
         ready = [way for way in self._ways if way.speculator.is_alive] or self._ways
         if load.num_requests > 1:
-            return self._choose_for_many(ready, load)
+            self._stint = self._next_stint(ready, load)
+            return self._stint.way
+        self._stint = None
         if self._last is None:
             self._last = ready[0]
             return self._last
@@ -117,15 +140,27 @@ class WayChooser:
             self._last = ready[0]
         return self._last
 
-    @staticmethod
-    def _choose_for_many(ways: Sequence[Way], load: Load) -> Way:
-        best = max(ways, key=lambda way: way.num_threads)
-        best_rate = best.controller.rate(load)
-        if best_rate is None:
-            return best
-        rates = [(way.controller.rate(load) or 0.0, way) for way in ways]
-        rate, rival = max(rates, key=lambda item: item[0])
-        return rival if rate > _WORTH_MOVING * best_rate else best
+    def _next_stint(self, ways: Sequence[Way], load: Load) -> "_Stint":
+        """Return the way for several requests, and since when they have had it."""
+        usual, last = max(ways, key=lambda way: way.num_threads), self._stint
+        anew = _Stint(way=usual, kind=load.kind[0])
+        if last is None or last.kind != anew.kind or all(last.way is not way for way in ways):
+            return anew
+        last.num_calls += 1
+        rate = last.way.controller.rate(load)
+        if last.way is usual:
+            rivals = [(way.controller.rate(load) or 0.0, way) for way in ways if way is not usual]
+            promised, rival = max(rivals, key=lambda item: item[0], default=(0.0, usual))
+            if rate is None or promised <= _WORTH_MOVING * rate or last.num_calls < self._patience:
+                return last
+            rival.controller.forget_times()
+            return _Stint(way=rival, kind=anew.kind, rate_to_beat=rate)
+        is_better = rate is not None and rate > last.rate_to_beat
+        if is_better and last.num_calls < _MOST_KEPT:
+            return last
+        self._patience = 1 if is_better else min(2 * self._patience, _MOST_INTERVAL)
+        usual.controller.forget_times()
+        return anew
 
     def _compare(self, tried: Way, load: Load) -> None:
         """Rank the way that was just tried against the best."""
