@@ -53,11 +53,19 @@ class LetterTokenizer:
         return b"" if token_id == EOS else bytes([token_id])
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, object]], *, tools: Sequence[Mapping[str, object]] = ()
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        tools: Sequence[Mapping[str, object]] = (),
+        variables: Mapping[str, object] | None = None,
     ) -> list[int]:
+        for name in variables or ():
+            if name != "tone":
+                raise RequestError(f"chat_template_kwargs.{name}: this model's chat template has no such variable")
         if messages[-1]["role"] == "assistant":
             raise RequestError("messages=[...]: the model's chat template refused them; end with the user")
-        return self.encode("\n".join(f"{message['role']}: {message['content']}" for message in messages))
+        lines = [f"{message['role']}: {message['content']}" for message in messages]
+        return self.encode("\n".join([*lines, *(f"{name}={value}" for name, value in (variables or {}).items())]))
 
 
 class HeldModel(SimulatedModel):

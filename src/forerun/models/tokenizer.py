@@ -118,6 +118,7 @@ class Tokenizer:
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, object]] = (),
+        variables: Mapping[str, object] | None = None,
     ) -> list[int]:
         """Return the prompt ids of a conversation.
 
@@ -125,9 +126,11 @@ class Tokenizer:
             messages: Dicts with ``role`` and ``content``, oldest first.
             add_generation_prompt: Whether to end with the opening of the assistant's turn.
             tools: As OpenAI's API describes them, where :attr:`takes_tools`.
+            variables: Values for variables of the template, such as ``{"enable_thinking": False}``.
 
         Raises:
-            RequestError: The model has no chat template (``chat_template`` is ``None``), or it refuses these messages.
+            RequestError: The model has no chat template (``chat_template`` is ``None``), it refuses these messages, or
+                it lacks a variable.
         """
         if self._compiled_template is None:
             raise RequestError(
@@ -135,7 +138,9 @@ class Tokenizer:
                 "tuned for chat"
             )
         return self.encode(
-            self._compiled_template.render(messages, add_generation_prompt=add_generation_prompt, tools=tools)
+            self._compiled_template.render(
+                messages, add_generation_prompt=add_generation_prompt, tools=tools, variables=variables
+            )
         )
 
     def to_json(self) -> str:

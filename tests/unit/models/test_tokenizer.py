@@ -205,6 +205,23 @@ def test_templates_may_use_what_published_ones_use():
     assert text == '<s>{"role": "é"}%'
 
 
+def test_what_else_a_template_reads_can_be_set_and_nothing_other():
+    loop = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    template = ChatTemplate(
+        "{{ bos_token }}" + loop + "{% if not enable_thinking %} at once{% endif %}", {"bos_token": "<s>"}
+    )
+    assert template.variables == {"enable_thinking"}
+    messages = [{"role": "user", "content": "Hi"}]
+    rendered = [
+        template.render(messages, add_generation_prompt=True, variables={"enable_thinking": wants})
+        for wants in (True, False)
+    ]
+    assert rendered == ["<s>Hi", "<s>Hi at once"]
+    for name in ("messages", "bos_token", "range", "other"):
+        with pytest.raises(RequestError, match=f"chat_template_kwargs.{name}: .* it has enable_thinking"):
+            template.render(messages, add_generation_prompt=True, variables={name: "x"})
+
+
 def test_an_invalid_template_is_a_load_error():
     with pytest.raises(ModelLoadError, match="not valid Jinja"):
         Tokenizer(Backend(models.BPE()), chat_template="{% endfor %}")

@@ -132,6 +132,18 @@ def test_parts_of_messages_and_the_developer_role(client):
     assert plain == answer([{"role": "developer", "content": "be"}, {"role": "user", "content": parts}])
 
 
+def test_variables_of_the_chat_template(client):
+    body = {"messages": [{"role": "user", "content": "hello"}], "temperature": 0, "max_tokens": 8}
+
+    def ask_with(**variables):
+        return client.post("/v1/chat/completions", json=body | {"chat_template_kwargs": variables})
+
+    assert ask_with(tone="dry").json()["usage"]["prompt_tokens"] == len("user: hello\ntone=dry")
+    for variables, param in (({"tune": 1}, "chat_template_kwargs.tune"), ({"tone": []}, "chat_template_kwargs.tone")):
+        answer = ask_with(**variables)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
 def test_tokens_there_and_back(client):
     tokens = client.post("/tokenize", json={"prompt": "abc"}).json()
     assert (tokens["tokens"], tokens["count"]) == ([97, 98, 99], 3)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from forerun.core.errors import MissingDependencyError, RequestError
@@ -137,7 +138,12 @@ async def prompts_of(body: CompletionRequest | ChatRequest, resources: Resources
         tokenizer, functions = resources.tokenizer, _functions(body)
         with _named("messages"):
             messages, tools = template_messages(body.messages, functions, takes_tools=tokenizer.takes_tools)
-            return [await asyncio.to_thread(tokenizer.apply_chat_template, messages, tools=tools)]
+        render = partial(tokenizer.apply_chat_template, tools=tools, variables=body.chat_template_kwargs)
+        try:
+            return [await asyncio.to_thread(render, messages)]
+        except RequestError as error:
+            field = str(error).partition(":")[0]
+            raise request_error(error, param=field if field.startswith("chat_template") else "messages") from error
     prompt = body.prompt
     if isinstance(prompt, str):
         return [await asyncio.to_thread(resources.tokenizer.encode, prompt)]

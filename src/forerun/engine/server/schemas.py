@@ -14,6 +14,8 @@ from forerun.engine.server.tool_fields import Tool, ToolCall, ToolChoice
 Method = Literal["none", "sequential", "ssd", "auto"]
 _MAX_STOPS = 16
 _MAX_ERRORS = 5
+_TYPES = frozenset({"str", "int", "float", "bool", "NamedToolChoice"})
+"""Alternatives of unions that could be taken for names of fields."""
 _MOST_FAULTS = 100
 """Faults of a body beyond which they are counted and not told: telling one costs a hundred times its bytes."""
 _MOST = 2**31 - 1
@@ -120,6 +122,9 @@ class ChatRequest(SamplingFields):
     tools: Annotated[Items[Tool], Field(min_length=1, max_length=128)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    chat_template_kwargs: (
+        Annotated[dict[Annotated[str, Field(max_length=64)], bool | int | float | str], Field(max_length=16)] | None
+    ) = Field(default=None, description="Variables of the model's chat template, such as enable_thinking.")
 
 
 class TokenizeRequest(Strict):
@@ -174,5 +179,8 @@ def _api_error(details: list[ErrorDetails]) -> ApiError:
 
 def _path(detail: ErrorDetails) -> str:
     """Return the way to a field, without the names of the alternatives of a union, which are no part of the body."""
-    parts = [str(part) for part in detail["loc"] if isinstance(part, int) or part.isidentifier()]
-    return ".".join(parts)[:200]
+    way = [part for part in detail["loc"] if isinstance(part, int) or (part.isidentifier() and part not in _TYPES)]
+    if detail["type"] == "extra_forbidden":  # its name is the client's, and may be anything
+        own = detail["loc"][-1]
+        way = [*(way[:-1] if way and way[-1] == own else way), own]
+    return ".".join(map(str, way))[:200]
