@@ -164,6 +164,7 @@ def task() -> ControlTask:
         has_succeeded=ARRIVAL.is_there,
         goal=ARRIVAL.goal,
         stitched=ARRIVAL,
+        value_depths=(8, 16, 24, 32),
         sharp=ARRIVAL.moving,
         most_wide=0.5,
         most_envs=100,

@@ -63,6 +63,8 @@ class ControlTask:
         goal: For tasks with a goal in their state: the indices of its numbers.
         stitched: For such tasks, where the way to a goal has to be put together from several episodes: what arrives
             where. The state value is then learned by stitching, with every place that was reached as a goal.
+        value_depths: Steps after which plans are judged, by the least of what they are worth there; none: by what they
+            are worth at the end alone. For worlds whose far futures are easily imagined too well.
         sharp: Indices of numbers of a state with whose place the world changes sharply, as at walls.
         most_wide: Share of plans that may begin from what the data does anywhere; less where what is likely depends
             much on the place, as at walls.
@@ -88,6 +90,7 @@ class ControlTask:
     has_succeeded: StateTest | None = None
     goal: tuple[int, ...] = ()
     stitched: Arrival | None = None
+    value_depths: tuple[int, ...] = ()
     sharp: tuple[int, ...] = ()
     most_wide: float = 1.0
     most_envs: int | None = None

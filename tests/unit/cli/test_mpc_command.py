@@ -1,15 +1,18 @@
 """``forerun mpc``: from a recording to plans and adapted plans, in miniature; bad input in one line."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from forerun.cli.main import main
 from forerun.cli.mpc_plan import _PLANNERS
+from forerun.core.control import History
 from forerun.planning.drift_watch import DriftWatch
 from forerun.recipes.mpc.adapt import Adaptation
-from forerun.recipes.mpc.contenders import CONTENDERS
+from forerun.recipes.mpc.contenders import CONTENDERS, opened, task_objective
 from forerun.worldmodels.diffusion.bundle import ModelBundle
 
 
@@ -81,6 +84,18 @@ def test_a_gif_is_written(folder):
     pytest.importorskip("matplotlib")
     plan(folder, "--render", str(folder / "episode.gif"))
     assert (folder / "episode.gif").read_bytes().startswith(b"GIF89a")
+
+
+def test_a_task_may_ask_the_value_on_the_way(folder):
+    """Ends that are worth a million change nothing where the value after the first step is asked too."""
+    setting = opened(folder / "models")
+    task = replace(setting.task, value_depths=(1, 16))
+    history = History.of_present(torch.zeros(1, 2), action_dim=1)
+    states, actions = torch.zeros(1, 1, 16, 2), torch.zeros(1, 1, 16, 1)
+    bundle = replace(setting.bundle, state_value=lambda states: 1e6 * (states[..., 0] > 0.5))
+    near, far = (task_objective(of, bundle).score(history, states + (torch.arange(16) == 15)[:, None], actions)
+                 for of in (task, setting.task))  # fmt: skip
+    assert float(near) < 10 < float(far)
 
 
 def test_models_that_see_a_history_plan_with_it(folder):

@@ -20,7 +20,7 @@ from forerun.planning.mppi import Mppi, MppiConfig
 from forerun.planning.objective import ComposableObjective, FinalReward, PlanReward, WeightedSum
 from forerun.planning.random_shooting import RandomShooting
 from forerun.planning.ssr import Ssr, SsrConfig
-from forerun.planning.terms import TransitionReward
+from forerun.planning.terms import LeastReturn, TransitionReward
 from forerun.worldmodels.diffusion.action_proposal import ProposalOptions
 from forerun.worldmodels.diffusion.bundle import ModelBundle
 from forerun.worldmodels.diffusion.joint import JointDiffusion
@@ -116,7 +116,9 @@ def opened(models: Path, *, num_samples: int = 64) -> Setting:
 
 
 def task_objective(task: ControlTask, bundle: ModelBundle) -> ComposableObjective:
-    """Return the task's own reward over the horizon, and what the data's value says of its end."""
+    """Return the task's own reward over the horizon, and what the value says of its end: or of the way, if less."""
+    if task.value_depths:
+        return LeastReturn(task.reward, bundle.state_value, discount=bundle.config.discount, depths=task.value_depths)
     return running_reward(task, bundle) + end_value(bundle)
 
 
