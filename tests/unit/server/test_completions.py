@@ -172,7 +172,9 @@ def test_what_the_server_says_of_itself(client):
     assert client.get("/health").json() == {"status": "ok"}
     assert client.get("/ready").json() == {"status": "ready"}
     for path in ("/", "/web/page.js", "/web/style.css"):
-        assert "default-src 'self'" in client.get(path).headers["content-security-policy"]
+        headers = client.get(path).headers
+        assert "default-src 'self'" in headers["content-security-policy"]
+        assert headers["cache-control"] == "no-cache", "the page of another release must not be mixed with this one's"
 
 
 def test_the_description_has_every_route_and_resolves(client):

@@ -32,16 +32,22 @@ def in_thread(action):
     return result
 
 
+def connection_that_asks(server, **fields):
+    """Return a connection over which a completion was asked for."""
+    address = urlsplit(server.url)
+    body = json.dumps(LONG | fields).encode()
+    connection = socket.create_connection((address.hostname, address.port))
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    connection.sendall(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+    return connection
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_is_cancelled(stream):
     with running_server(SimulatedResources(num_sequences=1)) as server:
         target = server.resources.target
         target.may_run.clear()
-        address = urlsplit(server.url)
-        body = json.dumps(LONG | {"stream": stream}).encode()
-        with socket.create_connection((address.hostname, address.port)) as connection:
-            head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-            connection.sendall(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+        with connection_that_asks(server, stream=stream):
             server.until(lambda engine: engine.num_outstanding == 1)
         server.until(lambda engine: engine.num_outstanding == 0)
         target.may_run.set()
@@ -49,6 +55,22 @@ def test_a_client_that_goes_is_cancelled(stream):
         # The pass that was under way, and no more.
         assert server.app.engine.thread.counters.num_tokens <= 4
         assert post(server.url, max_tokens=3).json()["choices"][0]["finish_reason"] == "length"
+
+
+def test_clients_go_while_they_wait_and_while_the_server_drains():
+    with running_server(SimulatedResources(num_sequences=1)) as server:
+        server.resources.target.may_run.clear()
+        with connection_that_asks(server):
+            server.until(lambda engine: engine.num_outstanding == 1)
+            with connection_that_asks(server, prompt="never read"):
+                server.until(lambda engine: engine.num_outstanding == 2)
+            server.until(lambda engine: engine.num_outstanding == 1)
+            server.begin_drain()
+            server.until(lambda engine: engine.is_draining)
+        server.until(lambda engine: engine.num_outstanding == 0)
+        server.resources.target.may_run.set()
+        server.wait()
+        assert server.app.engine.thread.counters.num_prefilled == len(LONG["prompt"])
 
 
 def test_a_crowd_waits_and_beyond_it_gets_429():

@@ -17,7 +17,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _LONGEST_PATH = 200
 _WATCHED = frozenset({"/health", "/ready", "/metrics"})
 """What monitors ask for every second is no news."""
-_SAFE_HEADERS = {
+_DEFAULT_HEADERS = {
+    "cache-control": "no-cache",
     "content-security-policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -56,7 +57,7 @@ class Gate:
                 status = int(message["status"])
                 out = MutableHeaders(scope=message)
                 out["x-request-id"] = request_id
-                for name, value in _SAFE_HEADERS.items():
+                for name, value in _DEFAULT_HEADERS.items():
                     out.setdefault(name, value)
             await send(message)
 
