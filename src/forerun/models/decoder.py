@@ -19,6 +19,32 @@ from forerun.models.config import DecoderConfig
 from forerun.nn.rope import apply_rope, rope_frequencies, rotations
 
 
+class _JoinedLinear:
+    """Linear maps of one input as one; their parameters become views of its own, so nothing is held twice.
+
+    Args:
+        projections: Plain linear maps.
+    """
+
+    def __init__(self, projections: Sequence[nn.Linear]) -> None:
+        with torch.no_grad():
+            self._weight = torch.cat([projection.weight for projection in projections])
+            biases = [projection.bias for projection in projections if projection.bias is not None]
+            self._bias = torch.cat(biases) if biases else None
+        sizes = [projection.out_features for projection in projections]
+        for projection, part in zip(projections, self._weight.split(sizes), strict=True):
+            projection.weight = nn.Parameter(part, requires_grad=False)
+
+    @classmethod
+    def of(cls, projections: Sequence[nn.Module]) -> "_JoinedLinear | None":
+        """Join projections; ``None`` where some have a format of their own."""
+        plain = [projection for projection in projections if type(projection) is nn.Linear]
+        return cls(plain) if len(plain) == len(projections) else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return linear(x, self._weight, self._bias)
+
+
 class DecoderAttention(nn.Module):
     """Grouped-query attention with rotary embedding; optional biases (Qwen2) and QK-norm (Qwen3).
 
@@ -38,6 +64,11 @@ class DecoderAttention(nn.Module):
         if config.qk_norm:
             self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
             self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+        self._joined: _JoinedLinear | None = None
+
+    def join_projections(self) -> None:
+        """Compute queries, keys and values by one product from now on, on the device where the weights are."""
+        self._joined = _JoinedLinear.of((self.q_proj, self.k_proj, self.v_proj))
 
     def forward(
         self, x_BTE: Tensor, cos_BTD: Tensor, sin_BTD: Tensor, *, mask: Tensor | None, cache: "KeyValueCache | None"
@@ -59,11 +90,21 @@ class DecoderAttention(nn.Module):
 
     def heads(self, x_BTE: Tensor, cos_BTD: Tensor, sin_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries ``[B, T, H, D]``, keys and values ``[B, T, G, D]``; queries and keys are rotated."""
-        heads = (*x_BTE.shape[:2], -1, self.config.head_dim)
-        q_BTHD, k_BTGD = self.q_proj(x_BTE).view(heads), self.k_proj(x_BTE).view(heads)
-        if self.config.qk_norm:
+        config = self.config
+        heads = (*x_BTE.shape[:2], -1, config.head_dim)
+        if self._joined is not None:
+            num_rotated = config.num_heads + config.num_kv_heads
+            rotated, v_BTGD = self._joined(x_BTE).view(heads).split((num_rotated, config.num_kv_heads), dim=2)
+            if not config.qk_norm:
+                rotated = apply_rope(rotated, cos_BTD, sin_BTD)
+                q_BTHD, k_BTGD = rotated.split((config.num_heads, config.num_kv_heads), dim=2)
+                return q_BTHD, k_BTGD, v_BTGD
+            q_BTHD, k_BTGD = rotated.split((config.num_heads, config.num_kv_heads), dim=2)
+        else:
+            q_BTHD, k_BTGD = self.q_proj(x_BTE).view(heads), self.k_proj(x_BTE).view(heads)
+            v_BTGD = self.v_proj(x_BTE).view(heads)
+        if config.qk_norm:
             q_BTHD, k_BTGD = self.q_norm(q_BTHD), self.k_norm(k_BTGD)
-        v_BTGD = self.v_proj(x_BTE).view(heads)
         return apply_rope(q_BTHD, cos_BTD, sin_BTD), apply_rope(k_BTGD, cos_BTD, sin_BTD), v_BTGD
 
 
@@ -75,9 +116,17 @@ class DecoderMlp(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self._joined: _JoinedLinear | None = None
+
+    def join_projections(self) -> None:
+        """As :meth:`DecoderAttention.join_projections`, of the gate and what it lets through."""
+        self._joined = _JoinedLinear.of((self.gate_proj, self.up_proj))
 
     def forward(self, x_BTE: Tensor) -> Tensor:
         """Apply the MLP to the last dimension."""
+        if self._joined is not None:
+            gate, up = self._joined(x_BTE).chunk(2, dim=-1)
+            return self.down_proj(silu(gate) * up)
         return self.down_proj(silu(self.gate_proj(x_BTE)) * self.up_proj(x_BTE))
 
 
@@ -169,6 +218,16 @@ class Decoder(nn.Module):
             return self.lm_head
         weight = self.lm_head.weight.detach()
         return partial(linear, weight=weight[torch.from_numpy(vocab_ids).to(weight.device)])
+
+    def join_projections(self) -> None:
+        """Compute what reads the same input by one product, where that is possible; for decoders that only run.
+
+        Fewer and larger products: on a device each is a launch. For a decoder that stays on its device.
+        """
+        for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
+            layer.self_attn.join_projections()
+            layer.mlp.join_projections()
 
     def set_dropout(self, share: float) -> None:
         """Leave out a share of what every attention and MLP adds, in training."""

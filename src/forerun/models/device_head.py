@@ -150,7 +150,8 @@ class DeviceHead:
         def run(words: Tensor) -> Tensor:
             inputs = layout.unpack(words)
             cells = (inputs["cell_sequences"], inputs["cell_rows"])
-            return self.pass_logits(PassGrid.of(inputs), span=grid.shape.span, cells=cells)
+            whole = PassGrid.of(inputs, is_dense=grid.shape.is_dense)
+            return self.pass_logits(whole, span=grid.shape.span, cells=cells)
 
         return self.graphs.run(run, layout.pack(arrays))
 

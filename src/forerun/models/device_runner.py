@@ -57,7 +57,8 @@ class DeviceRunner:
         ConfigError: ``num_sequences`` or ``capacity`` is below 1, or the recorder is of another device.
 
     Effects:
-        Allocates the cache; graphs keep buffers of their own from the first pass of their shape on.
+        Allocates the cache; graphs keep buffers of their own from the first pass of their shape on. Joins projections
+        of the decoder (:meth:`forerun.models.decoder.Decoder.join_projections`).
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class DeviceRunner:
         )
         ids = np.arange(decoder.config.vocab_size) if vocab_ids is None else vocab_ids
         self.column_ids = torch.from_numpy(ids).to(weight.device)
-        self._pact = pact
+        decoder.join_projections()
         self._static = StaticPass(decoder, self.cache, head or decoder.head(vocab_ids), backend=backend, pact=pact)
         self.recorder = recorder or EagerRecorder(weight.device)
         if self.recorder.device != weight.device:
@@ -184,7 +185,7 @@ class DeviceRunner:
 
         def run(words: Tensor) -> Tensor:
             inputs = layout.unpack(words)
-            logits = self.pass_logits(PassGrid.of(inputs), span=shape.span)
+            logits = self.pass_logits(PassGrid.of(inputs, is_dense=shape.is_dense), span=shape.span)
             if selection is None:
                 return logits
             each, place = (torch.arange(size, device=logits.device) for size in of_all)
@@ -203,7 +204,8 @@ class DeviceRunner:
         def run(words: Tensor) -> Tensor:
             inputs = layout.unpack(words)
             cells = (inputs["cell_sequences"], inputs["cell_rows"])
-            logits = self.pass_logits(PassGrid.of(inputs), span=grid.shape.span, cells=cells)
+            whole = PassGrid.of(inputs, is_dense=grid.shape.is_dense)
+            logits = self.pass_logits(whole, span=grid.shape.span, cells=cells)
             if selection is None:
                 return logits
             places = (inputs["sequences"][cells[0]], cells[1])

@@ -20,12 +20,14 @@ class GridShape:
         width: R, rows of a sequence.
         num_listed: T, slots beyond the prefix.
         span: Slots that hold every prefix.
+        is_dense: Whether they hold all that any row sees, as where no row has ancestors.
     """
 
     num_sequences: int
     width: int
     num_listed: int
     span: int
+    is_dense: bool
 
     @property
     def array_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -82,12 +84,14 @@ class RowGrid:
             sequences, places = present, np.arange(len(present))
         listed = _listed_slots(rows, shared=shared, first_rows=first_rows, counts=counts)
         num_listed = max(1, max(len(slots) for slots in listed))
-        span = max(1, int(shared.max()))
+        is_dense = not rows.num_ancestors.any()
+        span = max(1, int(rows.lengths.max() if is_dense else shared.max()))
         shape = GridShape(
             num_sequences=len(sequences),
             width=width,
             num_listed=padded_count(num_listed) if is_padded else num_listed,
             span=padded_span(span, num_slots) if is_padded else span,
+            is_dense=bool(is_dense),
         )
         arrays = {name: np.zeros(size, np.int64) for name, size in shape.array_shapes.items()}
         cells = (row_sequence, row_place)

@@ -11,16 +11,27 @@ P heads of a group, D head_dim, V columns.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
+from torch.nn.functional import pad
 
 from forerun.models.decoder import Decoder, DecoderAttention, DecoderLayer
 from forerun.models.graph_pool import MemoryPact
 from forerun.models.slot_cache import SlotCache
-from forerun.nn.prefix_attention import AttentionBackend, AttentionPart, flex_prefix_part, masked_part, merge_parts
+from forerun.nn.prefix_attention import (
+    UNSEEN,
+    AttentionBackend,
+    flex_prefix_part,
+    joint_attention,
+    masked_part,
+    merge_parts,
+)
+
+_LISTED_MULTIPLE: Final = 8
+"""Scores in bfloat16 that are 16 bytes together: where products on tensor cores like their rows to begin."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +47,7 @@ class PassGrid:
         visible: Which of these each row sees ``[N, R, T]``.
         sequences: Sequences ``[N]`` of the cache, all different; ``None``: the first N, which are read in place.
         before: Slots of the tokens before, for a draft that reads their hidden states.
+        is_dense: Whether all listed slots that a row sees lie within the span of the pass.
     """
 
     token_ids: Int64[Tensor, "N R"]
@@ -46,13 +58,15 @@ class PassGrid:
     visible: Bool[Tensor, "N R T"]
     sequences: Int64[Tensor, " N"] | None = None
     before: Int64[Tensor, "N R"] | None = None
+    is_dense: bool = False
 
     @classmethod
-    def of(cls, inputs: Mapping[str, Tensor]) -> "PassGrid":
+    def of(cls, inputs: Mapping[str, Tensor], *, is_dense: bool) -> "PassGrid":
         """Return the grid in a pass's arrays, which are those of :class:`forerun.models.row_grid.RowGrid`.
 
         Args:
             inputs: Also ``sequences`` and ``before`` where they are given.
+            is_dense: As of the grid's shape.
         """
         arrays = {name: inputs[name] for name in ("token_ids", "positions", "slots", "lengths", "listed")}
         return cls(
@@ -60,6 +74,7 @@ class PassGrid:
             visible=inputs["visible"].bool(),
             sequences=inputs.get("sequences"),
             before=inputs.get("before"),
+            is_dense=is_dense,
         )
 
     @property
@@ -93,7 +108,7 @@ class GridAttention:
         first_slot: int = 0,
     ) -> None:
         self._grid, self._cache, self._span, self._flex = grid, cache, span, flex
-        self._column = grid.column
+        self._column, self._listed = grid.column, grid.listed
         cache.positions[self._column, grid.slots] = grid.positions
         slots = torch.arange(span, device=grid.lengths.device)
         prefix = ((slots >= first_slot) & (slots < grid.lengths.unsqueeze(1))).unsqueeze(1)
@@ -103,8 +118,10 @@ class GridAttention:
             positions = cache.positions
             prefix = prefix & (positions[self._column.squeeze(1), :span].unsqueeze(1) > earliest)
             listed = listed & (positions[self._column, grid.listed].unsqueeze(1) > earliest)
-        self._prefix_visible: Bool[Tensor, "N _ S"] = prefix
         self._listed_visible: Bool[Tensor, "N R T"] = listed
+        self._bias: Float32[Tensor, "N R _"] | None = None
+        if flex is None:
+            self._bias = torch.where(self._visible(prefix, listed), 0.0, UNSEEN)
 
     def __call__(
         self, attention: DecoderAttention, x_NRE: Tensor, cos: Tensor, sin: Tensor, *, layer: int
@@ -125,22 +142,36 @@ class GridAttention:
         q_NRHD, k_NRGD, v_NRGD = attention.heads(x_NRE, cos, sin)
         keys[column, :, grid.slots], values[column, :, grid.slots] = k_NRGD, v_NRGD
         q_NGRPD = q_NRHD.view(grouped).transpose(1, 2)
-        few = [half[column, :, grid.listed].transpose(1, 2) for half in (keys, values)]
-        y_NGRPD = merge_parts(
-            self._prefix_part(q_NGRPD, self._prefix(keys), self._prefix(values)),
-            masked_part(q_NGRPD, few[0], few[1], self._listed_visible),
-        )
+        prefix = (self._prefix(keys), self._prefix(values))
+        if self._bias is not None and grid.is_dense:
+            y_NGRPD = joint_attention(q_NGRPD, [prefix], self._bias)
+        else:
+            few = keys[column, :, self._listed].transpose(1, 2), values[column, :, self._listed].transpose(1, 2)
+            if self._bias is not None:
+                y_NGRPD = joint_attention(q_NGRPD, [prefix, few], self._bias)
+            else:
+                assert self._flex is not None
+                y_NGRPD = merge_parts(
+                    flex_prefix_part(q_NGRPD, *prefix, grid.lengths, attend=self._flex),
+                    masked_part(q_NGRPD, *few, self._listed_visible),
+                )
         return attention.o_proj(y_NGRPD.transpose(1, 2).reshape(num, width, -1).to(x_NRE.dtype))
+
+    def _visible(self, prefix: Tensor, listed: Tensor) -> Bool[Tensor, "N R _"]:
+        """Return which slots each row sees: of the span where the grid is dense, else also of the listed ones."""
+        width = listed.shape[1]
+        if self._grid.is_dense:
+            sees = torch.zeros(len(listed), width, self._span, device=listed.device)
+            slots = self._listed.clamp(max=self._span - 1).unsqueeze(1).expand(-1, width, -1)
+            return prefix | (sees.scatter_add_(2, slots, listed.float()) > 0)
+        missing = -listed.shape[2] % _LISTED_MULTIPLE
+        self._listed = pad(self._listed, (0, missing))
+        return torch.cat((prefix.expand(-1, width, -1), pad(listed, (0, missing))), dim=2)
 
     def _prefix(self, half: Tensor) -> Tensor:
         if self._grid.sequences is None:
             return half[: len(self._grid.lengths), :, : self._span]
         return half[:, :, : self._span][self._grid.sequences]
-
-    def _prefix_part(self, q_NGRPD: Tensor, k_NGSD: Tensor, v_NGSD: Tensor) -> AttentionPart:
-        if self._flex is not None:
-            return flex_prefix_part(q_NGRPD, k_NGSD, v_NGSD, self._grid.lengths, attend=self._flex)
-        return masked_part(q_NGRPD, k_NGSD, v_NGSD, self._prefix_visible)
 
 
 class StaticPass:

@@ -2,7 +2,11 @@ r"""Attention in two parts: a prefix that all rows of a sequence see, and a few 
 
 The rows of a verification, or of a draft tree, share nearly all that they attend to. So the long part needs no mask of
 rows by slots, only a length, and is read once for all rows and heads of a group; the rest is a small block with a mask
-of ancestors. Each part gives its output and the log-sum-exp of its scores, which is all that is needed to join them:
+of ancestors.
+
+The scores of both parts are put side by side for one softmax (:func:`joint_attention`): few operations, each of which
+is a launch on a GPU. Or each part, computed by a kernel of its own, gives its output and the log-sum-exp of its scores,
+which is all that is needed to join them:
 
 .. math:: y = \frac{\sum_i e^{l_i} y_i}{\sum_i e^{l_i}}, \qquad l_i = \log \sum_{s \in i} e^{q \cdot k_s / \sqrt d}
 
@@ -12,12 +16,17 @@ Reference:
     The joining rule is that of online softmax (Milakov and Gimelshein 2018, arXiv 1805.02867).
 """
 
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any, Final, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
+
+UNSEEN: Final = -1e30
+"""What is added to the score of a slot that a row does not see: its weight is 0 beside any that is seen. It is finite,
+so that a row that sees nothing gets numbers, which nobody reads, and not what would spread."""
 
 AttentionBackend = Literal["matmul", "flex"]
 """How the prefix is read: by two matrix products (any device), or by FlexAttention (one kernel once compiled)."""
@@ -33,6 +42,32 @@ class AttentionPart(NamedTuple):
 
     out: Tensor
     lse: Tensor
+
+
+def joint_attention(
+    q_NGRPD: Float[Tensor, "N G R P D"],
+    parts: Sequence[tuple[Tensor, Tensor]],
+    bias_NRS: Float32[Tensor, "N R S"],
+) -> Float[Tensor, "N G R P D"]:
+    """Attend to the slots of all parts, by matrix products and one softmax.
+
+    Args:
+        q_NGRPD: Queries, by the key/value head that they read.
+        parts: Keys and values ``[N, G, slots, D]`` of each; a view of a cache is read in place.
+        bias_NRS: Of each row, what is added to the scores of the parts' slots, one part after the other: 0, or
+            :data:`UNSEEN`.
+    """
+    num, groups, rows, heads, width = q_NGRPD.shape
+    flat = (num, groups, rows * heads, -1)
+    q = q_NGRPD.reshape(flat)
+    scores = [q @ keys.transpose(-1, -2) for keys, _ in parts]
+    joined = scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1)
+    joined = joined.view(num, groups, rows, heads, -1)
+    weights = torch.add(bias_NRS[:, None, :, None, :], joined, alpha=width**-0.5).softmax(dim=-1)
+    weights = weights.to(q.dtype).view(flat)
+    each = weights.split([values.shape[2] for _, values in parts], dim=-1)
+    mixed = [some @ values for some, (_, values) in zip(each, parts, strict=True)]
+    return reduce(torch.add, mixed).view(num, groups, rows, heads, width)
 
 
 def masked_part(

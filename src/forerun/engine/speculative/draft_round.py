@@ -219,6 +219,7 @@ class DraftRounds:
             listed=torch.where(is_row, slots, 0),
             before=torch.where(is_row, slots - 1, 0),
             visible=(place <= place.unsqueeze(1)) & is_row.unsqueeze(1) & is_row.unsqueeze(2),
+            is_dense=True,
         )
 
     def _extend(self, layout: PackedLayout, words: Tensor, *, num_tokens: int, span: int, has_noise: bool) -> Tensor:
@@ -244,6 +245,7 @@ class DraftRounds:
                     lengths=torch.where(has_room, position + 1, 0),
                     listed=torch.zeros_like(position).unsqueeze(1),
                     visible=torch.zeros(num, 1, 1, dtype=torch.bool, device=self._device),
+                    is_dense=True,
                     before=torch.where(has_room, position - 1, 0).unsqueeze(1),
                 )
                 logits = runner.pass_logits(row, span=span)[:, 0]
