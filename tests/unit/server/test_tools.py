@@ -159,6 +159,9 @@ TEXTS = {
     f"{CALL} one two {CALL}": ("one two", [WHOLE_CALL, WHOLE_CALL]),
     '<tool_call>{"name":"now","parameters":{}}': (None, [("now", "{}")]),
     '<tool_call>{"name": "now", "arguments": {"a": 1': (None, [("now", '{"a": 1')]),
+    f"{CALL[:-12]}\n{CALL}": (None, [WHOLE_CALL, WHOLE_CALL]),
+    f"{CALL[:-12]}Now I wait.": ("Now I wait.", [WHOLE_CALL]),
+    CALL[:-3]: (None, [WHOLE_CALL]),
     "a < b <tool and </tool_call> ": ("a < b <tool and </tool_call> ", []),
     "<tool_call>now()</tool_call>": ("<tool_call>now()</tool_call>", []),
     '<tool_call>{"name": "other", "arguments": {}}</tool_call> x': (

@@ -9,6 +9,7 @@ from typing import Final
 from forerun.engine.server.tool_prompt import BLOCK_BEGIN, BLOCK_END
 
 _HEAD: Final = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
+_BRACE: Final = re.compile(r"^\s*\}?\s*")
 _MOST_HEAD_CHARACTERS: Final = 512
 
 
@@ -113,12 +114,19 @@ class ToolCallParser:
             yield CallArguments(self._cut(len(self._held)))
 
     def _tail(self, is_last: bool) -> Iterator[Piece]:
-        """What closes a block."""
-        end = self._held.find(BLOCK_END)
-        if end >= 0 or is_last:
-            self._cut(len(self._held) if end < 0 else end + len(BLOCK_END))
+        """What closes a block: its tag, or where that is missing the next block or the end."""
+        end, begin = self._held.find(BLOCK_END), self._held.find(BLOCK_BEGIN)
+        if begin >= 0 and (end < 0 or begin < end):
+            self._cut(begin)
             self._state = self._text
-        yield from ()
+        elif end >= 0:
+            self._cut(end + len(BLOCK_END))
+            self._state = self._text
+        elif is_last:
+            rest = _BRACE.sub("", self._cut(len(self._held)), count=1)
+            self._state = self._text
+            if not BLOCK_END.startswith(rest):
+                yield from self._content(rest)
 
     def _content(self, text: str) -> Iterator[Piece]:
         if self._follows_call:
