@@ -83,7 +83,7 @@ class SpeculativeController(Controller):
         config: As for :class:`~forerun.planning.controller.Controller`; every action is planned for.
         speculation: How many guesses, and how near one must be.
         planner: Makes plans.
-        dynamics: Guesses observations.
+        dynamics: Guesses observations; it is asked for one step only, which one-step models do best.
         bounds: The box of actions.
         unit: Typical change of each number of a state in one step.
         clock: Seconds; another one in tests.
@@ -122,9 +122,8 @@ class SpeculativeController(Controller):
         began = self._clock()
         count = self._speculation.num_guesses
         generator = keyed_generator(self.config.seed, "anticipate", self._env_step)
-        assert self._queue is not None
-        planned = torch.cat([self._last_actions[:, None], self._queue[:, :-1]], dim=1)
-        futures = self._dynamics.rollout(self._history, planned[:, None].expand(-1, count, -1, -1), generator=generator)
+        running = self._last_actions[:, None, None].expand(-1, count, -1, -1)
+        futures = self._dynamics.rollout(self._history, running, generator=generator)
         self._guesses = futures[:, :, 0]
         repeated = self._history.repeated(count)
         guessed = repeated.followed_by(

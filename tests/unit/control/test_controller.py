@@ -131,7 +131,11 @@ class Drift:
 
     action_dim = 1
 
+    def __init__(self):
+        self.num_steps = []
+
     def rollout(self, history, actions, *, generator):
+        self.num_steps.append(actions.shape[2])
         return history.present[:, None, None] + actions.cumsum(dim=2)
 
 
@@ -152,12 +156,12 @@ class Aiming:
         )  # fmt: skip
 
 
-def speculative(planner, tolerance=0.1, **options):
+def speculative(planner, tolerance=0.1, dynamics=None, **options):
     return SpeculativeController(
         ControllerConfig(**options),
         speculation=SpeculationConfig(tolerance=tolerance, num_guesses=2),
         planner=planner,
-        dynamics=Drift(),
+        dynamics=dynamics or Drift(),
         bounds=BOUNDS,
         unit=torch.ones(1),
     )
@@ -183,6 +187,12 @@ def test_a_guess_that_comes_true_has_its_plan_ready():
     assert planner.num_planned == [2, 4, 4, 4]
     assert (len(report.hit_seconds), len(report.miss_seconds), len(report.ahead_seconds)) == (2, 0, 3)
     assert torch.allclose(actions, drive(speculative(Aiming()), [0.0, 0.0, 0.0], anticipates=False))
+
+
+def test_a_guess_costs_one_step_of_the_dynamics():
+    dynamics = Drift()
+    drive(speculative(Aiming(), dynamics=dynamics), [0.0, 0.0])
+    assert dynamics.num_steps == [1, 1]
 
 
 def test_only_environments_that_surprise_are_planned_anew():

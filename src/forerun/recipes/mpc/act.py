@@ -167,7 +167,7 @@ def act_episodes(
                     setting.control,
                     planner=chosen.controller(setting).planner,
                     bounds=setting.bundle.bounds,
-                    dynamics=setting.bundle.dynamics,
+                    dynamics=setting.bundle.one_step,
                 )
             )
             act = controller.act

@@ -177,7 +177,9 @@ def measure_speculation(
 
 
 def speculating(way: str, setting: Setting, speculation: SpeculationConfig) -> SpeculativeController:
-    """Return a controller that plans ahead with the planner of a way.
+    """Return a controller that plans ahead with the planner of a way, for what the one-step ensemble expects.
+
+    Of the next state alone the ensemble knows twice as much as a model of the whole horizon.
 
     Args:
         way: Its name.
@@ -192,7 +194,7 @@ def speculating(way: str, setting: Setting, speculation: SpeculationConfig) -> S
         setting.control,
         speculation=speculation,
         planner=contender(way).controller(setting).planner,
-        dynamics=bundle.dynamics,
+        dynamics=bundle.one_step,
         bounds=bundle.bounds,
         unit=bundle.dynamics.offsets.scale[0],
     )
