@@ -297,7 +297,6 @@ def head_speculator(method: str, target, *, verification: Verification = "couple
         draft_vocab_size=CONFIG.vocab_size,
     )
     head = fill_head(config, random_head_weights(config).__getitem__, dtype=torch.float32)
-    states = TargetStates.features(target, layer_ids=config.layer_ids)
     if method == "plain":
         speculative = SpeculativeConfig(copy_from_context=False, verification=verification)
         return SequentialSpeculator(
@@ -306,8 +305,9 @@ def head_speculator(method: str, target, *, verification: Verification = "couple
                 request.params, speculative, request.prompt_ids, frozenset((0,)), vocab_size=CONFIG.vocab_size,
                 vocab_ids=None, request_number=request.number,
             ),
-            states=states,
+            states=TargetStates.features(target, layer_ids=config.layer_ids),
         )  # fmt: skip
+    target.keep_features(config.layer_ids)
 
     def runner() -> DeviceHead:
         return DeviceHead(head, num_sequences=2, capacity=CAPACITY, num_tree_slots=6 * K)
@@ -320,10 +320,10 @@ def head_speculator(method: str, target, *, verification: Verification = "couple
         target.verify_by(laws)
         target.forward = refuse
     if method == "checked":
-        draft = CheckedDraft(runner(), states=states)
-        draft.fresh = lambda: DeviceDraft(runner(), states=TargetStates.features(target, layer_ids=config.layer_ids))
+        draft = CheckedDraft(runner(), lender=target)
+        draft.fresh = lambda: DeviceDraft(runner(), lender=target)
         return DeviceSsdSpeculator(draft, num_outcomes=6, depth=2, fallback="neural")
-    draft = DeviceDraft(runner(), laws=laws, states=states)
+    draft = DeviceDraft(runner(), laws=laws, lender=target)
     if method == "sequential":
         return DeviceSequentialSpeculator(draft)
     return DeviceSsdSpeculator(draft, num_outcomes=6, depth=2, fallback=method)

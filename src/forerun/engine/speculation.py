@@ -226,11 +226,15 @@ class SpeculatorFactory:
         if head is None:
             return TargetStates.keys_and_values(target, layer_ids=layer_ids) if layer_ids else None
         if not isinstance(target, FeatureSource):
-            raise ConfigError(
-                f"draft={self._draft_name!r}: an EAGLE-3 head reads hidden states, and this kind of target does not "
-                "keep them; choose another draft"
-            )
+            raise ConfigError(self._keeps_no_features)
         return TargetStates.features(target, layer_ids=head.layer_ids)
+
+    @property
+    def _keeps_no_features(self) -> str:
+        return (
+            f"draft={self._draft_name!r}: an EAGLE-3 head reads hidden states, and this kind of target does not keep "
+            "them; choose another draft"
+        )
 
     def _state_entry(self) -> tuple[int, ...]:
         """Return the shape of what the draft reads of each position of the target."""
@@ -317,20 +321,25 @@ class SpeculatorFactory:
             ),
         )
         self._draft_model = runner
-        states = self._states(target) if draft.eagle3 is not None else None
+        runs_on_device = isinstance(target, DeviceRunner | LeadingRunner)
+        lender = None
+        if draft.eagle3 is not None:
+            if not runs_on_device:
+                raise ConfigError(self._keeps_no_features)
+            target.keep_features(draft.eagle3.layer_ids)
+            lender = target
         if speculative.verification != "rejection":
-            return DeviceDraft(runner, states=states)
-        verifies = isinstance(target, DeviceRunner | LeadingRunner)
+            return DeviceDraft(runner, lender=lender)
         laws = DraftLaws(
             num_sequences=num_sequences,
             num_places=most_tokens,
             vocab_ids=draft.vocab_ids,
             vocab_size=self._checkpoint.config.vocab_size,
-            recorder=target.recorder if verifies else recorder,
+            recorder=target.recorder if runs_on_device else recorder,
         )
-        if verifies:
+        if runs_on_device:
             target.verify_by(laws)
-        return DeviceDraft(runner, laws=laws, states=states)
+        return DeviceDraft(runner, laws=laws, lender=lender)
 
     def _worker_config(self, cores: Sequence[int]) -> WorkerConfig:
         speculative, config, model = self._config.speculative, self._config, self._checkpoint.config

@@ -27,10 +27,9 @@ class _JoinedLinear:
     """
 
     def __init__(self, projections: Sequence[nn.Linear]) -> None:
-        with torch.no_grad():
-            self._weight = torch.cat([projection.weight for projection in projections])
-            biases = [projection.bias for projection in projections if projection.bias is not None]
-            self._bias = torch.cat(biases) if biases else None
+        self._weight = torch.cat([projection.weight.detach() for projection in projections])
+        biases = [projection.bias.detach() for projection in projections if projection.bias is not None]
+        self._bias = torch.cat(biases) if biases else None
         sizes = [projection.out_features for projection in projections]
         for projection, part in zip(projections, self._weight.split(sizes), strict=True):
             projection.weight = nn.Parameter(part, requires_grad=False)

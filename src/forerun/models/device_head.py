@@ -8,6 +8,7 @@ Shape legend: N sequences, R rows of each, C sequences of the cache, S slots, E 
 
 from dataclasses import replace
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,6 +24,24 @@ from forerun.models.packing import PackedLayout
 from forerun.models.row_grid import RowGrid
 from forerun.models.slot_cache import SlotCache
 from forerun.models.static_pass import GridAttention, PassGrid
+
+
+class FeatureLender(Protocol):
+    """A target on a device that keeps hidden states there.
+
+    Attributes:
+        recorder: The order of its passes.
+    """
+
+    recorder: Recorder
+
+    def features(self, sequence: int, start: int, stop: int) -> Tensor:
+        """Return what was kept of neighbouring slots, ``[stop - start, layers, hidden]``, where it lies.
+
+        Raises:
+            RequestError: The sequence or a slot lies outside the cache.
+        """
+        ...
 
 
 class DeviceHead:
@@ -82,12 +101,28 @@ class DeviceHead:
     @torch.inference_mode()
     def take_features(self, sequence: int, start: int, features: np.ndarray) -> None:
         """As :meth:`forerun.core.features.FeatureReader.take_features`."""
+        self._take(sequence, start, torch.from_numpy(features))
+
+    @torch.inference_mode()
+    def borrow_features(self, sequence: int, start: int, stop: int, *, lender: FeatureLender) -> None:
+        """Take the same from a target, without the host; returns before it is copied.
+
+        Args:
+            sequence: Which sequence, of both.
+            start: Position of the first token, where the last call ended.
+            stop: Position after the last.
+            lender: Has computed the states already, and leaves them as they are while the text goes on.
+        """
+        self.recorder.wait_for(lender.recorder)
+        self._take(sequence, start, lender.features(sequence, start, stop))
+
+    def _take(self, sequence: int, start: int, features: Tensor) -> None:
         stop = start + len(features)
         check_span(sequence, start, stop, num_sequences=self.num_sequences, capacity=self.capacity)
         with self.recorder.in_order():
-            given = torch.from_numpy(features).to(self._hidden_CSE)
+            given = features.to(self._hidden_CSE, non_blocking=True)
             self._hidden_CSE[sequence, start:stop] = self._head.fuse(given)
-            self._num_given_C[sequence] = stop
+            self._num_given_C[sequence].fill_(stop)
 
     def forward(self, rows: Rows, *, logit_rows: np.ndarray | None = None) -> np.ndarray:
         """As :meth:`forerun.models.eagle3_runner.Eagle3Runner.forward`; logits of a first token mean nothing."""

@@ -271,6 +271,10 @@ class DeviceRunner:
         with self.recorder.in_order():
             return self.cache.read_features(sequence, start, stop)
 
+    def features(self, sequence: int, start: int, stop: int) -> Tensor:
+        """As :meth:`forerun.models.device_head.FeatureLender.features`."""
+        return self.cache.features(sequence, start, stop)
+
     def write_features(self, sequence: int, start: int, features: np.ndarray) -> None:
         """As :meth:`forerun.core.features.FeatureSource.write_features`."""
         with self.recorder.in_order():

@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from forerun.core.errors import DeviceError, DeviceMemoryError, ForerunError
 from forerun.core.rows import Rows
@@ -80,6 +80,23 @@ class LeadingRunner:
         """As :meth:`forerun.models.device_runner.DeviceRunner.verify_by`; the laws lie beside this process's share."""
         self._say(_RECORD_ANEW, [])
         self._runner.verify_by(laws)
+
+    def keep_features(self, layer_ids: Sequence[int]) -> None:
+        """As :meth:`forerun.core.features.FeatureSource.keep_features`: this process has all of them."""
+        self._say(_RECORD_ANEW, [])
+        self._runner.kept.keep_features(layer_ids)
+
+    def features(self, sequence: int, start: int, stop: int) -> Tensor:
+        """As :meth:`forerun.models.device_head.FeatureLender.features`."""
+        return self._runner.kept.features(sequence, start, stop)
+
+    def read_features(self, sequence: int, start: int, stop: int) -> np.ndarray:
+        """As :meth:`forerun.core.features.FeatureSource.read_features`."""
+        return self._runner.kept.read_features(sequence, start, stop)
+
+    def write_features(self, sequence: int, start: int, features: np.ndarray) -> None:
+        """As :meth:`forerun.core.features.FeatureSource.write_features`."""
+        self._runner.kept.write_features(sequence, start, features)
 
     def move_slots(self, sequence: int, sources: list[int], targets: list[int]) -> None:
         """As :meth:`forerun.core.protocols.LanguageModel.move_slots`."""

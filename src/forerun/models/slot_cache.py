@@ -126,10 +126,18 @@ class SlotCache:
     @torch.inference_mode()
     def read_features(self, sequence: int, start: int, stop: int) -> np.ndarray:
         """As :meth:`forerun.core.features.FeatureSource.read_features`."""
+        return self.features(sequence, start, stop).float().cpu().numpy()
+
+    def features(self, sequence: int, start: int, stop: int) -> Tensor:
+        """Return the same where it lies, ``[stop - start, N, E]``: no copy is made.
+
+        Raises:
+            RequestError: As :meth:`read_features`.
+        """
         check_span(sequence, start, stop, num_sequences=self.num_sequences, capacity=self.capacity)
         if self._features_CSNE is None:
-            return np.empty((stop - start, 0, self._config.hidden_size), np.float32)
-        return self._features_CSNE[sequence, start:stop].float().cpu().numpy()
+            return self.keys[0].new_empty((stop - start, 0, self._config.hidden_size))
+        return self._features_CSNE[sequence, start:stop]
 
     @torch.inference_mode()
     def write_features(self, sequence: int, start: int, features: np.ndarray) -> None:

@@ -30,6 +30,7 @@ from forerun.nn.prefix_attention import (
     merge_parts,
 )
 
+_MOST_FLEX_SHAPES: Final = 256
 _LISTED_MULTIPLE: Final = 8
 """Scores in bfloat16 that are 16 bytes together: where products on tensor cores like their rows to begin."""
 
@@ -229,8 +230,14 @@ class StaticPass:
 
 
 def _flex_attention(device: torch.device) -> Callable[..., tuple[Tensor, Any]]:
-    """Return FlexAttention, compiled where that makes it one kernel."""
+    """Return FlexAttention, compiled where that makes it one kernel.
+
+    Each shape of a pass is compiled by itself. After a few torch would go on without compiling, and say so in a log
+    only: its limit is raised to the most that its own bound on all shapes together lets through.
+    """
     from torch.nn.attention.flex_attention import flex_attention  # takes long to import
 
-    attend = torch.compile(flex_attention, dynamic=False) if device.type == "cuda" else flex_attention
-    return cast(Callable[..., tuple[Tensor, Any]], attend)
+    if device.type != "cuda":
+        return cast(Callable[..., tuple[Tensor, Any]], flex_attention)
+    compiled = torch.compile(flex_attention, dynamic=False, recompile_limit=_MOST_FLEX_SHAPES)
+    return cast(Callable[..., tuple[Tensor, Any]], compiled)

@@ -252,6 +252,11 @@ class TensorParallelRunner:
         """As :meth:`forerun.models.device_runner.DeviceRunner.verify_by`, in the process that chooses."""
         self._own.verify_by(laws)
 
+    @property
+    def kept(self) -> DeviceRunner:
+        """This process's share, which has the whole residual stream: what it keeps of that is all there is."""
+        return self._own
+
     def move_slots(self, sequence: int, sources: list[int], targets: list[int]) -> None:
         """As :meth:`forerun.core.protocols.LanguageModel.move_slots`."""
         self._own.move_slots(sequence, sources, targets)

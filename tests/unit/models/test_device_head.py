@@ -10,9 +10,12 @@ from simulated.recording import TracingRecorder
 
 from forerun.core.rows import Rows
 from forerun.models.config import DecoderConfig
+from forerun.models.decoder_weights import fill_decoder
 from forerun.models.device_head import DeviceHead
+from forerun.models.device_runner import DeviceRunner
 from forerun.models.eagle3 import Eagle3Config
 from forerun.models.eagle3_runner import Eagle3Runner, fill_head
+from forerun.models.layout import parameter_shapes
 from forerun.models.static_pass import PassGrid
 
 LAYER = DecoderConfig(
@@ -20,6 +23,8 @@ LAYER = DecoderConfig(
     max_len=128,
 )  # fmt: skip
 CONFIG = Eagle3Config(layer=LAYER, layer_ids=(0, 2), target_hidden_size=16, draft_vocab_size=30)
+TARGET = replace(LAYER, hidden_size=16, num_layers=3)
+SHAPES = parameter_shapes(TARGET)
 VOCAB_IDS = np.sort(np.random.default_rng(2).choice(LAYER.vocab_size, 30, replace=False))
 TOLERANCE = {"atol": 3e-5, "rtol": 0}
 
@@ -59,6 +64,21 @@ def test_states_given_and_own_are_read_as_by_the_plain_runner(changes):
     give(runners, 0, 10, 2)
     agree(runners, Rows.chains([(0, 11, text(2, seed=5))]))
     agree(runners, Rows.chains([(0, 13, text(1, seed=6)), (1, 10, text(1, seed=7))]))
+
+
+def test_what_a_target_on_the_device_lends_is_what_the_host_would_hand_over():
+    device, plain = pair()
+    target = DeviceRunner(
+        fill_decoder(TARGET, lambda name: np.random.default_rng(len(name)).standard_normal(SHAPES[name], np.float32)),
+        num_sequences=2, capacity=64,
+    )  # fmt: skip
+    target.keep_features(CONFIG.layer_ids)
+    tokens = text(9, seed=3)
+    target.forward(Rows.chains([(1, 0, tokens)]))
+    for start, stop in ((0, 5), (5, 9)):
+        device.borrow_features(1, start, stop, lender=target)
+        plain.take_features(1, start, target.read_features(1, start, stop))
+    agree((device, plain), Rows.chains([(1, 0, [*tokens, 7])]))
 
 
 def test_branches_read_their_own_states():

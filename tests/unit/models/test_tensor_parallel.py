@@ -160,6 +160,21 @@ def test_drafts_are_verified_by_rejection_as_one_process_does():
     assert len({token for tokens in found for token in tokens}) > 5
 
 
+def test_hidden_states_are_kept_by_the_leading_share_alone():
+    """Each share has the whole residual stream; all of them record their passes anew, so that they stay in step."""
+    runner, whole = shared(), DeviceRunner(fill_decoder(CONFIG, weights().__getitem__), **CACHE)
+    for some in (runner, whole):
+        some.forward(Rows.chains([(0, 0, [1])]))
+        some.keep_features([1, 0])
+        some.forward(Rows.chains([(0, 0, [4, 9, 2]), (1, 0, [7])]))
+    kept = [some.read_features(0, 0, 3) for some in (runner, whole)]
+    assert kept[1].shape == (3, 2, CONFIG.hidden_size)
+    np.testing.assert_allclose(*kept, atol=5e-5, rtol=0)
+    np.testing.assert_array_equal(runner.features(0, 1, 3).numpy(), kept[0][1:])
+    runner.write_features(1, 0, kept[0][::-1].copy())
+    np.testing.assert_array_equal(runner.read_features(1, 0, 3), kept[0][::-1])
+
+
 def test_only_the_leading_process_chooses_tokens():
     shares: list[TensorParallelRunner] = []
     runner = shared(into=shares)

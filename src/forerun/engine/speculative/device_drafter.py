@@ -20,8 +20,7 @@ from forerun.engine.request import Request
 from forerun.engine.speculative.draft_round import Chain, DraftRounds, RoundModel
 from forerun.engine.speculative.ngram import context_continuation
 from forerun.engine.speculative.speculator import LawPlace, Speculation
-from forerun.engine.speculative.target_states import TargetStates
-from forerun.models.device_head import DeviceHead
+from forerun.models.device_head import DeviceHead, FeatureLender
 from forerun.models.draft_laws import DraftLaws
 from forerun.models.graph_pool import Pending
 
@@ -40,22 +39,23 @@ class DeviceDraft:
         runner: The draft model, with a sequence for each of the target's.
         laws: Takes the laws that drafts are drawn from; ``None``: tokens are those that the noise shared with the
             target picks.
-        states: The target's hidden states, for a draft that reads them; it then reads each token anew, once the target
-            has.
+        lender: The target, for a draft that reads its hidden states, kept already; it then reads each token anew, once
+            the target has.
     """
 
     def __init__(
-        self, runner: RoundModel, *, laws: DraftLaws | None = None, states: TargetStates | None = None
+        self, runner: RoundModel, *, laws: DraftLaws | None = None, lender: FeatureLender | None = None
     ) -> None:
         self.runner = runner
-        self._laws, self._states = laws, states
+        self._laws, self._lender = laws, lender
+        self._num_lent: dict[int, int] = {}
         self._rounds = DraftRounds(runner, most_drawn=0 if laws is None else laws.scores.shape[1])
         self._num_read: dict[int, int] = {}
 
     @property
     def reads_prompts(self) -> bool:
         """Whether it can read a prompt before the target has."""
-        return self._states is None
+        return self._lender is None
 
     @property
     def laws_at(self) -> LawPlace:
@@ -64,7 +64,7 @@ class DeviceDraft:
 
     def start(self, request: Request) -> None:
         """Read what the target will read before it decides the next token; returns before it is read."""
-        if self._states is not None:
+        if self._lender is not None:
             self._num_read[request.index] = 1  # the first token is read with nothing
             return
         self._num_read[request.index] = 0
@@ -73,8 +73,7 @@ class DeviceDraft:
     def forget(self, request: Request) -> None:
         """Forget a request."""
         self._num_read.pop(request.index, None)
-        if self._states is not None:
-            self._states.forget(request)
+        self._num_lent.pop(request.index, None)
 
     def extend(self, requests: Sequence[Request], *, num_tokens: int) -> Pending:
         """Draft after the last decided token of each request; see :meth:`DraftRounds.extend`."""
@@ -84,7 +83,7 @@ class DeviceDraft:
         chains = [self._chain(request, self._num_read[request.index], ()) for request in requests]
         for request, chain in zip(requests, chains, strict=True):
             # The last of the new tokens is chosen, and not read.
-            num_more = num_tokens - 1 if self._states is None else 0
+            num_more = num_tokens - 1 if self._lender is None else 0
             self._num_read[request.index] = chain.start + len(chain.tokens) + num_more
         return self._rounds.extend(chains, num_tokens=num_tokens)
 
@@ -98,7 +97,7 @@ class DeviceDraft:
             self._take_states(request)
             self._read(request, request.computed_tokens()[:start])
             chains.append(self._chain(request, start, speculation))
-            self._num_read[request.index] = start + 1 + (len(speculation) if self._states is None else 0)
+            self._num_read[request.index] = start + 1 + (len(speculation) if self._lender is None else 0)
         return self._rounds.prepare(chains, num_outcomes=num_outcomes, depth=depth)
 
     def hand_over_chains(self, drafts: Mapping[int, int]) -> None:
@@ -145,12 +144,13 @@ class DeviceDraft:
 
     def _take_states(self, request: Request) -> bool:
         """Hand over what the target has computed; return whether the draft reads that, and much of it is new."""
-        if self._states is None:
+        if self._lender is None:
             return False
-        start, features = self._states.take(request)
-        if len(features):
+        start, stop = self._num_lent.get(request.index, 0), request.num_computed_tokens
+        if stop > start:
             assert isinstance(self.runner, DeviceHead), "states are for a draft that reads them"
-            self.runner.take_features(request.sequence, start, features)
+            self.runner.borrow_features(request.sequence, start, stop, lender=self._lender)
+            self._num_lent[request.index] = stop
         return request.num_computed_tokens - self._num_read[request.index] > _MOST_CHAINED
 
     def _read(self, request: Request, tokens: Sequence[int]) -> None:
