@@ -27,13 +27,12 @@ from forerun.models.static_pass import GridAttention, PassGrid
 
 
 class FeatureLender(Protocol):
-    """A target on a device that keeps hidden states there.
+    """A target on a device that keeps hidden states there."""
 
-    Attributes:
-        recorder: The order of its passes.
-    """
-
-    recorder: Recorder
+    @property
+    def recorder(self) -> Recorder:
+        """The order of its passes."""
+        ...
 
     def features(self, sequence: int, start: int, stop: int) -> Tensor:
         """Return what was kept of neighbouring slots, ``[stop - start, layers, hidden]``, where it lies.

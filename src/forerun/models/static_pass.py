@@ -239,5 +239,5 @@ def _flex_attention(device: torch.device) -> Callable[..., tuple[Tensor, Any]]:
 
     if device.type != "cuda":
         return cast(Callable[..., tuple[Tensor, Any]], flex_attention)
-    compiled = torch.compile(flex_attention, dynamic=False, recompile_limit=_MOST_FLEX_SHAPES)
-    return cast(Callable[..., tuple[Tensor, Any]], compiled)
+    compile_ = cast(Callable[..., Callable[..., tuple[Tensor, Any]]], torch.compile)  # its types lack the limit
+    return compile_(flex_attention, dynamic=False, recompile_limit=_MOST_FLEX_SHAPES)

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from forerun.nn.prefix_attention import AttentionPart, flex_prefix_part, masked_part, merge_parts
+from forerun.nn.prefix_attention import (
+    UNSEEN,
+    AttentionPart,
+    flex_prefix_part,
+    joint_attention,
+    masked_part,
+    merge_parts,
+)
 
 NUM, GROUPS, ROWS, HEADS, WIDTH, PREFIX, FEW = 3, 2, 5, 3, 16, 37, 9
 
@@ -44,6 +51,25 @@ def test_two_parts_are_the_whole(problem):
         masked_part(q, k[:, :, PREFIX:], v[:, :, PREFIX:], few),
     )
     torch.testing.assert_close(joined.double(), dense(q, k, v, all_visible(lengths, few)), atol=2e-6, rtol=0)
+
+
+def test_one_softmax_over_both_parts_is_the_whole(problem):
+    q, k, v, lengths, few = problem
+    visible = all_visible(lengths, few)
+    bias = torch.where(visible, 0.0, UNSEEN)
+    parts = [(k[:, :, :PREFIX], v[:, :, :PREFIX]), (k[:, :, PREFIX:], v[:, :, PREFIX:])]
+    for sized in (1.0, 100.0):
+        expected = dense(sized * q, k, v, visible)
+        for some in (parts, [(k, v)]):
+            found = joint_attention(sized * q, some, bias)
+            torch.testing.assert_close(found.double(), expected, atol=2e-5 * sized, rtol=0)
+
+
+def test_a_row_that_sees_nothing_gets_finite_numbers(problem):
+    q, k, v, _, _ = problem
+    found = joint_attention(q, [(k, v)], torch.full((NUM, ROWS, PREFIX + FEW), UNSEEN))
+    assert found.isfinite().all()
+    assert found.abs().max() <= v.abs().max()
 
 
 def test_the_order_of_the_parts_is_of_no_account(problem):
