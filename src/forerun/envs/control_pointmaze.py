@@ -167,6 +167,7 @@ def task() -> ControlTask:
         value_depths=(8, 16, 24, 32),
         sharp=ARRIVAL.moving,
         most_wide=0.5,
+        blind_share=0.5,
         most_envs=100,
         defects={"weak": ActuatorFault(indices=(0,), gain=0.4)},
     )

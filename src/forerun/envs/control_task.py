@@ -68,6 +68,8 @@ class ControlTask:
         sharp: Indices of numbers of a state with whose place the world changes sharply, as at walls.
         most_wide: Share of plans that may begin from what the data does anywhere; less where what is likely depends
             much on the place, as at walls.
+        blind_share: Share of SSR's plans that are uniform in the box of actions; where likely plans all lead into a
+            wall, these leave it.
         most_envs: Environments that are made at once to record data; ``None``: one for each episode.
         defects: Damages that ``adapt`` is shown on, by name.
     """
@@ -93,6 +95,7 @@ class ControlTask:
     value_depths: tuple[int, ...] = ()
     sharp: tuple[int, ...] = ()
     most_wide: float = 1.0
+    blind_share: float = 0.0
     most_envs: int | None = None
     defects: Mapping[str, ActuatorFault] = field(default_factory=dict)
 

@@ -6,6 +6,7 @@ import torch
 from forerun.core.control import ActionBounds, History
 from forerun.core.errors import ConfigError
 from forerun.core.generator import keyed_generator
+from forerun.planning.mixed_proposal import MixedProposal
 from forerun.planning.objective import Constraint, FinalReward
 from forerun.planning.random_shooting import UniformProposal
 from forerun.planning.ssr import Ssr, SsrConfig
@@ -168,3 +169,25 @@ def test_what_an_option_needs_must_be_there():
 def test_wrong_options(wrong):
     with pytest.raises(ConfigError):
         SsrConfig(**wrong)
+
+
+def test_a_share_of_the_plans_knows_nothing_and_a_single_one_is_likely():
+    likely = Near(ActionBounds(low=torch.tensor([2.0]), high=torch.tensor([3.0])), horizon=2)
+    mixed = MixedProposal(likely, UniformProposal(BOUNDS, horizon=2), share=0.5)
+    last = torch.full((2, 2, 1), 0.25)
+    drawn = mixed.propose(HISTORY, 6, generator=keyed_generator(0), warm_start=last)
+    assert torch.equal(drawn[:, 0], last)
+    assert bool((drawn[:, 1:3] >= 2).all())
+    assert bool((drawn[:, 3:].abs() <= 1).all())
+    assert not torch.equal(drawn[:, 3], last)
+    alone = mixed.propose(HISTORY, 1, generator=keyed_generator(0))
+    assert bool((alone >= 2).all()), "a single plan is a likely one"
+    near = mixed.refine(HISTORY, drawn, level=1.0, generator=keyed_generator(1))
+    assert torch.equal(near, likely.refine(HISTORY, drawn, level=1.0, generator=keyed_generator(1)))
+
+
+def test_proposals_of_different_sizes_do_not_mix():
+    with pytest.raises(ConfigError, match="sizes must be the same"):
+        MixedProposal(Near(BOUNDS, horizon=2), UniformProposal(BOUNDS, horizon=3), share=0.5)
+    with pytest.raises(ConfigError, match="share=1"):
+        MixedProposal(Near(BOUNDS, horizon=2), UniformProposal(BOUNDS, horizon=2), share=1.0)

@@ -16,9 +16,10 @@ from forerun.planning.cem import Cem, CemConfig
 from forerun.planning.controller import Controller, ControllerConfig
 from forerun.planning.icem import Icem, IcemConfig
 from forerun.planning.joint_ranking import JointRanking
+from forerun.planning.mixed_proposal import MixedProposal
 from forerun.planning.mppi import Mppi, MppiConfig
 from forerun.planning.objective import ComposableObjective, FinalReward, PlanReward, WeightedSum
-from forerun.planning.random_shooting import RandomShooting
+from forerun.planning.random_shooting import RandomShooting, UniformProposal
 from forerun.planning.ssr import Ssr, SsrConfig
 from forerun.planning.terms import LeastReturn, TransitionReward
 from forerun.worldmodels.diffusion.action_proposal import ProposalOptions
@@ -187,9 +188,13 @@ def ssr_way(
                 raise ConfigError("a penalty for unfamiliar plans: can't be added to an objective with constraints")
             objective = WeightedSum([(1.0, objective), (-unfamiliar_weight, unfamiliarity(bundle))])
         config = SsrConfig(**({"num_samples": setting.num_samples} | overrides))
+        drawn = getattr(bundle, proposal)
+        if setting.task.blind_share and proposal == "proposal":
+            blind = UniformProposal(bundle.bounds, horizon=bundle.config.horizon)
+            drawn = MixedProposal(drawn, blind, share=setting.task.blind_share)
         return Ssr(
             config,
-            proposal=getattr(bundle, proposal),
+            proposal=drawn,
             dynamics=true_dynamics(setting) if dynamics == "true" else getattr(bundle, dynamics),
             objective=objective,
             bounds=bundle.bounds,
