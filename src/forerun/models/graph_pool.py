@@ -197,7 +197,11 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     torch's allocator has an error of its own. The driver, which makes graphs, and cuBLAS say it in words.
     """
     words = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in words or "ALLOC_FAILED" in words
+    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in words or "ALLOC_FAILED" in words:
+        return True
+    # The end of a capture that failed has an error of its own to tell.
+    before = error.__context__
+    return isinstance(before, RuntimeError) and is_out_of_memory(before)
 
 
 class EagerRecorder:

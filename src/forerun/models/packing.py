@@ -1,6 +1,7 @@
 """Several arrays as one: so that the inputs of a pass reach a device in one copy, into a buffer that stays."""
 
 from collections.abc import Mapping
+from math import prod
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ class PackedLayout:
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], *, floats: frozenset[str] = frozenset()) -> None:
         self._shapes, self._floats = dict(shapes), floats
-        self.size = sum(int(np.prod(shape)) for shape in self._shapes.values())
+        self.size = sum(prod(shape) for shape in self._shapes.values())
 
     def pack(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return the arrays, one after the other, as int64 ``[size]``."""
@@ -37,7 +38,7 @@ class PackedLayout:
         arrays: dict[str, Tensor] = {}
         start = 0
         for name, shape in self._shapes.items():
-            stop = start + int(np.prod(shape))
+            stop = start + prod(shape)
             part = words[start:stop]
             arrays[name] = (part.view(torch.float64) if name in self._floats else part).view(shape)
             start = stop

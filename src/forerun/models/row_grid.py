@@ -71,9 +71,12 @@ class RowGrid:
             is_padded: Whether the grid holds the first sequences of the cache and has one of few shapes, or just the
                 sequences and the width that the rows have.
         """
-        present, row_sequence, counts = np.unique(rows.sequences, return_inverse=True, return_counts=True)
-        row_place = np.arange(len(rows)) - (np.cumsum(counts) - counts)[row_sequence]
-        first_rows = np.cumsum(counts) - counts
+        is_first = np.ones(len(rows), bool)
+        np.not_equal(rows.sequences[1:], rows.sequences[:-1], out=is_first[1:])
+        first_rows = is_first.nonzero()[0]
+        counts = np.diff(first_rows, append=len(rows))
+        present, row_group = rows.sequences[first_rows], np.repeat(np.arange(len(counts)), counts)
+        row_sequence, row_place = row_group, np.arange(len(rows)) - first_rows[row_group]
         shared = np.minimum.reduceat(rows.lengths, first_rows)
         width = int(counts.max())
         if is_padded:
@@ -82,10 +85,16 @@ class RowGrid:
             places = present
         else:
             sequences, places = present, np.arange(len(present))
-        listed = _listed_slots(rows, shared=shared, first_rows=first_rows, counts=counts)
-        num_listed = max(1, max(len(slots) for slots in listed))
         is_dense = not rows.num_ancestors.any()
-        span = max(1, int(rows.lengths.max() if is_dense else shared.max()))
+        trees: list[np.ndarray] = []
+        if is_dense:
+            num_beyond = np.maximum.reduceat(rows.lengths, first_rows) - shared
+            span = max(1, int(rows.lengths.max()))
+        else:
+            trees = _listed_slots(rows, shared=shared, first_rows=first_rows, counts=counts)
+            num_beyond = np.array([len(slots) for slots in trees])
+            span = max(1, int(shared.max()))
+        num_listed = max(1, int(num_beyond.max()))
         shape = GridShape(
             num_sequences=len(sequences),
             width=width,
@@ -99,10 +108,16 @@ class RowGrid:
         for name, values in (("token_ids", rows.token_ids), ("positions", rows.positions), ("slots", rows.slots)):
             arrays[name][cells] = values
         arrays["lengths"][places] = shared
-        for place, slots, first, count in zip(places, listed, first_rows, counts, strict=True):
-            arrays["listed"][place, : len(slots)] = slots
-            of_sequence = slice(first, first + count)
-            arrays["visible"][place, :count, : len(slots)] = _seen(rows, of_sequence, slots)
+        if is_dense:
+            beyond = np.arange(shape.num_listed)
+            slots, is_slot = shared[:, None] + beyond, beyond < num_beyond[:, None]
+            arrays["listed"][places] = np.where(is_slot, slots, 0)
+            arrays["visible"][cells] = (slots[row_group] < rows.lengths[:, None]) & is_slot[row_group]
+        else:
+            for place, slots, first, count in zip(places, trees, first_rows, counts, strict=True):
+                arrays["listed"][place, : len(slots)] = slots
+                of_sequence = slice(first, first + count)
+                arrays["visible"][place, :count, : len(slots)] = _seen(rows, of_sequence, slots)
         return cls(shape=shape, arrays=arrays, sequences=sequences, cells=cells)
 
 
@@ -118,11 +133,9 @@ def padded_span(num_slots: int, most: int) -> int:
 
 
 def _listed_slots(rows: Rows, *, shared: np.ndarray, first_rows: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
-    """Return for each sequence the slots beyond the prefix of all its rows that any of them sees."""
+    """Return for each sequence the slots beyond the prefix of all its rows that any of them sees, in a tree."""
     longest = np.maximum.reduceat(rows.lengths, first_rows)
     listed = [np.arange(start, stop) for start, stop in zip(shared, longest, strict=True)]
-    if not rows.num_ancestors.any():
-        return listed
     is_ancestor = np.arange(rows.ancestors.shape[1]) < rows.num_ancestors[:, None]
     return [
         np.union1d(slots, rows.ancestors[first : first + count][is_ancestor[first : first + count]])

@@ -201,6 +201,9 @@ def test_memory_that_is_short_is_told_by_the_driver_and_by_cublas_in_words():
     assert is_out_of_memory(RuntimeError("CUDA error: out of memory"))
     assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    ended = RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    ended.__context__ = torch.OutOfMemoryError("made up")
+    assert is_out_of_memory(ended)
 
 
 def test_other_errors_of_a_pass_are_passed_on_and_not_tried_again():
