@@ -147,6 +147,7 @@ STUDIES: Final[dict[str, Study]] = {
         scale="small",
         num_train_steps=3000,
         batch_size=256,
+        num_episodes=10,
         ways=(*_BASELINES, "joint", "ssr-paper", "ssr"),
         new_goals=(
             NewGoal(name="height", value=1.15, objective="0.2 * task() + 20 * near(height=1.15)", tolerance=0.05),
