@@ -46,7 +46,9 @@ def bench(
     config: BenchConfig | None = None,
     report: Report = lambda name, done, total, detail: None,
 ) -> dict[str, Any]:
-    """Measure latency and return of sample-score-rank in several sizes, of MPPI, and of the package ``pytorch_mppi``.
+    """Measure latency and return of sample-score-rank, of MPPI, and of the package ``pytorch_mppi``.
+
+    Sample-score-rank is there as the models have it, and in several sizes that all begin at pure noise.
 
     Args:
         setting: Task, models, objective.
@@ -95,9 +97,7 @@ def _ways(config: BenchConfig) -> dict[str, Contender]:
         for count in config.samples
         for first, second in config.steps
     }
-    ways["proposal"] = CONTENDERS["proposal"]
-    ways["ssr-one-step"] = CONTENDERS["ssr-one-step"]
-    ways["mppi"] = CONTENDERS["mppi"]
+    ways |= {name: CONTENDERS[name] for name in ("ssr", "proposal", "ssr-one-step", "mppi")}
     ways["pytorch_mppi"] = Contender(summary="MPPI of the package pytorch_mppi, one-step dynamics", planner=PackageMppi)
     return ways
 
