@@ -6,12 +6,13 @@ until it closes, and leave. On several machines each process takes the GPU of it
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from torch import distributed
 
-from forerun.core.errors import ConfigError
+from forerun.core.errors import ConfigError, DeviceError
 from forerun.models.checkpoint import Checkpoint
 from forerun.models.device import checked_cuda_device
 from forerun.models.leading_runner import LeadingRunner, exchange_failures, follow
@@ -79,7 +80,8 @@ class LaunchedModel(LeadingRunner):
     def close(self) -> None:
         """Let the others go. May be called again."""
         if distributed.is_initialized():
-            super().close()
+            with suppress(DeviceError):  # who is gone needs no word
+                super().close()
             self._share.record_anew()
             distributed.destroy_process_group()
 

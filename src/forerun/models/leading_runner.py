@@ -163,8 +163,14 @@ class LeadingRunner:
     @contextmanager
     def _exchanges(self) -> Iterator[None]:
         """Tell of what fails within, and whether the others are still there."""
-        with exchange_failures():
-            yield
+        try:
+            with exchange_failures():
+                yield
+        except ForerunError:
+            raise
+        except RuntimeError:
+            self._check()  # an exchange that was broken off may fail in any words
+            raise
         self._check()  # what was computed with one that is gone is nothing
 
     def _say(self, command: int, head: Sequence[int], *arrays: np.ndarray) -> None:

@@ -1,6 +1,7 @@
 """A draft's round in one launch, against the dense decoder and the host's ranking of outcomes."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from forerun.engine.logits import LogitsProcessor
 from forerun.engine.sampling import SamplingParams
 from forerun.engine.speculative.choice import DraftChoice
 from forerun.engine.speculative.coupling import coupled_token
+from forerun.engine.speculative.device_drafter import DeviceSsdSpeculator
 from forerun.engine.speculative.draft_round import Chain, DraftRounds
 from forerun.engine.speculative.fan_out import joint_outcomes
 from forerun.models.config import DecoderConfig
@@ -269,3 +271,33 @@ def test_a_head_prepares_along_every_branch_and_is_recorded_once():
             before = [*some[: len(some) - 2 + num_accepted], token]
             assert continuation == draft.continuation(before, 0, 2)
     assert recorder.num_records == 1
+
+
+class WatchedDraft:
+    """A draft that prepares nothing, and notes how deep it was asked to."""
+
+    laws_at, reads_prompts = "nowhere", True
+
+    def __init__(self) -> None:
+        self.depths: list[int] = []
+
+    def start(self, _request) -> None:
+        pass
+
+    def hand_over_branches(self, _drafts, *, num_outcomes) -> None:
+        pass
+
+    def prepare(self, _requests, _speculations, *, num_outcomes, depth):
+        self.depths.append(depth)
+        return SimpleNamespace(result=lambda: np.full((1, num_outcomes, 2 + depth), -1))
+
+
+def test_preparations_are_as_deep_as_the_drafts_of_late():
+    """Not as the longest ever, nor at once as a shorter one: a text near its end asks for less, and each is a graph."""
+    draft, request = WatchedDraft(), SimpleNamespace(index=0, sequence=0, output_ids=[1], is_resumed=False)
+    speculator = DeviceSsdSpeculator(draft, num_outcomes=3, depth=4, fallback="none")
+    speculator.start(request)
+    for limit in [6] * 3 + [2] * 20:
+        speculator.speculate([request], [limit])
+        request.output_ids.append(1)
+    assert draft.depths == [4, 6, 6, 6] + [6] * 15 + [2] * 5

@@ -280,6 +280,7 @@ class DeviceSsdSpeculator:
             replace(found.get(request.index, Speculation(origin="fallback")), num_prepared=num_prepared[request.index])
             for request in requests
         ]
+        self._asked.append(max(limits))
         self._prepare(requests, limits, speculations)
         return speculations
 
@@ -325,7 +326,6 @@ class DeviceSsdSpeculator:
         ]
         if not work:
             return
-        self._asked.append(max(limits))
         pending = self._draft.prepare(
             [request for request, _ in work],
             [tokens for _, tokens in work],
