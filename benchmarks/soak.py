@@ -11,6 +11,7 @@ be lost, hung or held, and memory must be what it was after the first third. Nee
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import random
@@ -159,6 +160,7 @@ class Soak:
         own = psutil.Process()
         while True:
             await asyncio.sleep(self._args.seconds / 60)
+            gc.collect()  # the clients share this process, and leave cycles behind with each answer
             release_free_memory()
             self.tally.memory_mib.append(own.memory_info().rss / 2**20)
 
