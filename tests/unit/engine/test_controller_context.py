@@ -13,6 +13,7 @@ DRAFT = {"draft_s": 3e-3, "any_draft_s": 4e-3, "catch_up_s": 4e-3, "noise": 0.05
 MEMORY = Machine(pass_s=flat_then_rising, read_s=6e-6, seen_s=5e-7, **DRAFT)
 ARITHMETIC = Machine(pass_s=flat_then_rising, read_s=5e-7, seen_s=2e-6, **DRAFT)
 NUM_ROUNDS, SOON = 200, 40
+SEEDS = range(300, 540, 20)
 LOADS = [
     (1, SHORT),
     (16, SHORT),
@@ -47,15 +48,18 @@ def shares(machine, loads, *, seed):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("machine", [MEMORY, ARITHMETIC], ids=["memory", "arithmetic"])
 @pytest.mark.parametrize("loads", [LOADS, LOADS[::-1]], ids=["short first", "long first"])
 def test_it_is_near_the_best_fixed_length_soon_and_never_far_below_none(machine, loads):
-    """Floors are below the least of 120 such courses; of all that one sees, the mean is what a user gets."""
-    found = shares(machine, loads, seed=300)
-    for load, (of_best, of_none) in zip(loads, found, strict=True):
-        assert of_best >= (0.93 if load[0] > 4 else 0.91), (load, "in so few rounds little is known of a draft")
-        assert of_none >= 0.95, load
-    assert mean(of_best for of_best, _ in found) >= 0.978
+    """In the mean of a dozen courses: a draft that is unlucky at first is left for a while, rightly or not."""
+    courses = [shares(machine, loads, seed=seed) for seed in SEEDS]
+    for load, found in zip(loads, zip(*courses, strict=True), strict=True):
+        of_best, of_none = zip(*found, strict=True)
+        assert mean(of_best) >= (0.97 if load[0] > 4 else 0.96), (load, "few requests say little of a draft")
+        assert mean(of_none) >= 0.97, load
+        assert min(of_none) >= 0.95, load
+    assert mean(of_best for course in courses for of_best, _ in course) >= 0.98
 
 
 @pytest.mark.parametrize("acceptance_rate", [0.4, 0.6])

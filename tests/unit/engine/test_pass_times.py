@@ -58,6 +58,13 @@ def test_the_first_pass_says_that_fewer_rows_take_as_long_and_more_in_proportion
     assert not times.knows(size(16, 1, 0))
 
 
+def test_where_arithmetic_begins_to_count_is_found_between_powers_of_two():
+    """Six rows are as cheap as four here, and eight are not: a line from four to eight is 5% off."""
+    times = timed([size(2, length, 100) for length in (1, 2, 3)] * 20)
+    for length in (1, 2, 3):
+        assert times.at(size(2, length, 100)) == pytest.approx(pass_s(size(2, length, 100)), rel=0.01), length
+
+
 def test_a_first_pass_that_was_something_else_is_forgotten():
     times = PassTimes()
     times.add(size(1, 4, 100), 3.0)

@@ -1,14 +1,17 @@
 """The time of a pass of the target by its rows and the texts they see, from the passes there were."""
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
 
 from forerun.engine.speculative.load import Load
 
-_NUM_OCTAVES = 12
-_READ, _SEEN = _NUM_OCTAVES + 1, _NUM_OCTAVES + 2
+_KNOTS = (1, *(number << doublings for doublings in range(12) for number in (2, 3)))
+"""Rows at which the line bends. With powers of two alone a kink between two of them, as where arithmetic begins to
+count, is smoothed over, and drafts end up a token too long."""
+_READ, _SEEN = len(_KNOTS), len(_KNOTS) + 1
 """Places of the state behind those of the times by rows."""
 _NOISE = 0.1
 """Passes of one size differ by this part of their time."""
@@ -63,18 +66,18 @@ class PassTimes:
 
     .. math:: t = f(\text{rows}) + b \cdot \text{read} + e \cdot \text{seen}, \qquad f' \ge 0, \quad b, e \ge 0
 
-    f is a line between powers of two. Where reading is all that texts cost, as many rows as one likes look at what is
-    read once, and e is 0; where arithmetic counts, or each row reads for itself, b is 0. Which it is depends on the
-    machine, on its threads, and on what the texts have in common, so it is learned like f: by a Kalman filter whose
-    state are the values of f, b and e. It begins with the first pass: as long for fewer rows (the weights are read all
-    the same), in proportion for more, nothing for texts. As time goes by, all of it gets faster or slower together, and
-    a bit each by itself; so what was measured while the machine was quicker is not forgotten, but scaled.
+    f is a line between 1, 2, 3, 4, 6, 8, 12 and so on. Where reading is all that texts cost, as many rows as one likes
+    look at what is read once, and e is 0; where arithmetic counts, or each row reads for itself, b is 0. Which it is
+    depends on the machine, on its threads, and on what the texts have in common, so it is learned like f: by a Kalman
+    filter whose state are the values of f, b and e. It begins with the first pass: as long for fewer rows (the weights
+    are read all the same), in proportion for more, nothing for texts. As time goes by, all of it gets faster or slower
+    together, and a bit each by itself; so what was measured while the machine was quicker is not forgotten, but scaled.
     """
 
     def __init__(self) -> None:
-        self._state = np.zeros(_NUM_OCTAVES + 3)
-        self._covariance = np.zeros((_NUM_OCTAVES + 3, _NUM_OCTAVES + 3))
-        self._first_deviations = np.zeros(_NUM_OCTAVES + 3)
+        self._state = np.zeros(_SEEN + 1)
+        self._covariance = np.zeros((_SEEN + 1, _SEEN + 1))
+        self._first_deviations = np.zeros(_SEEN + 1)
         self._least_s, self._misfit = 0.0, 1.0
         self._expected: list[float] = []
         """The state, where single values are read fast; empty before the first pass."""
@@ -125,14 +128,11 @@ class PassTimes:
 
     def _begin(self, size: PassSize, pass_s: float) -> None:
         """Guess everything from the first pass, and how wrong that may be."""
-        octaves = np.arange(_NUM_OCTAVES + 1)
-        guess = pass_s * np.maximum(1.0, 2.0**octaves / size.num_rows)
-        away = octaves - math.log2(size.num_rows)
+        guess = pass_s * np.maximum(1.0, np.array(_KNOTS) / size.num_rows)
+        away = np.log2(_KNOTS) - math.log2(size.num_rows)
         steps = np.where(np.outer(away, away) > 0, np.minimum.outer(abs(away), abs(away)), 0.0)
-        self._state[: _NUM_OCTAVES + 1] = guess
-        self._covariance[: _NUM_OCTAVES + 1, : _NUM_OCTAVES + 1] = (_LEVEL**2 + _STEP**2 * steps) * np.outer(
-            guess, guess
-        )
+        self._state[:_READ] = guess
+        self._covariance[:_READ, :_READ] = (_LEVEL**2 + _STEP**2 * steps) * np.outer(guess, guess)
         for place in (_READ, _SEEN):
             self._covariance[place, place] = (_CONTEXT * pass_s) ** 2
         self._least_s = _LEAST_SHARE * pass_s
@@ -169,11 +169,11 @@ class PassTimes:
                     self._state -= shared * (excess / spread)
 
 
-_ORDER = (*((place, place - 1) for place in range(1, _NUM_OCTAVES + 1)), (_READ, -1), (_SEEN, -1))
+_ORDER = (*((place, place - 1) for place in range(1, _READ)), (_READ, -1), (_SEEN, -1))
 
 
 def _parts(size: PassSize) -> tuple[list[int], list[float]]:
     """Return the places of the state that a pass takes its time from, and how much of each."""
-    octave = min(_NUM_OCTAVES - 1, int(math.log2(size.num_rows)))
-    share = size.num_rows / 2**octave - 1
-    return [octave, octave + 1, _READ, _SEEN], [1 - share, share, size.num_read, size.num_seen]
+    knot = min(_READ - 2, bisect_right(_KNOTS, size.num_rows) - 1)
+    share = (size.num_rows - _KNOTS[knot]) / (_KNOTS[knot + 1] - _KNOTS[knot])
+    return [knot, knot + 1, _READ, _SEEN], [1 - share, share, size.num_read, size.num_seen]
