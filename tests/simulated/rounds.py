@@ -26,6 +26,7 @@ class Machine:
         draft_s: Seconds for each token of the drafts, all requests together.
         any_draft_s: Seconds that drafts of any length take besides.
         catch_up_s: Seconds besides, where a draft was idle or there is a new text.
+        new_text_s: Seconds for each text that a draft has not read yet.
         noise: Relative standard deviation of what is measured; then one round in a hundred takes five times as long.
     """
 
@@ -35,14 +36,16 @@ class Machine:
     draft_s: float = 0.0
     any_draft_s: float = 0.0
     catch_up_s: float = 0.0
+    new_text_s: float = 0.0
     noise: float = 0.0
 
     def forward_s(self, load, length):
         context_s = (self.read_s + self.seen_s * (1 + length)) * load.num_context
         return self.pass_s(load.num_requests * (1 + length)) + context_s
 
-    def other_s(self, length, *, catches_up):
-        return self.draft_s * length + bool(length) * (self.any_draft_s + catches_up * self.catch_up_s)
+    def other_s(self, length, *, catches_up, num_unread):
+        reading_s = catches_up * self.catch_up_s + num_unread * self.new_text_s
+        return self.draft_s * length + bool(length) * (self.any_draft_s + reading_s)
 
 
 @dataclass
@@ -53,14 +56,14 @@ class Course:
         machine: Takes its time.
         acceptance_rate: Chance of a draft token.
         chosen: Lengths.
-        was_settled: Whether there was no new text.
+        num_new: How many texts were new.
         loads: What there was to do.
     """
 
     machine: Machine
     acceptance_rate: float
     chosen: list[int] = field(default_factory=list)
-    was_settled: list[bool] = field(default_factory=list)
+    num_new: list[int] = field(default_factory=list)
     loads: list[Load] = field(default_factory=list)
 
     def rate(self, first=0):
@@ -77,11 +80,15 @@ class Course:
 
     def _rate(self, lengths, first):
         num_tokens = time_s = 0.0
+        num_unread = 0
         for number in range(first, len(lengths)):
             length, load = lengths[number], self.loads[number]
-            catches_up = not self.was_settled[number] or number == 0 or lengths[number - 1] == 0
+            catches_up = self.num_new[number] > 0 or lengths[number - 1] == 0
+            num_unread = min(load.num_requests, num_unread + self.num_new[number])
             num_tokens += load.num_requests * sum(self.acceptance_rate**place for place in range(length + 1))
-            time_s += self.machine.forward_s(load, length) + self.machine.other_s(length, catches_up=catches_up)
+            other_s = self.machine.other_s(length, catches_up=catches_up, num_unread=num_unread)
+            time_s += self.machine.forward_s(load, length) + other_s
+            num_unread = 0 if length else num_unread
         return num_tokens / time_s
 
 
@@ -99,16 +106,17 @@ def play(controller, machine, num_requests, *, num_rounds, prompt_tokens=(0,), a
     """
     rng, course = random.Random(seed), Course(machine, acceptance_rate)
     texts = [[rng.choice(prompt_tokens), rng.randrange(MAX_TOKENS)] for _ in range(num_requests)]
-    was_idle, is_settled = True, False
+    was_idle, num_new, num_unread = True, num_requests, 0
     for _ in range(num_rounds):
         load = Load(num_requests=num_requests, num_context=sum(prompt + output for prompt, output in texts))
         length = controller.num_speculative_tokens(load)
         course.chosen.append(length)
-        course.was_settled.append(is_settled)
+        course.num_new.append(num_new)
         course.loads.append(load)
         accepted = [_accepted(rng, length, acceptance_rate) for _ in texts]
         forward_s = machine.forward_s(load, length)
-        other_s = machine.other_s(length, catches_up=was_idle or not is_settled)
+        num_unread = min(num_requests, num_unread + num_new)
+        other_s = machine.other_s(length, catches_up=was_idle or num_new > 0, num_unread=num_unread)
         slower = _slower(rng, machine.noise)
         controller.observe(
             load=load,
@@ -116,14 +124,15 @@ def play(controller, machine, num_requests, *, num_rounds, prompt_tokens=(0,), a
             accepted=accepted,
             round_s=slower * (forward_s + other_s),
             forward_s=slower * forward_s,
-            is_settled=is_settled,
+            num_new=num_new,
         )
-        was_idle, is_settled = length == 0, True
+        num_unread = 0 if length else num_unread
+        was_idle, num_new = length == 0, 0
         for text, number in zip(texts, accepted, strict=True):
             text[1] += 1 + number
             if text[1] >= MAX_TOKENS:
                 text[:] = rng.choice(prompt_tokens), 0
-                is_settled = False
+                num_new += 1
     return course
 
 

@@ -390,7 +390,7 @@ class EngineCore:
                 accepted=accepted,
                 round_s=round_s,
                 forward_s=forward_s,
-                is_settled=self._last_members.issuperset(request.index for request in requests),
+                num_new=sum(request.index not in self._last_members for request in requests),
             )
         self._last_members = frozenset(request.index for request in requests)
         return chunks

@@ -90,20 +90,22 @@ def test_a_machine_that_slows_down_is_no_reason_for_drafts():
     assert play(controller, slow, 16, num_rounds=100).chosen.count(0) >= 90
 
 
-def test_a_round_in_which_a_draft_catches_up_is_no_measure():
-    controller = adaptive()
+@pytest.mark.parametrize(("every", "least", "most"), [(3, 0, 0), (150, 3, 8)], ids=["often", "seldom"])
+def test_what_a_draft_takes_to_read_new_texts_counts_as_often_as_they_come(every, least, most):
+    controller, chosen = adaptive(), []
     for number in range(200):
-        length = controller.num_speculative_tokens(FOUR)
+        length, is_new = controller.num_speculative_tokens(FOUR), number % every == every - 1
+        chosen.append(length)
         forward_s = 0.02 + 1e-5 * length
         controller.observe(
             load=FOUR,
             proposed=[length] * 4,
             accepted=[length] * 4,
-            round_s=forward_s + (0.5 * length if number % 3 == 0 else 1e-4 * length),
+            round_s=forward_s + 1e-4 * length + (0.5 if is_new and length else 0.0),
             forward_s=forward_s,
-            is_settled=number % 3 != 0,
+            num_new=int(is_new),
         )
-    assert controller.num_speculative_tokens(FOUR) >= 3
+    assert least <= min(chosen[-20:]) <= max(chosen[-20:]) <= most
 
 
 def test_ways_with_one_draft_share_what_is_known_of_it():

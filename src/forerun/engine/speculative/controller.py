@@ -23,6 +23,8 @@ _FIRST_PLAIN = 2
 """Rounds without a draft with which several requests begin, when there were none much like them before."""
 _LEAST_MEASURED = 8
 """Rounds from which on a rate is what was measured rather than what is expected."""
+_TRIAL_SHARE = 0.01
+"""Part of the time that may go into reading texts for a trial of drafts, where none are made."""
 _ALONE = (0, 0)
 """The kind of every load of one request."""
 
@@ -42,7 +44,7 @@ class Controller(Protocol):
         accepted: Sequence[int],
         round_s: float,
         forward_s: float,
-        is_settled: bool = True,
+        num_new: int = 0,
     ) -> None:
         """Learn of a round.
 
@@ -52,7 +54,7 @@ class Controller(Protocol):
             accepted: How many of them were accepted.
             round_s: The round's time.
             forward_s: The target's part of it.
-            is_settled: Whether all requests took part in the round before it: else a draft had texts to read.
+            num_new: How many of the requests took no part in the round before it: a draft has their texts to read.
         """
         ...
 
@@ -87,7 +89,7 @@ class FixedController:
         accepted: Sequence[int],
         round_s: float,
         forward_s: float,
-        is_settled: bool = True,
+        num_new: int = 0,
     ) -> None:
         """Nothing to learn."""
 
@@ -141,6 +143,7 @@ class _Course:
     num_measured: int = 0
     tokens: float = 0.0
     time_s: float = 0.0
+    new_texts: float = 0.0
 
 
 class AdaptiveController:
@@ -150,13 +153,15 @@ class AdaptiveController:
 
     :math:`a_j` is the share of accepted tokens among those at place j that were looked at. The time of a round of n
     requests that see c cached tokens is that of a pass of :math:`n (1 + K)` rows over them, known from rounds of any
-    load, and a line in K for the rest (drafting and waiting alike, whatever the method). So a load never seen before
-    begins near its best length: as the batch grows and rows stop being free, drafts get shorter, down to none; as texts
-    grow and reading them is what takes time, they get longer again.
-    Now and then a neighbouring length is tried, so that the estimates stay fresh; no draft at all is a length too, so a
-    draft that does not pay is switched off, and tried again from time to time. Several requests of a new kind begin
-    without drafts, and go without for two rounds now and then: a pass of long drafts does not tell whether its rows or
-    its texts take the time, and whoever blames the texts never stops drafting.
+    load, and a line in K for the rest (drafting and waiting alike, whatever the method). To it comes, with drafts,
+    what a draft takes to read texts that are new to it, as many as come along. So a load never seen before begins
+    near its best length: as the batch grows and rows stop being free, drafts get shorter, down to none; as texts grow
+    and reading them is what takes time, they get longer again.
+    Now and then a neighbouring length is tried, so that the estimates stay fresh; no draft at all is a length too, so
+    a draft that does not pay is switched off, and tried again from time to time, more seldom the more it has to read
+    for that. Several requests of a new kind begin without drafts, and go without for two rounds now and then: a pass
+    of long drafts does not tell whether its rows or its texts take the time, and whoever blames the texts never stops
+    drafting.
 
     Args:
         acceptance: What is known of the draft.
@@ -167,7 +172,7 @@ class AdaptiveController:
 
     def __init__(self, acceptance: Acceptance, *, least_tokens: int, max_tokens: int, initial: int) -> None:
         self._acceptance, self._least_tokens, self._max_tokens = acceptance, least_tokens, max_tokens
-        self._initial, self._was_idle = initial, False
+        self._initial, self._was_idle, self._num_unread, self._idle_s = initial, False, 0, 0.0
         self._times = RoundTimes()
         self._courses: dict[tuple[int, int], _Course] = {}
 
@@ -187,19 +192,26 @@ class AdaptiveController:
         accepted: Sequence[int],
         round_s: float,
         forward_s: float,
-        is_settled: bool = True,
+        num_new: int = 0,
     ) -> None:
         """Update acceptance at each place that was looked at, and what is known of times."""
         self._acceptance.observe(proposed=proposed, accepted=accepted)
         length = sum(proposed) / load.num_requests
-        # A draft that was idle has to catch up, as one has that gets a new text.
-        is_like_others = is_settled and (length == 0 or not self._was_idle)
-        self._was_idle = length == 0
-        self._times.add(load, length, forward_s=forward_s, other_s=round_s - forward_s if is_like_others else None)
+        self._num_unread = min(load.num_requests, self._num_unread + num_new)
+        self._times.add_pass(load, length, forward_s)
+        if length and (self._was_idle or self._num_unread):
+            self._times.add_reading(load, length, round_s - forward_s, num_texts=self._num_unread)
+        else:
+            self._times.add_other(load, length, round_s - forward_s)
         expected = sum(self._acceptance.expected_tokens(number) for number in proposed) / load.num_requests
         course = self._course(load)
         course.num_measured += 1
         course.tokens, course.time_s = _DECAY * course.tokens + expected, _DECAY * course.time_s + round_s
+        come_along = num_new if num_new < load.num_requests else 0
+        course.new_texts = _DECAY * course.new_texts + come_along / load.num_requests
+        self._was_idle = length == 0
+        self._idle_s = self._idle_s + round_s if self._was_idle else 0.0
+        self._num_unread = self._num_unread if self._was_idle else 0
 
     def rate(self, load: Load) -> float | None:
         """Return the rate that was measured at such a load; before, the one to expect at the best length.
@@ -212,8 +224,7 @@ class AdaptiveController:
         if load.num_requests > 1 and not self._times.has_texts_like(load):
             return None
         best = self._best(load)
-        time_s = self._times.at(load, best)
-        return None if time_s is None else self._acceptance.expected_tokens(best) / time_s
+        return None if self._times.at(load, best) is None else self._rate(best, load)
 
     def forget_times(self) -> None:
         """Leave what was measured of rounds the weight of one."""
@@ -235,6 +246,9 @@ class AdaptiveController:
         if course.num_rounds < course.interval:
             return best
         if course.num_rounds == course.interval:
+            if best == 0 and not self._can_afford_to_read(load):
+                course.num_rounds -= 1
+                return best
             course.num_trials += 1
             if self._is_hopeless(course, best, load):
                 course.num_trials += 1
@@ -244,6 +258,11 @@ class AdaptiveController:
         else:
             course.interval, course.num_rounds = min(2 * course.interval, seldom), 0
         return self._neighbour(course, best, load)
+
+    def _can_afford_to_read(self, load: Load) -> bool:
+        """Return whether a draft was idle for long enough, against what it takes to read what it did not."""
+        is_alone = load.num_requests == 1
+        return is_alone or self._times.reading_s(load, self._num_unread) <= _TRIAL_SHARE * self._idle_s
 
     def _is_hopeless(self, course: _Course, best: int, load: Load) -> bool:
         """Return whether the length whose turn it is can't be much good; then it is the next one's turn."""
@@ -267,7 +286,12 @@ class AdaptiveController:
         return self._least_tokens + (rates.index(best) if best > _WORTH_DRAFTING * rates[0] else 0)
 
     def _rate(self, length: int, load: Load) -> float:
-        return self._acceptance.expected_tokens(length) / (self._times.at(load, length) or 1.0)
+        time_s, expected = self._times.at(load, length) or 1.0, self._acceptance.expected_tokens(length)
+        if length:
+            course = self._course(load)
+            new_per_token = course.new_texts / course.tokens if course.tokens else 0.0
+            time_s += self._times.reading_s(load, load.num_requests * expected * new_per_token)
+        return expected / time_s
 
 
 class BranchBudget:

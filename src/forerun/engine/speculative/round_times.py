@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from forerun.engine.speculative.load import Load
 from forerun.engine.speculative.pass_times import PassSize, PassTimes
+from forerun.engine.speculative.reading_time import ReadingTime
 from forerun.engine.speculative.time_line import TimeLine
 
 
@@ -18,22 +19,30 @@ class RoundTimes:
         self._passes = PassTimes()
         self._drafted: dict[int, TimeLine] = {}
         self._plain: dict[int, TimeLine] = {}
+        self._reading = ReadingTime()
         self._longest = 0.0
 
-    def add(self, load: Load, length: float, *, forward_s: float, other_s: float | None) -> None:
-        """Learn the times of a round.
-
-        Args:
-            load: What took part.
-            length: Mean length of the drafts.
-            forward_s: Time of the target's pass.
-            other_s: The rest of the round; ``None``: it is not like that of other rounds.
-        """
-        self._passes.add(PassSize.of(load, length), forward_s)
+    def add_pass(self, load: Load, length: float, pass_s: float) -> None:
+        """Learn the time of the target's pass in a round of this load, with drafts of this mean length."""
+        self._passes.add(PassSize.of(load, length), pass_s)
         self._longest = max(self._longest, load.mean_context)
-        if other_s is not None:
-            lines = self._drafted if length else self._plain
-            lines.setdefault(load.kind[0], TimeLine()).add(length, other_s)
+
+    def add_other(self, load: Load, length: float, other_s: float) -> None:
+        """Learn the time of the rest of a round in which a draft had nothing to read."""
+        lines = self._drafted if length else self._plain
+        lines.setdefault(load.kind[0], TimeLine()).add(length, other_s)
+
+    def add_reading(self, load: Load, length: float, other_s: float, *, num_texts: int) -> None:
+        """Learn the time of the rest of a round in which a draft read so many texts first; 0: the ends of some.
+
+        The text of a request by itself is read ahead.
+        """
+        if num_texts and load.num_requests > 1:
+            self._reading.add(num_texts * load.mean_context, max(0.0, other_s - self._other(load, length)))
+
+    def reading_s(self, load: Load, num_texts: float) -> float:
+        """Return the time that a draft takes to read so many texts of such a load; 0 until that was timed."""
+        return self._reading.at(num_texts * load.mean_context)
 
     def knows(self, load: Load, length: int) -> bool:
         """Return whether the pass of such a round is known from some much like it, not guessed from others."""
@@ -50,7 +59,7 @@ class RoundTimes:
             return None
         return pass_s + self._other(load, length)
 
-    def _other(self, load: Load, length: int) -> float:
+    def _other(self, load: Load, length: float) -> float:
         """Return the time to expect beside the pass: with drafts, as long as without until one was timed."""
         lines = (self._drafted or self._plain) if length else self._plain
         return _nearest(lines, load).at(length) if lines else 0.0
