@@ -81,13 +81,13 @@ class Course:
     def _rate(self, lengths, first):
         num_tokens = time_s = 0.0
         num_unread = 0
-        for number in range(first, len(lengths)):
-            length, load = lengths[number], self.loads[number]
+        for number, (length, load) in enumerate(zip(lengths, self.loads, strict=True)):
             catches_up = self.num_new[number] > 0 or lengths[number - 1] == 0
             num_unread = min(load.num_requests, num_unread + self.num_new[number])
-            num_tokens += load.num_requests * sum(self.acceptance_rate**place for place in range(length + 1))
-            other_s = self.machine.other_s(length, catches_up=catches_up, num_unread=num_unread)
-            time_s += self.machine.forward_s(load, length) + other_s
+            if number >= first:
+                num_tokens += load.num_requests * sum(self.acceptance_rate**place for place in range(length + 1))
+                other_s = self.machine.other_s(length, catches_up=catches_up, num_unread=num_unread)
+                time_s += self.machine.forward_s(load, length) + other_s
             num_unread = 0 if length else num_unread
         return num_tokens / time_s
 

@@ -242,6 +242,7 @@ class EngineCore:
     def _start(self, request: Request) -> None:
         """Let the speculator learn of a request, as at its prefill: that is a round, and no number is used twice."""
         is_resumed = request.is_resumed
+        self._last_members -= {request.index}
         request.round_number += is_resumed
         self._draftings[request.index].speculator.start(request)
         request.round_number += is_resumed
@@ -392,7 +393,7 @@ class EngineCore:
                 forward_s=forward_s,
                 num_new=sum(request.index not in self._last_members for request in requests),
             )
-        self._last_members = frozenset(request.index for request in requests)
+            self._last_members = frozenset(request.index for request in requests)
         return chunks
 
     def _decide(self, request: Request, logits: np.ndarray, speculation: Speculation) -> tuple[StreamChunk, int]:

@@ -48,7 +48,6 @@ def shares(machine, loads, *, seed):
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("machine", [MEMORY, ARITHMETIC], ids=["memory", "arithmetic"])
 @pytest.mark.parametrize("loads", [LOADS, LOADS[::-1]], ids=["short first", "long first"])
 def test_it_is_near_the_best_fixed_length_soon_and_never_far_below_none(machine, loads):

@@ -26,6 +26,13 @@ def test_one_reading_that_was_held_up_changes_little():
     assert reading.at(100) == pytest.approx(0.01, rel=0.15)
 
 
+def test_a_first_reading_that_was_something_else_is_forgotten():
+    reading = ReadingTime()
+    reading.add(100, 3.0)
+    reading.add(100, 0.01)
+    assert reading.at(100) == pytest.approx(0.01)
+
+
 def test_reading_is_told_from_drafting():
     """Four texts of 100 tokens are read in 8 ms; the drafts of the same round take 5."""
     times, load = RoundTimes(), Load(num_requests=4, num_context=400)

@@ -54,7 +54,8 @@ class Controller(Protocol):
             accepted: How many of them were accepted.
             round_s: The round's time.
             forward_s: The target's part of it.
-            num_new: How many of the requests took no part in the round before it: a draft has their texts to read.
+            num_new: How many of the requests came since the last round that was observed, or changed their way: a draft
+                may have their texts to read.
         """
         ...
 
@@ -144,6 +145,7 @@ class _Course:
     tokens: float = 0.0
     time_s: float = 0.0
     new_texts: float = 0.0
+    idle_s: float = 0.0
 
 
 class AdaptiveController:
@@ -172,7 +174,7 @@ class AdaptiveController:
 
     def __init__(self, acceptance: Acceptance, *, least_tokens: int, max_tokens: int, initial: int) -> None:
         self._acceptance, self._least_tokens, self._max_tokens = acceptance, least_tokens, max_tokens
-        self._initial, self._was_idle, self._num_unread, self._idle_s = initial, False, 0, 0.0
+        self._initial, self._was_idle, self._num_unread = initial, False, 0
         self._times = RoundTimes()
         self._courses: dict[tuple[int, int], _Course] = {}
 
@@ -207,10 +209,11 @@ class AdaptiveController:
         course = self._course(load)
         course.num_measured += 1
         course.tokens, course.time_s = _DECAY * course.tokens + expected, _DECAY * course.time_s + round_s
-        come_along = num_new if num_new < load.num_requests else 0
+        # Those that a kind of load begins with do not come along while it lasts.
+        come_along = num_new if course.num_measured > 1 else 0
         course.new_texts = _DECAY * course.new_texts + come_along / load.num_requests
         self._was_idle = length == 0
-        self._idle_s = self._idle_s + round_s if self._was_idle else 0.0
+        course.idle_s = course.idle_s + round_s if self._was_idle else 0.0
         self._num_unread = self._num_unread if self._was_idle else 0
 
     def rate(self, load: Load) -> float | None:
@@ -233,6 +236,7 @@ class AdaptiveController:
             if course.time_s > 0:
                 scale = min(1.0, 1 / max(1, course.num_measured))
                 course.tokens, course.time_s = scale * course.tokens, scale * course.time_s
+                course.new_texts *= scale
 
     def _course(self, load: Load) -> _Course:
         """Return how it went at such loads; one request by itself is followed from text to text."""
@@ -245,10 +249,10 @@ class AdaptiveController:
             course.best, course.interval, course.num_rounds = best, _EXPLORE_EVERY, 0
         if course.num_rounds < course.interval:
             return best
+        if best == 0 and self._was_idle and not self._can_afford_to_read(course, load):
+            course.num_rounds = course.interval - 1
+            return best
         if course.num_rounds == course.interval:
-            if best == 0 and not self._can_afford_to_read(load):
-                course.num_rounds -= 1
-                return best
             course.num_trials += 1
             if self._is_hopeless(course, best, load):
                 course.num_trials += 1
@@ -259,10 +263,10 @@ class AdaptiveController:
             course.interval, course.num_rounds = min(2 * course.interval, seldom), 0
         return self._neighbour(course, best, load)
 
-    def _can_afford_to_read(self, load: Load) -> bool:
-        """Return whether a draft was idle for long enough, against what it takes to read what it did not."""
+    def _can_afford_to_read(self, course: _Course, load: Load) -> bool:
+        """Return whether there were no drafts for long enough, against what it takes to read what a draft did not."""
         is_alone = load.num_requests == 1
-        return is_alone or self._times.reading_s(load, self._num_unread) <= _TRIAL_SHARE * self._idle_s
+        return is_alone or self._times.reading_s(load, self._num_unread) <= _TRIAL_SHARE * course.idle_s
 
     def _is_hopeless(self, course: _Course, best: int, load: Load) -> bool:
         """Return whether the length whose turn it is can't be much good; then it is the next one's turn."""

@@ -2,8 +2,9 @@
 
 _DECAY = 0.9
 """Weight that a reading keeps after each further one: the last ten count most."""
-_MOST_RISE = 2.0
-"""A reading this many times slower than expected counts as that: it was held up."""
+_MOST_RISE, _MOST_FALL = 2.0, 3.0
+"""A reading this many times slower than expected counts as that: it was held up. One this many times faster shows that
+those before were something else, such as the first pass of a model, and takes their place."""
 
 
 class ReadingTime:
@@ -15,7 +16,10 @@ class ReadingTime:
     def add(self, num_tokens: float, seconds: float) -> None:
         """Learn of texts of so many tokens, all together."""
         if self._seconds > 0:
-            seconds = min(seconds, _MOST_RISE * self.at(num_tokens))
+            expected = self.at(num_tokens)
+            if 0 < _MOST_FALL * seconds < expected:
+                self._num_tokens = self._seconds = 0.0
+            seconds = min(seconds, _MOST_RISE * expected)
         self._num_tokens = _DECAY * self._num_tokens + num_tokens
         self._seconds = _DECAY * self._seconds + seconds
 

@@ -28,14 +28,14 @@ class RoundTimes:
         self._longest = max(self._longest, load.mean_context)
 
     def add_other(self, load: Load, length: float, other_s: float) -> None:
-        """Learn the time of the rest of a round in which a draft had nothing to read."""
+        """Learn the time of the rest of a round in which no draft had anything to read, or none was made."""
         lines = self._drafted if length else self._plain
         lines.setdefault(load.kind[0], TimeLine()).add(length, other_s)
 
     def add_reading(self, load: Load, length: float, other_s: float, *, num_texts: int) -> None:
-        """Learn the time of the rest of a round in which a draft read so many texts first; 0: the ends of some.
+        """Learn the time of the rest of a round in which a draft read so many texts first.
 
-        The text of a request by itself is read ahead.
+        Of 0 there is nothing to learn: it read the ends of some. Nor is there of one request: most are read ahead.
         """
         if num_texts and load.num_requests > 1:
             self._reading.add(num_texts * load.mean_context, max(0.0, other_s - self._other(load, length)))
