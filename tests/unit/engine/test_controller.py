@@ -90,10 +90,10 @@ def test_a_machine_that_slows_down_is_no_reason_for_drafts():
     assert play(controller, slow, 16, num_rounds=100).chosen.count(0) >= 90
 
 
-@pytest.mark.parametrize(("every", "least", "most"), [(3, 0, 0), (150, 3, 8)], ids=["often", "seldom"])
-def test_what_a_draft_takes_to_read_new_texts_counts_as_often_as_they_come(every, least, most):
-    controller, chosen = adaptive(), []
-    for number in range(200):
+def chosen_with_newcomers(controller, *, every, reading_s, num_rounds):
+    """Let drafts be right and nearly free but for one text of four that is new in every so many rounds, and is read."""
+    chosen = []
+    for number in range(num_rounds):
         length, is_new = controller.num_speculative_tokens(FOUR), number % every == every - 1
         chosen.append(length)
         forward_s = 0.02 + 1e-5 * length
@@ -101,11 +101,25 @@ def test_what_a_draft_takes_to_read_new_texts_counts_as_often_as_they_come(every
             load=FOUR,
             proposed=[length] * 4,
             accepted=[length] * 4,
-            round_s=forward_s + 1e-4 * length + (0.5 if is_new and length else 0.0),
+            round_s=forward_s + 1e-4 * length + (reading_s if is_new and length else 0.0),
             forward_s=forward_s,
             num_new=int(is_new),
         )
+    return chosen
+
+
+@pytest.mark.parametrize(("every", "least", "most"), [(3, 0, 0), (150, 3, 8)], ids=["often", "seldom"])
+def test_what_a_draft_takes_to_read_new_texts_counts_as_often_as_they_come(every, least, most):
+    chosen = chosen_with_newcomers(adaptive(), every=every, reading_s=0.5, num_rounds=200)
     assert least <= min(chosen[-20:]) <= max(chosen[-20:]) <= most
+
+
+def test_newcomers_are_forgotten_with_the_times():
+    """A controller that is asked to forget times must not take texts to come along a hundred times as often."""
+    controller = adaptive()
+    before = chosen_with_newcomers(controller, every=20, reading_s=0.03, num_rounds=400)[-1]
+    controller.forget_times()
+    assert controller.num_speculative_tokens(FOUR) == before >= 3
 
 
 def test_ways_with_one_draft_share_what_is_known_of_it():

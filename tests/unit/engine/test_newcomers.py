@@ -8,12 +8,10 @@ from simulated.decoding import Way, World
 from forerun.engine.core import EngineCore
 from forerun.engine.metrics import DecodeCounters
 from forerun.engine.sampling import SamplingParams
-from forerun.engine.speculative.controller import Acceptance, AdaptiveController, FixedController
-from forerun.engine.speculative.load import Load
+from forerun.engine.speculative.controller import FixedController
 from forerun.engine.speculative.speculator import Speculator
 
 PARAMS = SamplingParams(temperature=0, max_tokens=40, seed=0)
-FOUR = Load(num_requests=4, num_context=400)
 
 
 class Recording(FixedController):
@@ -78,22 +76,3 @@ def test_who_comes_in_rounds_of_several_ways_is_new_in_the_next_round_of_one(wor
     core.step()
     assert first.controller.new == [(1, 1), (2, 1)]
     assert second.controller.new == []
-
-
-def test_what_is_known_of_newcomers_is_forgotten_with_the_times():
-    """A controller that is asked to forget times must not take texts to come along a hundred times as often."""
-    controller = AdaptiveController(Acceptance(8), least_tokens=0, max_tokens=8, initial=4)
-    for number in range(400):
-        length, is_new = controller.num_speculative_tokens(FOUR), number % 20 == 19
-        forward_s = 0.02 + 1e-5 * length
-        controller.observe(
-            load=FOUR,
-            proposed=[length] * 4,
-            accepted=[length] * 4,
-            round_s=forward_s + 1e-4 * length + (0.03 if is_new and length else 0.0),
-            forward_s=forward_s,
-            num_new=int(is_new),
-        )
-    before = controller.num_speculative_tokens(FOUR)
-    controller.forget_times()
-    assert controller.num_speculative_tokens(FOUR) == before >= 3
