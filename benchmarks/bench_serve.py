@@ -92,7 +92,8 @@ class Bench:
             for method in methods
         ]
         peers = self._peers if with_peers else ()
-        everyone = [replace(subject, max_tokens=self._args.max_tokens) for subject in (*ours, *peers)]
+        limits = {"max_tokens": self._args.max_tokens, "length_spread": self._args.length_spread}
+        everyone = [replace(subject, **limits) for subject in (*ours, *peers)]
         shuffled = self._order.sample(everyone, len(everyone))
         return [replace(subject, extra=subject.extra | _own_cache()) for subject in shuffled]
 
@@ -161,7 +162,7 @@ class Bench:
     async def _prefix(self) -> None:
         """Ask long prompts that were never seen, each followed by one with the same beginning."""
         for subject in self._subjects(("none",)):
-            brief = replace(subject, max_tokens=2)
+            brief = replace(subject, max_tokens=2, length_spread=0.0)
             times: dict[str, list[float]] = {"cold": [], "hit": [], "short": []}
             for number in range(self._args.prefix_pairs):
                 beginning = f"Desk {number}-{time.time_ns()}. " + _LIBRARY * 8
@@ -365,6 +366,9 @@ def main() -> None:
     parser.add_argument("--open-requests", type=int, default=20, help="requests of an open load")
     parser.add_argument("--prefix-pairs", type=int, default=5, help="long prompts, each asked about twice; 0 for none")
     parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="most tokens of an answer")
+    parser.add_argument(
+        "--length-spread", type=float, default=0.0, help="share of it by which the most of each prompt differ, 0 to 1"
+    )
     parser.add_argument("--max-stolen", type=float, default=0.03, help="share of a turn that the host may withhold")
     parser.add_argument("--max-tries", type=int, default=3, help="times that such a turn is taken in all")
     parser.add_argument("--seed", type=int, default=0)
@@ -390,7 +394,7 @@ def main() -> None:
             settings = _vllm_settings(args.vllm_python)
             peers["vllm"] = servers.enter_context(_peer_server("vllm", command, settings))
         url = args.url or servers.enter_context(own_server(config.max_num_seqs))
-        head = {"manifest": manifest, "load_average_before": load_before}
+        head = {"manifest": manifest, "length_spread": args.length_spread, "load_average_before": load_before}
         asyncio.run(_run(args, url, peers, head))
 
 

@@ -21,12 +21,19 @@ class Subject:
         client: Of its server.
         extra: Fields of a request beyond the usual ones.
         max_tokens: Most tokens of an answer.
+        length_spread: Of each answer's limit about that, as a share of it: limits are even between the ends, and a
+            prompt's is the same for everyone.
     """
 
     name: str
     client: httpx.AsyncClient
     extra: dict[str, object] = field(default_factory=dict)
     max_tokens: int = MAX_TOKENS
+    length_spread: float = 0.0
+
+    def most_tokens(self, prompt: str) -> int:
+        """Return how many tokens the answer to a prompt may have."""
+        return round(self.max_tokens * (1 + self.length_spread * random.Random(prompt).uniform(-1, 1)))
 
 
 @dataclass
@@ -72,7 +79,7 @@ async def ask(subject: Subject, prompt: str, due_s: float) -> Timing:
     timing = Timing(due_s=due_s)
     body = {
         "messages": [{"role": "user", "content": prompt}],
-        "max_tokens": subject.max_tokens,
+        "max_tokens": subject.most_tokens(prompt),
         "temperature": 0,
         "stream": True,
     }

@@ -4,110 +4,41 @@ Here the device is the CPU, where what is launched beside the verification has r
 that a GPU would share: shapes, padding, noise, look-ups, the draft's own cache.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-from simulated.decoding import World
-from simulated.heads import random_head_weights
-from simulated.models import markov_law
+from simulated.device_world import (
+    CAPACITY,
+    CONFIG,
+    PARAMS,
+    PROMPTS,
+    SETS,
+    SHAPED,
+    TRUNCATED,
+    WORLD,
+    K,
+    all_counts,
+    decode,
+    decoder,
+    head_speculator,
+    new_laws,
+    new_target,
+    proposals,
+    refuse,
+    speculator,
+    state_speculator,
+)
 
 from forerun.core.errors import DeviceMemoryError
 from forerun.core.rows import Rows
-from forerun.engine.config import SpeculativeConfig, Verification
 from forerun.engine.core import EngineCore
 from forerun.engine.metrics import DecodeCounters
-from forerun.engine.sampling import SamplingParams
 from forerun.engine.scheduler import SchedulerConfig
-from forerun.engine.speculative.choice import DraftChoice
 from forerun.engine.speculative.controller import FixedController
-from forerun.engine.speculative.device_drafter import (
-    DeviceDraft,
-    DeviceSequentialSpeculator,
-    DeviceSsdSpeculator,
-)
 from forerun.engine.speculative.plain import NoSpeculator
-from forerun.engine.speculative.sequential import SequentialSpeculator
-from forerun.engine.speculative.target_states import TargetStates
-from forerun.models.config import DecoderConfig
-from forerun.models.decoder import Decoder
-from forerun.models.decoder_weights import fill_decoder
-from forerun.models.device_head import DeviceHead
 from forerun.models.device_runner import DeviceRunner
-from forerun.models.draft_laws import DraftLaws
-from forerun.models.eagle3 import Eagle3Config
-from forerun.models.eagle3_runner import Eagle3Runner, fill_head
-from forerun.models.layout import parameter_shapes
 from forerun.models.torch_runner import TorchRunner
-
-CONFIG = DecoderConfig(
-    vocab_size=19, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8,
-    max_len=64,
-)  # fmt: skip
-CAPACITY, K = 56, 3
-WORLD = World(
-    target=markov_law(CONFIG.vocab_size, seed=0),
-    draft=markov_law(CONFIG.vocab_size, seed=0),
-    vocab_size=CONFIG.vocab_size,
-    eos_ids=(0,),
-    capacity=CAPACITY,
-)
-PROMPTS = ([3, 1, 4, 1, 5, 9], [2, 7], [1, 8, 2, 8, 1, 8, 2, 8, 4, 5], [9, 9, 9])
-PARAMS = [
-    SamplingParams(temperature=0, max_tokens=16, ignore_eos=True),
-    SamplingParams(temperature=0.9, max_tokens=11, seed=5),
-    SamplingParams(temperature=0.7, max_tokens=18, seed=6, ignore_eos=True),
-    SamplingParams(temperature=1.2, max_tokens=9, seed=7),
-]
-TRUNCATED = [
-    SamplingParams(temperature=1.1, top_k=6, max_tokens=14, seed=1, ignore_eos=True),
-    SamplingParams(temperature=0.9, top_p=0.7, min_p=0.01, max_tokens=12, seed=2),
-    SamplingParams(temperature=0, max_tokens=10, top_k=3),
-    SamplingParams(temperature=1.3, min_p=0.1, top_k=9, max_tokens=12, seed=4),
-]
-SHAPED = [*PARAMS[:3], SamplingParams(temperature=1.0, top_p=0.9, logprobs=1, max_tokens=8, seed=3)]
-SETS = {"plain": PARAMS, "shaped": SHAPED, "truncated": TRUNCATED}
-
-
-def decoder(*, noise: float = 0.0) -> Decoder:
-    """The same weights, or some near them."""
-    rng, other = np.random.default_rng(8), np.random.default_rng(9)
-    weights = {
-        name: ((rng.standard_normal(shape) + noise * other.standard_normal(shape)) * (1.5 / shape[-1] ** 0.5)).astype(
-            np.float32
-        )
-        for name, shape in parameter_shapes(CONFIG).items()
-    }
-    return fill_decoder(CONFIG, weights.__getitem__)
-
-
-def decode(target, speculator, params, *, num_tokens=K, verification: Verification = "coupled", prompts=PROMPTS):
-    """Return outputs and counters of all prompts, two side by side."""
-    requests = WORLD.requests(prompts, [replace(some, seed=some.seed or 0) for some in params])
-    counters = DecodeCounters()
-    core = EngineCore(target, verification=verification, counters=counters)
-    for _ in core.run(requests, speculator, FixedController(num_tokens)):
-        pass
-    return [(request.output_ids, request.logprobs, request.finish_reason) for request in requests], counters
-
-
-def speculator(method: str, *, noise: float, vocab_ids=None, most_drawn: int = 0):
-    """Drafts by shared noise, or drawn from laws that are then held on the draft's device."""
-    runner = DeviceRunner(
-        decoder(noise=noise), num_sequences=2, capacity=CAPACITY, num_tree_slots=6 * K, vocab_ids=vocab_ids
-    )
-    laws = None
-    if most_drawn:
-        laws = DraftLaws(
-            num_sequences=2, num_places=most_drawn, vocab_ids=vocab_ids, vocab_size=CONFIG.vocab_size,
-            recorder=runner.recorder,
-        )  # fmt: skip
-    draft = DeviceDraft(runner, laws=laws)
-    if method == "sequential":
-        return DeviceSequentialSpeculator(draft)
-    return DeviceSsdSpeculator(draft, num_outcomes=6, depth=2, fallback=method)
 
 
 @pytest.fixture(scope="module")
@@ -115,10 +46,6 @@ def expected():
     """Decoding without a draft, on the plain path."""
     target = TorchRunner(decoder(), num_sequences=2, capacity=CAPACITY)
     return {name: decode(target, NoSpeculator(), params, num_tokens=0)[0] for name, params in SETS.items()}
-
-
-def refuse(*_args, **_options):
-    raise AssertionError("logits were asked for where tokens are enough")
 
 
 @pytest.mark.parametrize(
@@ -135,7 +62,7 @@ def refuse(*_args, **_options):
 )
 def test_output_is_that_of_decoding_without_a_draft(method, params, expected):
     """By tokens chosen where the logits are, and where a request needs more, by logits on the host."""
-    target = DeviceRunner(decoder(), num_sequences=2, capacity=CAPACITY)
+    target = new_target()
     if params != "shaped":
         target.forward = refuse
     outputs, counters = decode(target, speculator(method, noise=0.3), SETS[params])
@@ -186,7 +113,7 @@ def test_out_of_memory_is_answered_by_fewer_at_a_time(reuses_prefixes, expected)
 
 
 def test_a_common_beginning_is_copied_where_it_lies():
-    target = DeviceRunner(decoder(), num_sequences=2, capacity=CAPACITY)
+    target = new_target()
     target.read_states = refuse
     common = list(range(1, 19)) * 2
     requests = WORLD.requests([[*common, 3], [*common, 4, 5]], [PARAMS[0]] * 2)
@@ -207,26 +134,17 @@ def test_a_common_beginning_is_copied_where_it_lies():
 @pytest.mark.parametrize("method", ["sequential", "neural"])
 def test_a_perfect_draft_is_always_accepted(method):
     """Draft and target are one model, so any error in the draft's cache, keys or positions costs a rejection."""
-    target = DeviceRunner(decoder(), num_sequences=2, capacity=CAPACITY)
+    target = new_target()
     endless = [replace(some, ignore_eos=True) for some in PARAMS]  # an accepted token after the end would not count
     _, counters = decode(target, speculator(method, noise=0.0), endless)
     assert counters.num_accepted == counters.num_proposed > 20
 
 
 def test_a_draft_of_few_tokens_changes_nothing(expected):
-    target = DeviceRunner(decoder(), num_sequences=2, capacity=CAPACITY)
+    target = new_target()
     few = np.array([1, 2, 5, 7, 8, 9, 12])
     outputs, _ = decode(target, speculator("neural", noise=0.1, vocab_ids=few), PARAMS)
     assert [tokens for tokens, _, _ in outputs] == [tokens for tokens, _, _ in expected["plain"]]
-
-
-def verifying(method: str, target, *, noise: float, vocab_ids=None):
-    """A target that verifies by rejection, and the speculator whose laws it reads: beside it, or on the host."""
-    drafter = speculator(method, noise=noise, vocab_ids=vocab_ids, most_drawn=K)
-    if isinstance(target, DeviceRunner):
-        target.verify_by(drafter._draft._laws)
-        target.forward = refuse
-    return drafter
 
 
 @pytest.mark.parametrize(
@@ -245,7 +163,7 @@ def test_rejection_where_the_logits_are_is_that_of_the_host(method, params, expe
     results = []
     for kind in (DeviceRunner, TorchRunner):
         target = kind(decoder(), num_sequences=2, capacity=CAPACITY)
-        drafter = verifying(method, target, noise=0.3, vocab_ids=few)
+        drafter = speculator(method, noise=0.3, vocab_ids=few, laws=new_laws(target, few))
         results.append(decode(target, drafter, SETS[params], verification="rejection"))
     (outputs, counters), (expected_outputs, expected_counters) = results
     assert outputs == expected_outputs
@@ -260,9 +178,9 @@ def test_rejection_of_requests_that_need_logits_reads_the_laws_on_the_host():
     results = []
     for kind in (DeviceRunner, TorchRunner):
         target = kind(decoder(), num_sequences=2, capacity=CAPACITY)
-        drafter = speculator("neural", noise=0.2, most_drawn=K)
-        if isinstance(target, DeviceRunner):
-            target.verify_by(drafter._draft._laws)
+        forward = target.forward
+        drafter = speculator("neural", noise=0.2, laws=new_laws(target))
+        target.forward = forward
         results.append(decode(target, drafter, SHAPED, verification="rejection")[0])
     for (tokens, _, reason), (own, _, own_reason) in zip(*results, strict=True):
         assert (tokens, reason) == (own, own_reason)
@@ -281,88 +199,48 @@ def test_drawing_without_a_draft_is_that_of_the_host():
 @pytest.mark.parametrize("method", ["sequential", "neural"])
 def test_rejection_keeps_all_of_a_perfect_draft(method):
     """p is q, so a law of another token, branch or sequence shows as a rejection; requests begin while others run."""
-    target = DeviceRunner(decoder(), num_sequences=2, capacity=CAPACITY)
-    drafter = verifying(method, target, noise=0.0)
+    target = new_target()
+    drafter = speculator(method, noise=0.0, laws=new_laws(target))
     warm = [replace(some, ignore_eos=True, temperature=1.2, seed=place) for place, some in enumerate(TRUNCATED)]
     _, counters = decode(target, drafter, warm, verification="rejection")
     assert counters.num_accepted == counters.num_proposed > 15
 
 
-def head_speculator(method: str, target, *, verification: Verification = "coupled"):
-    """A head with random weights, which reads the hidden states of a target."""
-    config = Eagle3Config(
-        layer=replace(CONFIG, num_layers=1),
-        layer_ids=(0, 1),
-        target_hidden_size=CONFIG.hidden_size,
-        draft_vocab_size=CONFIG.vocab_size,
-    )
-    head = fill_head(config, random_head_weights(config).__getitem__, dtype=torch.float32)
-    if method == "plain":
-        speculative = SpeculativeConfig(copy_from_context=False, verification=verification)
-        return SequentialSpeculator(
-            Eagle3Runner(head, num_sequences=2, capacity=CAPACITY),
-            lambda request: DraftChoice(
-                request.params, speculative, request.prompt_ids, frozenset((0,)), vocab_size=CONFIG.vocab_size,
-                vocab_ids=None, request_number=request.number,
-            ),
-            states=TargetStates.features(target, layer_ids=config.layer_ids),
-        )  # fmt: skip
-    target.keep_features(config.layer_ids)
-
-    def runner() -> DeviceHead:
-        return DeviceHead(head, num_sequences=2, capacity=CAPACITY, num_tree_slots=6 * K)
-
-    laws = None
-    if verification == "rejection":
-        laws = DraftLaws(
-            num_sequences=2, num_places=K, vocab_ids=None, vocab_size=CONFIG.vocab_size, recorder=target.recorder
-        )
-        target.verify_by(laws)
-        target.forward = refuse
-    if method == "checked":
-        draft = CheckedDraft(runner(), lender=target)
-        draft.fresh = lambda: DeviceDraft(runner(), lender=target)
-        return DeviceSsdSpeculator(draft, num_outcomes=6, depth=2, fallback="neural")
-    draft = DeviceDraft(runner(), laws=laws, lender=target)
-    if method == "sequential":
-        return DeviceSequentialSpeculator(draft)
-    return DeviceSsdSpeculator(draft, num_outcomes=6, depth=2, fallback=method)
-
-
 def test_a_head_on_a_device_drafts_what_the_plain_one_does(expected):
     """Token by token, whether accepted or not; a longer prompt is read before its first round."""
     long = [*range(1, 19), *range(1, 12)]
-    drafts: dict[str, list[list[tuple[int, ...]]]] = {"plain": [], "sequential": []}
-    for method, proposed in drafts.items():
-        target = DeviceRunner(decoder(), num_sequences=2, capacity=CAPACITY)
+    drafts = {}
+    for method in ("plain", "sequential"):
+        target = new_target()
         drafter = head_speculator(method, target)
-
-        def speculate(requests, limits, drafter=drafter, own=drafter.speculate, proposed=proposed):
-            speculations = own(requests, limits)
-            proposed.append([speculation.token_ids for speculation in speculations])
-            return speculations
-
-        drafter.speculate = speculate
+        drafts[method] = proposals(drafter)
         outputs, _ = decode(target, drafter, [*PARAMS, PARAMS[0]], prompts=[*PROMPTS, long])
         assert [tokens for tokens, _, _ in outputs[:4]] == [tokens for tokens, _, _ in expected["plain"]]
     assert drafts["plain"] == drafts["sequential"]
     assert sum(len(tokens) for round_of_drafts in drafts["plain"] for tokens in round_of_drafts) > 100
 
 
-class CheckedDraft(DeviceDraft):
-    """A draft whose preparations are those of one that has read nothing before."""
+def test_a_draft_reads_the_targets_keys_and_values_on_a_device_as_on_the_host(expected):
+    """Every draft is the plain one's, whether accepted or not; without those states it drafts other tokens."""
+    drafts = {}
+    for name, method, lends in (("plain", "plain", True), ("lent", "sequential", True), ("own", "sequential", False)):
+        target = new_target()
+        drafter = state_speculator(method, target, lends=lends)
+        drafts[name] = proposals(drafter)
+        outputs, _ = decode(target, drafter, PARAMS)
+        assert [tokens for tokens, _, _ in outputs] == [tokens for tokens, _, _ in expected["plain"]]
+    assert drafts["lent"] == drafts["plain"]
+    assert drafts["own"] != drafts["plain"]
 
-    fresh: Callable[[], DeviceDraft]
 
-    def prepare(self, requests, speculations, **options):
-        pending = super().prepare(requests, speculations, **options)
-        other = self.fresh()
-        for request in requests:
-            other.start(request)
-        again = other.prepare(requests, speculations, **options).result()
-        for request in requests:
-            np.testing.assert_array_equal(pending.result()[request.sequence], again[request.sequence])
-        return pending
+@pytest.mark.parametrize("method", ["checked", "copies"])
+def test_preparations_read_the_targets_keys_and_values(method, expected):
+    """As if a draft had just taken all of them: what it read ahead of the target is replaced."""
+    target = new_target()
+    drafter = state_speculator(method, target)
+    outputs, counters = decode(target, drafter, PARAMS)
+    assert [tokens for tokens, _, _ in outputs] == [tokens for tokens, _, _ in expected["plain"]]
+    assert 0 < counters.num_hits < counters.num_look_ups
 
 
 def test_rejection_of_drafts_whose_laws_are_on_the_host_needs_logits():
@@ -386,16 +264,69 @@ def test_broken_weights_are_told_as_such(verification):
 
 @pytest.mark.parametrize("fallback", ["checked", "none"])
 def test_a_head_prepares_for_outcomes_on_a_device(fallback, expected):
-    target = DeviceRunner(decoder(), num_sequences=2, capacity=CAPACITY)
+    target = new_target()
     outputs, counters = decode(target, head_speculator(fallback, target), PARAMS)
     assert [tokens for tokens, _, _ in outputs] == [tokens for tokens, _, _ in expected["plain"]]
     assert 0 < counters.num_hits < counters.num_look_ups
 
 
 def test_rejection_of_a_heads_drafts(expected):
-    target = DeviceRunner(decoder(), num_sequences=2, capacity=CAPACITY)
+    target = new_target()
     outputs, counters = decode(
         target, head_speculator("neural", target, verification="rejection"), PARAMS, verification="rejection"
     )
     assert outputs[0][0] == expected["plain"][0][0]  # greedy, so the same by any rule
     assert 0 < counters.num_accepted < counters.num_proposed
+
+
+@pytest.mark.parametrize("num_copies", [2, 3, 4])
+@pytest.mark.parametrize("verification", ["coupled", "rejection"])
+def test_copies_of_a_draft_decode_as_one_that_prepares_for_as_many_outcomes(num_copies, verification):
+    """Every token, hit and rejection, 6 outcomes over 4 copies too; one that prepares only its part hits less."""
+
+    def results(**copies):
+        target = new_target()
+        if verification == "rejection":
+            drafter = speculator("neural", noise=0.3, laws=new_laws(target), **copies)
+        else:
+            drafter = speculator("neural", noise=0.3, **copies)
+        outputs, counters = decode(target, drafter, PARAMS, verification=verification)
+        return [tokens for tokens, _, _ in outputs], all_counts(counters)
+
+    whole = results()
+    assert results(num_copies=num_copies) == whole
+    (num_hits, num_look_ups, *_) = whole[1]
+    (part_hits, part_look_ups, *_) = results(num_outcomes=6 // num_copies)[1]
+    assert 0 < part_hits / part_look_ups < num_hits / num_look_ups
+
+
+def test_chains_are_drafted_where_their_sequence_is_at_home():
+    """Each copy extends some of the sequences, by the tokens and laws of a draft that extends all."""
+    results, homes = [], [set(), set()]
+    for num_copies in (1, 2):
+        target = new_target()
+        drafter = speculator("sequential", noise=0.3, laws=new_laws(target), num_copies=num_copies)
+        if num_copies == 2:
+            for draft, sequences in zip(drafter._draft._drafts, homes, strict=True):
+
+                def extend(chains, *, num_tokens, own=draft._rounds.extend, sequences=sequences):
+                    sequences.update(chain.sequence for chain in chains)
+                    return own(chains, num_tokens=num_tokens)
+
+                draft._rounds.extend = extend
+        outputs, counters = decode(target, drafter, PARAMS, verification="rejection")
+        results.append((outputs, all_counts(counters)))
+    assert results[0] == results[1]
+    assert homes == [{0}, {1}]
+
+
+@pytest.mark.parametrize("verification", ["coupled", "rejection"])
+def test_copies_of_a_head_each_read_the_targets_states(verification):
+    results = []
+    for num_copies in (1, 2):
+        target = new_target()
+        drafter = head_speculator("neural", target, verification=verification, num_copies=num_copies)
+        outputs, counters = decode(target, drafter, PARAMS, verification=verification)
+        results.append((outputs, all_counts(counters)))
+    assert results[0] == results[1]
+    assert results[0][1][0] > 0

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from types import TracebackType
-from typing import Self
+from typing import Self, cast, overload
 
 from forerun.core.errors import RequestError
 from forerun.engine.config import EngineConfig
@@ -17,6 +17,7 @@ from forerun.engine.speculative.load import Load
 from forerun.models.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
+Conversation = Sequence[Mapping[str, str]]
 
 
 class LLM:
@@ -94,17 +95,35 @@ class LLM:
         """
         return self._run(self._requests(_as_list(prompts), params))
 
-    def chat(self, messages: Sequence[Mapping[str, str]], params: SamplingParams | None = None) -> Completion:
-        """Answer a conversation in the model's chat template.
+    @overload
+    def chat(self, messages: Conversation, params: SamplingParams | None = None) -> Completion: ...
+
+    @overload
+    def chat(
+        self, messages: Sequence[Conversation], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[Completion]: ...
+
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> Completion | list[Completion]:
+        """Answer a conversation in the model's chat template, or several side by side.
 
         Args:
-            messages: Each with ``role`` and ``content``.
-            params: Sampling parameters.
+            messages: Each with ``role`` and ``content``; or a list of such lists.
+            params: Sampling parameters; for several conversations, one for all, or one for each.
 
         Returns:
-            The reply.
+            The reply, or for several a reply to each, in order.
+
+        Raises:
+            RequestError: The template refuses a conversation, or as :meth:`generate`.
         """
-        return self.generate([self.tokenizer.apply_chat_template(messages)], params)[0]
+        if not messages or isinstance(messages[0], Mapping):
+            return self.generate([self.tokenizer.apply_chat_template(cast(Conversation, messages))], params)[0]
+        prompts = [self.tokenizer.apply_chat_template(one) for one in cast(Sequence[Conversation], messages)]
+        return self.generate(prompts, params)
 
     def take_device_times(self) -> dict[str, float]:
         """Return how long recorded passes kept the devices of ``target`` and ``draft`` busy since the last call, in s.

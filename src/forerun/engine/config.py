@@ -21,7 +21,8 @@ class SpeculativeConfig:
 
     Attributes:
         num_speculative_tokens: K, draft tokens per round. ``None``: the controller chooses.
-        branch_budget: B, outcomes prepared per round and request (SSD). ``None``: the controller chooses.
+        branch_budget: B, outcomes prepared per round and request (SSD), by all copies of the draft together.
+            ``None``: the controller chooses; in passes of fixed shape, 20 for each copy.
         fan_out: How B is shared over the number of accepted tokens: to the outcomes that the draft's own laws make
             likeliest (under ``rejection`` with temperature: as ``measured``), the same for each, by the paper's
             geometric law, or in proportion to :math:`P(k)^{1/(1+r)}` with P(k) as measured in this run.
@@ -89,6 +90,8 @@ class EngineConfig:
             ``int4`` are for GPUs (a CPU computes the same, slowly).
         device: Where target and draft run: ``cpu``, ``cuda`` or ``cuda:N``.
         draft_device: Where the draft runs, if elsewhere; ``None``: where the target does, in a stream of its own.
+        draft_data_parallel: Copies of the draft, each on a GPU of its own: ``draft_device`` and those after it. Each
+            prepares for a part of the outcomes, so more are prepared in the same time.
         draft_sm_share: Share of the multiprocessors that a draft on the target's GPU may use, in (0, 1), where the GPU
             can set some apart (green contexts); ``None``: any that the target leaves idle.
         graphs: ``auto`` replays passes as CUDA graphs on a GPU; ``eager`` runs the same passes kernel by kernel, on a
@@ -110,6 +113,7 @@ class EngineConfig:
     dtype: Dtype = "auto"
     device: str = "cpu"
     draft_device: str | None = None
+    draft_data_parallel: int = 1
     draft_sm_share: float | None = None
     graphs: Graphs = "auto"
     tensor_parallel: int = 1
@@ -146,6 +150,7 @@ class EngineConfig:
                     f'draft_device={self.draft_device!r}: with device="cpu" the draft has a process of its own there; '
                     "set device to a GPU too, or leave draft_device out"
                 )
+        self._check_draft_copies()
         if self.runs_on_device and self.speculative.saguaro_c < 1:
             raise ConfigError(
                 f"speculative.saguaro_c={self.speculative.saguaro_c}: in passes of fixed shape drafts are drawn from "
@@ -162,6 +167,31 @@ class EngineConfig:
             raise ConfigError(
                 f"cores={self.cores}: fewer than num_threads={self.num_threads}; list a core per thread, and one for "
                 "the drafter"
+            )
+
+    def _check_draft_copies(self) -> None:
+        num, budget = self.draft_data_parallel, self.speculative.branch_budget
+        _require_at_least("draft_data_parallel", num, 1, "draft_data_parallel=1 for one draft")
+        if num == 1:
+            return
+        if not self.runs_on_device:
+            raise ConfigError(
+                f"draft_data_parallel={num}: copies of the draft are for GPUs; set device to one, or "
+                'graphs="eager" for the same passes on a CPU'
+            )
+        if self.device != "cpu" and self.draft_device is None:
+            raise ConfigError(
+                f"draft_data_parallel={num}: each copy takes a GPU of its own; set draft_device to the first of them"
+            )
+        if self.method not in {"ssd", "auto"}:
+            raise ConfigError(
+                f'draft_data_parallel={num} with method="{self.method}": copies prepare for more outcomes, which only '
+                'method="ssd" and "auto" do; leave it out'
+            )
+        if budget is not None and budget < num:
+            raise ConfigError(
+                f"speculative.branch_budget={budget} with draft_data_parallel={num}: is for all copies together; "
+                "raise it to one outcome for each at least"
             )
 
     @property

@@ -151,17 +151,17 @@ class EngineResources:
 
     def take_device_times(self) -> dict[str, float]:
         """As :meth:`forerun.engine.api.LLM.take_device_times`."""
-        target, draft = self.target, self._factory.device_draft
+        target = self.target
         recorders = {
-            "target": target.recorder if isinstance(target, DeviceRunner | LeadingRunner) else None,
-            "draft": None if draft is None else draft.recorder,
+            "target": [target.recorder] if isinstance(target, DeviceRunner | LeadingRunner) else [],
+            "draft": [draft.recorder for draft in self._factory.device_drafts],
         }
-        return {name: recorder.take_busy_s() for name, recorder in recorders.items() if recorder is not None}
+        return {name: max(each.take_busy_s() for each in some) for name, some in recorders.items() if some}
 
     @property
     def num_recorded_graphs(self) -> int:
         """As :attr:`forerun.engine.api.LLM.num_recorded_graphs`."""
-        graphs = (getattr(runner, "graphs", None) for runner in (self.target, self._factory.device_draft))
+        graphs = (getattr(runner, "graphs", None) for runner in (self.target, *self._factory.device_drafts))
         return sum(pool.num_recorded for pool in graphs if isinstance(pool, GraphPool))
 
     def way_for_call(self, load: Load) -> Way:

@@ -21,17 +21,15 @@ from forerun.engine.speculative.controller import (
     Controller,
     FixedController,
 )
-from forerun.engine.speculative.device_drafter import (
-    DeviceDraft,
-    DeviceSequentialSpeculator,
-    DeviceSsdSpeculator,
-)
+from forerun.engine.speculative.device_drafter import DeviceSequentialSpeculator, DeviceSsdSpeculator
+from forerun.engine.speculative.draft_replicas import RoundDraft
 from forerun.engine.speculative.draft_round import RoundModel
 from forerun.engine.speculative.drafter_process import DrafterProcess
 from forerun.engine.speculative.drafter_restart import DrafterRestarts, RestartConfig
 from forerun.engine.speculative.fallback_length import AdaptiveFallbackLength, OneLess
 from forerun.engine.speculative.load import Load
 from forerun.engine.speculative.plain import NoSpeculator
+from forerun.engine.speculative.round_draft import RoundSizes, load_round_draft
 from forerun.engine.speculative.sequential import NgramSpeculator, SequentialSpeculator
 from forerun.engine.speculative.speculator import Speculator
 from forerun.engine.speculative.ssd import SsdSpeculator
@@ -39,13 +37,8 @@ from forerun.engine.speculative.target_states import TargetStates
 from forerun.engine.speculative.ways import Way, WayChooser
 from forerun.engine.speculative.worker import WorkerConfig
 from forerun.models.checkpoint import Checkpoint
-from forerun.models.device import DeviceOptions, recorder_for
-from forerun.models.device_head import DeviceHead
-from forerun.models.device_runner import DeviceRunner
 from forerun.models.draft import Draft, load_draft
-from forerun.models.draft_laws import DraftLaws
-from forerun.models.draft_runner import build_device_draft, build_draft
-from forerun.models.leading_runner import LeadingRunner
+from forerun.models.draft_runner import build_draft
 from forerun.models.weight_format import fitting_format
 
 DEFAULT_NUM_SPECULATIVE_TOKENS = 4
@@ -74,8 +67,8 @@ class SpeculatorFactory:
         self._dtype: DtypeName = dtype
         self._draft_name = self._resolve_draft()
         self._process: DrafterProcess | None = None
-        self._draft_model: LanguageModel | DeviceHead | None = None
-        self._device_draft: DeviceDraft | None = None
+        self._draft_model: LanguageModel | RoundModel | None = None
+        self._device_draft: RoundDraft | None = None
         self._ways: list[Way] = []
         self._chooser: WayChooser | None = None
         self._acceptance = Acceptance(MAX_ADAPTIVE_TOKENS)
@@ -129,14 +122,14 @@ class SpeculatorFactory:
         return tuple(self._ways)
 
     @property
-    def device_draft(self) -> RoundModel | None:
-        """The draft model on a device, if it runs on one."""
-        return None if self._device_draft is None else self._device_draft.runner
+    def device_drafts(self) -> tuple[RoundModel, ...]:
+        """The draft model, on each device that it runs on; none of one whose passes have any shape."""
+        return () if self._device_draft is None else self._device_draft.runners
 
     def close(self) -> None:
         """Release the draft, which may still prepare for an outcome that nobody waits for, and end the process."""
-        if self._device_draft is not None:
-            self._device_draft.runner.recorder.finish()
+        for draft in self.device_drafts:
+            draft.recorder.finish()
         for way in self._ways:
             way.speculator.close()
         if not self._ways and self._process is not None:
@@ -151,6 +144,11 @@ class SpeculatorFactory:
             raise ConfigError(f'method="{method}": needs a draft; set draft, or method="none" to decode without one')
         if method == "ssd" and name == "ngram":
             raise ConfigError('method="ssd", draft="ngram": look-up costs nothing to hide; use method="sequential"')
+        if name == "ngram" and self._config.draft_data_parallel > 1:
+            raise ConfigError(
+                f"draft_data_parallel={self._config.draft_data_parallel}: look-up in the context, the draft here, has "
+                "no copies; name a draft model, or leave it out"
+            )
         if method == "auto":
             has_core = self._config.runs_on_device or len(self._cores) > self._config.num_threads
             return ["ssd", "sequential"] if name != "ngram" and has_core else ["sequential"]
@@ -225,13 +223,13 @@ class SpeculatorFactory:
         head, layer_ids = self._draft.eagle3, self._draft.state_layer_ids
         if head is None:
             return TargetStates.keys_and_values(target, layer_ids=layer_ids) if layer_ids else None
-        if not isinstance(target, FeatureSource):
-            raise ConfigError(self._keeps_no_features)
-        return TargetStates.features(target, layer_ids=head.layer_ids)
+        return TargetStates.features(self._feature_source(target), layer_ids=head.layer_ids)
 
-    @property
-    def _keeps_no_features(self) -> str:
-        return (
+    def _feature_source(self, target: LanguageModel) -> FeatureSource:
+        """Return the target, which a head reads the hidden states of; refuse one that keeps none."""
+        if isinstance(target, FeatureSource):
+            return target
+        raise ConfigError(
             f"draft={self._draft_name!r}: an EAGLE-3 head reads hidden states, and this kind of target does not keep "
             "them; choose another draft"
         )
@@ -287,59 +285,32 @@ class SpeculatorFactory:
         return SequentialSpeculator(model, make_choice, states=self._states(target))
 
     def _device_speculator(self, method: Method, target: LanguageModel) -> Speculator:
+        speculative = self._config.speculative
+        num_outcomes = speculative.branch_budget or DEFAULT_BRANCH_BUDGET * self._config.draft_data_parallel
         if self._device_draft is None:
-            self._device_draft = self._load_device_draft(target)
+            if self._draft.eagle3 is not None:
+                self._feature_source(target)
+            self._device_draft = load_round_draft(
+                self._draft,
+                target,
+                self._config,
+                sizes=RoundSizes(
+                    num_outcomes=num_outcomes,
+                    num_tokens=speculative.num_speculative_tokens or MAX_ADAPTIVE_TOKENS,
+                    capacity=self._capacity,
+                    vocab_size=self._checkpoint.config.vocab_size,
+                ),
+                dtype=self._dtype,
+            )
+            self._draft_model = self._device_draft.runners[0]
         if method == "sequential":
             return DeviceSequentialSpeculator(self._device_draft)
-        speculative = self._config.speculative
         return DeviceSsdSpeculator(
             self._device_draft,
-            num_outcomes=speculative.branch_budget or DEFAULT_BRANCH_BUDGET,
+            num_outcomes=num_outcomes,
             depth=speculative.num_speculative_tokens or DEFAULT_NUM_SPECULATIVE_TOKENS,
             fallback=speculative.fallback,
         )
-
-    def _load_device_draft(self, target: LanguageModel) -> DeviceDraft:
-        """Load the draft for passes of fixed shape, with its own keys and values; a head reads hidden states."""
-        config, draft, speculative = self._config, self._draft, self._config.speculative
-        num_sequences, most_tokens = target.num_sequences, speculative.num_speculative_tokens or MAX_ADAPTIVE_TOKENS
-        recorder = recorder_for(
-            config.draft_device or config.device,
-            is_eager=config.runs_eagerly,
-            is_urgent=False,
-            sm_share=config.draft_sm_share,
-        )
-        assert recorder is not None, "runs_on_device means passes of fixed shape"
-        num_outcomes = speculative.branch_budget or DEFAULT_BRANCH_BUDGET
-        runner = build_device_draft(
-            draft,
-            dtype=self._dtype,
-            num_sequences=num_sequences,
-            capacity=self._capacity,
-            options=DeviceOptions(
-                recorder=recorder, backend=config.attention, num_tree_slots=num_outcomes * most_tokens
-            ),
-        )
-        self._draft_model = runner
-        runs_on_device = isinstance(target, DeviceRunner | LeadingRunner)
-        lender = None
-        if draft.eagle3 is not None:
-            if not runs_on_device:
-                raise ConfigError(self._keeps_no_features)
-            target.keep_features(draft.eagle3.layer_ids)
-            lender = target
-        if speculative.verification != "rejection":
-            return DeviceDraft(runner, lender=lender)
-        laws = DraftLaws(
-            num_sequences=num_sequences,
-            num_places=most_tokens,
-            vocab_ids=draft.vocab_ids,
-            vocab_size=self._checkpoint.config.vocab_size,
-            recorder=target.recorder if runs_on_device else recorder,
-        )
-        if runs_on_device:
-            target.verify_by(laws)
-        return DeviceDraft(runner, laws=laws, lender=lender)
 
     def _worker_config(self, cores: Sequence[int]) -> WorkerConfig:
         speculative, config, model = self._config.speculative, self._config, self._checkpoint.config

@@ -74,6 +74,8 @@ class ChatTemplate:
                     f"{', '.join(sorted(self.variables)) or 'none'}"
                 )
         try:
+            if not all(isinstance(message, Mapping) for message in messages):
+                raise TypeError("a message is no dict")
             return self._template.render(
                 messages=list(messages),
                 add_generation_prompt=add_generation_prompt,

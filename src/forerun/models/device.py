@@ -91,6 +91,26 @@ def checked_cuda_device(device: str, *, num_devices: int) -> torch.device:
     return torch.device("cuda", index)
 
 
+def devices_from(device: str, num: int, *, option: str) -> tuple[str, ...]:
+    """Return a device and those after it; a CPU as often as asked.
+
+    Args:
+        device: The first: ``cpu``, ``cuda`` or ``cuda:N``.
+        num: How many are needed.
+        option: That asks for them, for an error.
+
+    Raises:
+        ConfigError: There are fewer.
+    """
+    if device == "cpu":
+        return (device,) * num
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    first = checked_cuda_device(device, num_devices=count).index or 0
+    if first + num > count:
+        raise ConfigError(f"{option}={num} from {device} on: there are {count} GPUs here; take fewer")
+    return tuple(f"cuda:{first + place}" for place in range(num))
+
+
 def sequence_bytes(config: DecoderConfig, *, num_slots: int, item_bytes: int) -> int:
     """Return the bytes of keys and values of one sequence.
 

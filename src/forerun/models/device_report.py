@@ -111,11 +111,10 @@ def device_report(
         }
     has_triton = find_spec("triton") is not None if has_triton is None else has_triton
     flex = "is there" if has_triton else "needs Triton, which is not installed"
-    draft = (
-        "in a stream of its own beside the target; --draft-device cuda:1 gives it a GPU"
-        if len(gpus) > 1
-        else "in a stream of its own beside the target, on the one GPU"
-    )
+    draft = "in a stream of its own beside the target"
+    draft += "; --draft-device cuda:1 gives it a GPU" if len(gpus) > 1 else ", on the one GPU"
+    if len(gpus) > 2:
+        draft += ", and --draft-data-parallel 2 with it two, for twice the outcomes"
     return facts | {
         "graphs": "CUDA graphs",
         "graphs_why": "a pass of few rows is one launch instead of hundreds; --graphs eager turns them off",

@@ -6,6 +6,7 @@ path (:class:`~forerun.models.torch_runner.TorchRunner`).
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -260,6 +261,21 @@ class DeviceRunner:
         with self.recorder.in_order():
             self.cache.write_states(sequence, start, states)
 
+    @torch.inference_mode()
+    def borrow_states(self, sequence: int, start: int, stop: int, *, lender: "LentLayers") -> None:
+        """Take keys and values that a target has computed as those of this model; returns before they are copied.
+
+        Args:
+            sequence: Which sequence, of both.
+            start: First slot.
+            stop: Slot after the last.
+            lender: Has as many layers as this model; its states are there, and stay while the text goes on.
+        """
+        self.recorder.wait_for(lender.target.recorder)
+        with self.recorder.in_order():
+            states = lender.target.cache.states(sequence, start, stop, layer_ids=lender.layer_ids)
+            self.cache.put_states(sequence, start, states)
+
     def keep_features(self, layer_ids: Sequence[int]) -> None:
         """As :meth:`forerun.core.features.FeatureSource.keep_features`; passes are recorded anew."""
         with self.recorder.in_order():
@@ -279,3 +295,21 @@ class DeviceRunner:
         """As :meth:`forerun.core.features.FeatureSource.write_features`."""
         with self.recorder.in_order():
             self.cache.write_features(sequence, start, features)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LentLayers:
+    """Layers of a target whose keys and values a draft reads as its own.
+
+    Attributes:
+        target: Has computed them.
+        layer_ids: int64, on the target's device: a layer of its for each of the draft's.
+    """
+
+    target: DeviceRunner
+    layer_ids: Tensor
+
+    @classmethod
+    def of(cls, target: DeviceRunner, layer_ids: Sequence[int]) -> "LentLayers":
+        """Lend layers by number."""
+        return cls(target=target, layer_ids=torch.tensor(layer_ids, device=target.recorder.device))

@@ -26,7 +26,7 @@ from forerun.core import errors
 from forerun.core.dtype_choice import DtypeName
 from forerun.core.errors import ConfigError, DeviceError, ForerunError
 from forerun.models.checkpoint import Checkpoint
-from forerun.models.device import DeviceOptions, checked_cuda_device, recorder_for
+from forerun.models.device import DeviceOptions, devices_from, recorder_for
 from forerun.models.leading_runner import LeadingRunner, exchange_failures, follow
 from forerun.models.load import load_checkpoint
 from forerun.models.model_share import ModelSplit
@@ -76,16 +76,7 @@ class ShareConfig:
         Raises:
             ConfigError: There are fewer GPUs.
         """
-        if self.device == "cpu":
-            return self.device
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        first = checked_cuda_device(self.device, num_devices=count).index or 0
-        if first + len(self.parts) > count:
-            raise ConfigError(
-                f"tensor_parallel={len(self.parts)} from {self.device} on: there are {count} GPUs here; take fewer "
-                "processes"
-            )
-        return f"cuda:{first + rank}"
+        return devices_from(self.device, len(self.parts), option="tensor_parallel")[rank]
 
 
 class SharedModel(LeadingRunner):

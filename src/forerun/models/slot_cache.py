@@ -50,8 +50,8 @@ class SlotCache:
         check_cache_size(num_sequences=num_sequences, capacity=capacity)
         self.num_sequences, self.capacity = num_sequences, capacity
         shape = (num_sequences, config.num_kv_heads, capacity + num_spare, config.head_dim)
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
+        self._states_LKCGSD = torch.zeros((config.num_layers, 2, *shape), dtype=dtype, device=device)
+        self.keys, self.values = ([*self._states_LKCGSD[:, half]] for half in range(2))
         self.positions = torch.zeros((num_sequences, capacity + num_spare), dtype=torch.int64, device=device)
         self._config = config
         self._columns: dict[int, int] = {}
@@ -68,25 +68,40 @@ class SlotCache:
     @torch.inference_mode()
     def read_states(self, sequence: int, start: int, stop: int, *, layer_ids: Sequence[int]) -> np.ndarray:
         """As :meth:`forerun.core.protocols.LanguageModel.read_states`."""
+        layers = torch.tensor(layer_ids, dtype=torch.int64, device=self.positions.device)
+        return self.states(sequence, start, stop, layer_ids=layers).permute(3, 0, 1, 2, 4).float().cpu().numpy()
+
+    def states(self, sequence: int, start: int, stop: int, *, layer_ids: Tensor) -> Tensor:
+        """Return a copy of keys and values of neighbouring slots, ``[layers, 2, G, stop - start, D]``, where they lie.
+
+        Args:
+            sequence: Whose.
+            start: First slot.
+            stop: Slot after the last.
+            layer_ids: int64, on the cache's device.
+
+        Raises:
+            RequestError: The sequence or a slot lies outside the cache.
+        """
         check_span(sequence, start, stop, num_sequences=self.num_sequences, capacity=self.capacity)
-        states_LKGSD = torch.stack(
-            [
-                torch.stack([half[index][sequence, :, start:stop] for half in (self.keys, self.values)])
-                for index in layer_ids
-            ]
-        )
-        return states_LKGSD.permute(3, 0, 1, 2, 4).float().cpu().numpy()
+        return self._states_LKCGSD[:, :, sequence, :, start:stop].index_select(0, layer_ids)
 
     @torch.inference_mode()
     def write_states(self, sequence: int, start: int, states: np.ndarray) -> None:
         """As :meth:`forerun.core.protocols.LanguageModel.write_states`."""
-        stop = start + len(states)
+        self.put_states(sequence, start, torch.from_numpy(states).permute(1, 2, 3, 0, 4))
+
+    @torch.inference_mode()
+    def put_states(self, sequence: int, start: int, states: Tensor) -> None:
+        """Write keys and values of every layer, of a text's own slots, as :meth:`states` returns them, on any device.
+
+        Raises:
+            RequestError: The sequence or a slot lies outside the cache.
+        """
+        stop = start + states.shape[3]
         check_span(sequence, start, stop, num_sequences=self.num_sequences, capacity=self.capacity)
-        device = self.positions.device
-        states_LKGSD = torch.from_numpy(states).to(device).permute(1, 2, 3, 0, 4)
-        for keys, values, layer_KGSD in zip(self.keys, self.values, states_LKGSD, strict=True):
-            keys[sequence, :, start:stop], values[sequence, :, start:stop] = layer_KGSD
-        self.positions[sequence, start:stop] = torch.arange(start, stop, device=device)
+        self._states_LKCGSD[:, :, sequence, :, start:stop].copy_(states, non_blocking=True)
+        self.positions[sequence, start:stop] = torch.arange(start, stop, device=self.positions.device)
 
     @torch.inference_mode()
     def copy_slots(self, source: int, target: int, start: int, stop: int) -> None:

@@ -36,6 +36,26 @@ def test_every_method_on_a_device_gives_the_text_of_the_plain_path(outputs):
             assert 0 < metrics.cache_hit_rate <= 1
 
 
+def test_copies_of_the_draft_give_the_same_text_and_hit_as_one_with_their_outcomes(outputs):
+    fixed = {"num_speculative_tokens": 3}
+    expected, one = outputs(
+        draft="self", method="ssd", graphs="eager", speculative=SpeculativeConfig(branch_budget=40, **fixed)
+    )
+    for speculative in (SpeculativeConfig(branch_budget=40, **fixed), SpeculativeConfig(**fixed)):
+        found, metrics = outputs(
+            draft="self", method="ssd", graphs="eager", draft_data_parallel=2, speculative=speculative
+        )
+        assert found == expected
+        assert metrics.cache_hit_rate == one.cache_hit_rate
+    found, _ = outputs(draft="self", method="auto", graphs="eager", draft_data_parallel=2)
+    assert found == expected
+
+
+def test_look_up_in_the_context_has_no_copies(model):
+    with pytest.raises(ConfigError, match=r"draft_data_parallel=2: look-up in the context"):
+        LLM(model, graphs="eager", draft="ngram", draft_data_parallel=2)
+
+
 @pytest.mark.parametrize("dtype", ["float8", "int4"])
 def test_methods_agree_in_narrow_formats_too(outputs, dtype):
     expected, _ = outputs(draft="self", method="none", dtype=dtype, graphs="eager")

@@ -1,6 +1,7 @@
 """A draft's round in one launch, against the dense decoder and the host's ranking of outcomes."""
 
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -178,6 +179,24 @@ def test_outcomes_are_the_hosts_and_continuations_the_drafts_own(options):
             assert continuation == draft.continuation(before, sequence, 3)
 
 
+@pytest.mark.parametrize("options", CASES[:4])
+def test_parts_of_the_outcomes_are_those_of_the_whole(options):
+    """Also of more than there are: a part that is past the end has none."""
+    draft = Draft(**options)
+    chains = [draft.chain(0, text(10), 3), draft.chain(1, text(41, seed=1), 2)]
+    for total, ends in ((7, (0, 3, 5, 7)), (60, (0, 20, 40, 60))):
+        whole = draft.rounds.prepare(chains, num_outcomes=total, depth=1).result()
+        parts = [
+            draft.rounds.prepare(chains, num_outcomes=end - first, depth=1, first_outcome=first).result()
+            for first, end in pairwise(ends)
+        ]
+        joined = np.concatenate(parts, axis=1)
+        is_there = whole[..., 0] >= 0
+        np.testing.assert_array_equal(joined[..., 0], whole[..., 0])
+        np.testing.assert_array_equal(joined[is_there], whole[is_there])
+        assert is_there[:2].all() or total == 60
+
+
 def test_a_prepared_chain_is_cached_and_the_tree_is_out_of_its_way():
     draft = Draft()
     some = text(20)
@@ -281,8 +300,8 @@ class WatchedDraft:
     def __init__(self) -> None:
         self.depths: list[int] = []
 
-    def start(self, _request) -> None:
-        pass
+    def start(self, _request, *, is_ahead) -> None:
+        assert is_ahead
 
     def hand_over_branches(self, _drafts, *, num_outcomes) -> None:
         pass

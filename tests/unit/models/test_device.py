@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from forerun.core.errors import ConfigError
-from forerun.engine.config import EngineConfig
+from forerun.engine.config import EngineConfig, SpeculativeConfig
 from forerun.models.config import DecoderConfig
 from forerun.models.device import (
     DeviceOptions,
     affordable_sequences,
     cache_limit_bytes,
     checked_cuda_device,
+    devices_from,
     recorder_for,
     sequence_bytes,
 )
@@ -38,6 +39,16 @@ def test_a_cuda_device_has_a_number_and_must_be_there():
         checked_cuda_device("cuda:4", num_devices=4)
     with pytest.raises(ConfigError, match="PyTorch finds no CUDA device here"):
         checked_cuda_device("cuda", num_devices=0)
+
+
+def test_devices_that_follow_each_other_are_all_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert devices_from("cuda:1", 3, option="draft_data_parallel") == ("cuda:1", "cuda:2", "cuda:3")
+    assert devices_from("cuda", 1, option="draft_data_parallel") == ("cuda:0",)
+    assert devices_from("cpu", 2, option="draft_data_parallel") == ("cpu", "cpu")
+    with pytest.raises(ConfigError, match="draft_data_parallel=4 from cuda:1 on: there are 4 GPUs here"):
+        devices_from("cuda:1", 4, option="draft_data_parallel")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a GPU")
@@ -89,6 +100,14 @@ def test_a_runner_for_a_device_takes_as_many_sequences_as_its_cache_may_hold():
         ({"draft_device": "cuda"}, "set device to a GPU too"),
         ({"draft_sm_share": 1.0}, r"draft_sm_share=1.0: must be in \(0, 1\)"),
         ({"device": "cuda", "draft_device": "cuda:1", "draft_sm_share": 0.2}, "has all of it; leave one of them out"),
+        ({"draft_data_parallel": 0}, "draft_data_parallel=0: must be >= 1"),
+        ({"draft_data_parallel": 2}, "copies of the draft are for GPUs"),
+        ({"device": "cuda", "draft_data_parallel": 2}, "set draft_device to the first of them"),
+        ({"graphs": "eager", "draft_data_parallel": 2, "method": "sequential"}, "only method="),
+        (
+            {"graphs": "eager", "draft_data_parallel": 3, "speculative": SpeculativeConfig(branch_budget=2)},
+            "branch_budget=2 with draft_data_parallel=3",
+        ),
         ({"graphs": "none"}, "graphs='none': must be one of auto, eager"),
         ({"attention": "flash"}, "attention='flash': must be one of matmul, flex"),
         ({"kv_cache_bytes": 0}, "kv_cache_bytes=0: must be >= 1"),

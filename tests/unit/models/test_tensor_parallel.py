@@ -250,16 +250,27 @@ def test_a_command_with_two_processes_writes_the_tokens_of_one(model, tmp_path):
     assert tokens("two.json", "--method", "ssd", "--tensor-parallel", "2") == alone
 
 
-def test_rejection_on_two_processes_is_that_on_one(model):
-    """Drafts are drawn and verified with the numbers of a seed: the outputs are equal, and not those without drafts."""
+def test_rejection_on_two_processes_is_that_on_one(model, tmp_path):
+    """Drafts are drawn and verified with the numbers of a seed: the outputs are equal, and not those without drafts.
+
+    The draft has only its own keys and values, as a target that processes share lends none.
+    """
+    save_byte_model(tmp_path, num_layers=3)
     speculative = SpeculativeConfig(verification="rejection", num_speculative_tokens=3)
-    options = {"draft": "self", "method": "ssd", "dtype": "float32", "max_model_len": 96, "speculative": speculative}
-    params = SamplingParams(temperature=9.0, seed=4, max_tokens=24, ignore_eos=True)
+    options = {
+        "draft": str(tmp_path),
+        "method": "ssd",
+        "dtype": "float32",
+        "max_model_len": 96,
+        "speculative": speculative,
+    }
+    params = SamplingParams(temperature=6.0, seed=5, max_tokens=48, ignore_eos=True)
     found: list[tuple[int, ...]] = []
     for more in ({"graphs": "eager"}, {"tensor_parallel": 2}):
         with LLM(model, **options, **more) as llm:
             found.append(llm.generate("The sea", params)[0].token_ids)
             assert llm.last_metrics.num_proposed > 5
+            assert 0 < llm.last_metrics.acceptance_rate < 1
     assert found[0] == found[1]
     assert len(set(found[0])) > 8
 

@@ -32,7 +32,7 @@ def test_a_projection_is_the_sum_done_by_hand():
     )  # fmt: skip
     acceptance = Acceptance(
         num_speculative_tokens=1, hit_rate=0.5, hit_length=3.0, miss_length=1.0, sequential_tokens=2,
-        sequential_length=2.5, source="made up",
+        sequential_length=2.5, miss_exponent=2.0, source="made up",
     )  # fmt: skip
     found = project(hardware, acceptance, target=SIMPLE, draft=replace(SIMPLE, num_layers=1), context_tokens=0)
     verify = 2 * 2680 / (2 * 1000 * 0.5)
@@ -45,6 +45,12 @@ def test_a_projection_is_the_sum_done_by_hand():
     # A hit lasts as long as the draft's two passes, a miss a verification and one pass more.
     assert found.draft_share == pytest.approx(2 * draft / verify)
     assert found.ssd == pytest.approx(0.9 * 2.0 / (0.5 * 2 * draft + 0.5 * (verify + draft)))
+    # Two drafts miss a quarter as often, squares being assumed, and nothing else changes.
+    sizes = {"target": SIMPLE, "draft": replace(SIMPLE, num_layers=1), "context_tokens": 0}
+    more = project(replace(hardware, num_drafts=2), acceptance, **sizes)
+    tokens = 0.875 * 3.0 + 0.125 * 1.0
+    assert more.ssd == pytest.approx(0.9 * tokens / (0.875 * 2 * draft + 0.125 * (verify + draft)))
+    assert replace(more, ssd=found.ssd) == found
 
 
 def test_a_hidden_draft_costs_nothing():
@@ -84,7 +90,14 @@ def test_with_the_reference_engines_costs_the_published_numbers_come_out():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"num_target_gpus": 0}, {"target_efficiency": 1.2}, {"draft_efficiency": 0.0}, {"overhead_share": 1.0}]
+    "wrong",
+    [
+        {"num_target_gpus": 0},
+        {"target_efficiency": 1.2},
+        {"draft_efficiency": 0.0},
+        {"overhead_share": 1.0},
+        {"num_drafts": 0},
+    ],
 )
 def test_impossible_hardware_is_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):

@@ -89,6 +89,10 @@ class RoundModel(Protocol):
         """Run rows of which each follows the one before, and return the logits of all, ``[N, C, V]``."""
         ...
 
+    def forward(self, rows: Rows) -> np.ndarray:
+        """Run rows and wait for their logits."""
+        ...
+
     def read(self, rows: Rows) -> Pending:
         """Write what there is of rows, and return without waiting."""
         ...
@@ -134,13 +138,14 @@ class DraftRounds:
         key = ("extend", shape, num_tokens, has_noise, "top_ks" in arrays)
         return self._runner.graphs.launch(key, function, layout.pack(arrays))
 
-    def prepare(self, chains: Sequence[Chain], *, num_outcomes: int, depth: int) -> Pending:
+    def prepare(self, chains: Sequence[Chain], *, num_outcomes: int, depth: int, first_outcome: int = 0) -> Pending:
         """Read the chains, choose outcomes of their verification, and draft a continuation for each.
 
         Args:
             chains: Of different sequences, each the last decided token and the speculation after it.
             num_outcomes: B >= 1.
             depth: D >= 1; ``B * D`` slots for trees are there.
+            first_outcome: Likelier outcomes to leave out, which another draft prepares for.
 
         Returns:
             int64 ``[N, B, 2 + D]``: accepted tokens k of an outcome (-1: there is none), its token, the continuation.
@@ -149,10 +154,9 @@ class DraftRounds:
         arrays, shape, has_noise = self._inputs(chains, num_keys=None, num_positions=depth, from_end=False)
         arrays["drafted"] = self._drafted_columns(arrays["token_ids"])
         layout = PackedLayout({name: array.shape for name, array in arrays.items()}, floats=FLOAT_CHOICE_ARRAYS)
-        function = partial(
-            self._prepare, layout, num_outcomes=num_outcomes, depth=depth, span=shape.span, has_noise=has_noise
-        )
-        key = ("prepare", shape, num_outcomes, depth, has_noise, "top_ks" in arrays)
+        ranks = (first_outcome, first_outcome + num_outcomes)
+        function = partial(self._prepare, layout, ranks=ranks, depth=depth, span=shape.span, has_noise=has_noise)
+        key = ("prepare", shape, ranks, depth, has_noise, "top_ks" in arrays)
         return self._runner.graphs.launch(key, function, layout.pack(arrays))
 
     def _inputs(
@@ -252,13 +256,13 @@ class DraftRounds:
         return torch.stack(chosen, dim=1)
 
     def _prepare(
-        self, layout: PackedLayout, words: Tensor, *, num_outcomes: int, depth: int, span: int, has_noise: bool
+        self, layout: PackedLayout, words: Tensor, *, ranks: tuple[int, int], depth: int, span: int, has_noise: bool
     ) -> Tensor:
-        inputs, runner = layout.unpack(words), self._runner
+        inputs, runner, num_outcomes = layout.unpack(words), self._runner, ranks[1] - ranks[0]
         num, width = inputs["token_ids"].shape
         chain = self._chain_grid(inputs)
         logits = runner.chain_logits(chain, span=span)
-        accepted, token = self._outcomes(logits, inputs, num_outcomes=num_outcomes, has_noise=has_noise)
+        accepted, token = self._outcomes(logits, inputs, ranks=ranks, has_noise=has_noise)
         reached = accepted.clamp(min=0)
 
         branch = torch.arange(num_outcomes, device=self._device)
@@ -315,9 +319,17 @@ class DraftRounds:
         return drawn_tokens(scores, temperatures, inputs["draws"].gather(1, places_NR), ids)
 
     def _outcomes(
-        self, logits_NCV: Tensor, inputs: dict[str, Tensor], *, num_outcomes: int, has_noise: bool
+        self, logits_NCV: Tensor, inputs: dict[str, Tensor], *, ranks: tuple[int, int], has_noise: bool
     ) -> tuple[Tensor, Tensor]:
-        """Return accepted tokens and token ``[N, B]`` of the likeliest outcomes; -1 and an id where there are fewer."""
+        """Return accepted tokens and token ``[N, B]`` of outcomes; -1 and an id where there are fewer.
+
+        Args:
+            logits_NCV: Of the chains.
+            inputs: Of the pass.
+            ranks: First and end of the outcomes' places, the likeliest first.
+            has_noise: Whether any sequence has a temperature.
+        """
+        first, end = ranks
         width, num_columns = logits_NCV.shape[1:]
         temperatures = inputs["temperatures"][:, None, None]
         is_greedy = temperatures == 0
@@ -331,7 +343,7 @@ class DraftRounds:
         if truncation is not None:
             is_near &= is_greedy | (scores >= truncation_cut(scores, truncation.repeated(width)))
         chances = torch.where(is_near, values, -torch.inf).log_softmax(dim=-1)
-        best = chances.topk(min(num_outcomes + 1, num_columns), dim=-1)
+        best = chances.topk(min(end + 1, num_columns), dim=-1)
 
         rarest = torch.where(best.values.isfinite(), best.values, torch.inf).amin(dim=-1)
         drafted = inputs["drafted"]
@@ -344,15 +356,15 @@ class DraftRounds:
         is_drafted = (best.indices == drafted.unsqueeze(2)) & (place < last).unsqueeze(2)
         is_possible = (place <= last).unsqueeze(2) & ~is_drafted
         joint = torch.where(is_possible, before.unsqueeze(2) + best.values, -torch.inf).flatten(1)
-        likeliest = joint.topk(min(num_outcomes, joint.shape[1]), dim=-1)
+        likeliest = joint.topk(min(end, joint.shape[1]), dim=-1)
         each = best.values.shape[2]
         accepted = torch.where(likeliest.values.isfinite(), likeliest.indices // each, -1)
         token = self._runner.column_ids[best.indices.flatten(1).gather(1, likeliest.indices)]
-        missing = num_outcomes - joint.shape[1]
+        missing = end - joint.shape[1]
         if missing > 0:
             accepted = torch.nn.functional.pad(accepted, (0, missing), value=-1)
             token = torch.nn.functional.pad(token, (0, missing))
-        return accepted, token
+        return accepted[:, first:], token[:, first:]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -66,7 +66,9 @@ def residual_distribution(
         Probabilities aligned with ``target.ids``; p itself where p - q is nowhere positive (a rejection there has
         probability 0).
     """
-    return normalized(_residual_weights(target, draft, token_id))
+    weights = _residual_weights(target, draft, token_id)
+    # Where p and q nearly agree all weights are tiny, and a sum counts in parts of 1.
+    return normalized(weights / weights.max())
 
 
 def _residual_weights(

@@ -11,9 +11,9 @@ from forerun.core.protocols import LanguageModel
 from forerun.core.rows import Rows
 from forerun.engine.config import Method
 from forerun.engine.speculative.controller import Controller
+from forerun.engine.speculative.draft_round import RoundModel
 from forerun.engine.speculative.load import Load
 from forerun.engine.speculative.speculator import Speculator
-from forerun.models.device_head import DeviceHead
 
 _TRIAL_TOKENS = 3
 _NUM_TRIALS = 3
@@ -54,7 +54,7 @@ class Way:
         if self.pinned_to:
             pin_process(*self.pinned_to)
 
-    def promised_round_s(self, target: LanguageModel, draft: LanguageModel | DeviceHead) -> float:
+    def promised_round_s(self, target: LanguageModel, draft: LanguageModel | RoundModel) -> float:
         """Return the time of a round with three draft tokens, as timed now; SSD is taken to hide them all.
 
         Effects:
@@ -65,7 +65,7 @@ class Way:
         return _pass_s(target, num_rows=1 + _TRIAL_TOKENS) + _TRIAL_TOKENS * draft_s
 
 
-def _pass_s(model: LanguageModel | DeviceHead, *, num_rows: int) -> float:
+def _pass_s(model: LanguageModel | RoundModel, *, num_rows: int) -> float:
     """Return the least time of a few passes."""
     times: list[float] = []
     for _ in range(_NUM_TRIALS):
