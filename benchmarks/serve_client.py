@@ -33,7 +33,7 @@ class Subject:
 
     def most_tokens(self, prompt: str) -> int:
         """Return how many tokens the answer to a prompt may have."""
-        return round(self.max_tokens * (1 + self.length_spread * random.Random(prompt).uniform(-1, 1)))
+        return max(1, round(self.max_tokens * (1 + self.length_spread * random.Random(prompt).uniform(-1, 1))))
 
 
 @dataclass

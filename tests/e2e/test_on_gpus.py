@@ -18,6 +18,7 @@ PARAMS = [
     SamplingParams(temperature=1.2, top_p=0.9, max_tokens=24, seed=5),
 ]
 TWIN = pytest.param(0, {"graphs": "eager"}, id="the CPU's twin")
+TWIN_WITH_COPIES = pytest.param(0, {"graphs": "eager", "draft_data_parallel": 2}, id="the twin, two drafts")
 
 
 def on_gpus(num_gpus: int, name: str, **options: Any):
@@ -27,6 +28,7 @@ def on_gpus(num_gpus: int, name: str, **options: Any):
 
 ALIKE = [
     TWIN,
+    TWIN_WITH_COPIES,
     on_gpus(1, "one GPU"),
     on_gpus(1, "without graphs", graphs="eager"),
     on_gpus(1, "multiprocessors set apart", draft_sm_share=0.25),
@@ -40,7 +42,7 @@ ALIKE = [
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
     directory = tmp_path_factory.mktemp("model")
-    save_byte_model(directory)
+    save_byte_model(directory, head_dim=16)
     return str(directory)
 
 
@@ -59,11 +61,11 @@ def test_every_method_writes_what_the_cpu_does(model, num_gpus, options):
     need_gpus(num_gpus)
     expected = tokens(model, method="none")
     for method in ("none", "sequential", "ssd", "auto"):
-        if method != "sequential" or "draft_data_parallel" not in options:
+        if method in {"ssd", "auto"} or "draft_data_parallel" not in options:
             assert tokens(model, method=method, **options) == expected, method
 
 
-@pytest.mark.parametrize(("num_gpus", "options"), [*ALIKE[:2], ALIKE[5], ALIKE[6]])
+@pytest.mark.parametrize(("num_gpus", "options"), [TWIN_WITH_COPIES, ALIKE[2], ALIKE[6], ALIKE[7]])
 def test_rejection_draws_what_the_twin_does(model, num_gpus, options):
     need_gpus(num_gpus)
     speculative = SpeculativeConfig(verification="rejection", num_speculative_tokens=3, branch_budget=20)

@@ -25,6 +25,7 @@ from simulated.device_world import (
     state_speculator,
 )
 
+from forerun.core.rows import Rows
 from forerun.models.cuda_recorder import CudaGraphRecorder
 from forerun.models.graph_pool import GraphPool
 
@@ -105,6 +106,25 @@ def test_a_draft_waits_for_the_copy_of_its_laws(fake, monkeypatch):
     monkeypatch.setattr(CudaGraphRecorder, "wait_for", lambda _self, _other: None)
     with pytest.raises(RaceError, match="in stream 2 writes what is read in stream 1 meanwhile"):
         outcome(CAPTURED, REJECTING["neural"], PARAMS, verification="rejection")
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_states_are_lent_after_what_the_target_was_asked_for(fake, monkeypatch, waits):
+    """A common beginning may be copied to a text's row, and the draft take it, before the host has waited for it."""
+    if not waits:
+        monkeypatch.setattr(CudaGraphRecorder, "wait_for", lambda _self, _other: None)
+    target = new_target(CAPTURED)
+    drafter = state_speculator("sequential", target, place=CAPTURED)
+    (runner,) = drafter._draft.runners
+    target.read(Rows.chains([(0, 0, [3, 1, 4, 1])]))
+    target.copy_slots(0, 1, 0, 4)
+    if waits:
+        runner.borrow_states(1, 0, 4, lender=drafter._draft._lender)
+        expected = target.read_states(0, 0, 4, layer_ids=[1])
+        np.testing.assert_array_equal(runner.read_states(1, 0, 4, layer_ids=[0]), expected)
+        return
+    with pytest.raises(RaceError, match="copy_ in stream 2 reads what is written in stream 1 meanwhile"):
+        runner.borrow_states(1, 0, 4, lender=drafter._draft._lender)
 
 
 def test_results_are_waited_for(fake, monkeypatch):

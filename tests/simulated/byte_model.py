@@ -14,12 +14,12 @@ from forerun.models.tokenizer import byte_alphabet
 VOCAB_SIZE = 257
 
 
-def save_byte_model(directory: Path, *, num_layers: int = 4, max_len: int = 512) -> None:
+def save_byte_model(directory: Path, *, num_layers: int = 4, max_len: int = 512, head_dim: int = 8) -> None:
     """Write the model; id 256 ends a text."""
     torch.manual_seed(0)
     config = DecoderConfig(
         vocab_size=VOCAB_SIZE, hidden_size=32, intermediate_size=64, num_layers=num_layers, num_heads=4,
-        num_kv_heads=2, head_dim=8, max_len=max_len, tie_embeddings=True,
+        num_kv_heads=2, head_dim=head_dim, max_len=max_len, tie_embeddings=True,
     )  # fmt: skip
     save_huggingface(Decoder(config), directory)
     vocab = {character: byte for byte, character in byte_alphabet().items()} | {"<end>": 256}

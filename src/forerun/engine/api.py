@@ -120,7 +120,9 @@ class LLM:
         Raises:
             RequestError: The template refuses a conversation, or as :meth:`generate`.
         """
-        if not messages or isinstance(messages[0], Mapping):
+        if not messages:
+            raise RequestError("messages is empty: give at least one message, or one conversation")
+        if isinstance(messages[0], Mapping):
             return self.generate([self.tokenizer.apply_chat_template(cast(Conversation, messages))], params)[0]
         prompts = [self.tokenizer.apply_chat_template(one) for one in cast(Sequence[Conversation], messages)]
         return self.generate(prompts, params)

@@ -145,6 +145,11 @@ class EngineConfig:
         _require_device("device", self.device)
         if self.draft_device is not None:
             _require_device("draft_device", self.draft_device)
+            if self.device != "cpu" and self.draft_device == "cpu":
+                raise ConfigError(
+                    f'draft_device="cpu" with device={self.device!r}: the draft of a target on a GPU runs on one too; '
+                    "name it, or leave draft_device out"
+                )
             if not self.runs_on_device:
                 raise ConfigError(
                     f'draft_device={self.draft_device!r}: with device="cpu" the draft has a process of its own there; '
@@ -183,6 +188,15 @@ class EngineConfig:
             raise ConfigError(
                 f"draft_data_parallel={num}: each copy takes a GPU of its own; set draft_device to the first of them"
             )
+        if self.device != "cpu" and self.draft_device is not None:
+            first, first_draft = (int(name.partition(":")[2] or 0) for name in (self.device, self.draft_device))
+            if first < first_draft + num and first_draft < first + self.tensor_parallel:
+                raise ConfigError(
+                    f"draft_data_parallel={num} from {self.draft_device} on: the target takes {self.device} and as "
+                    "many after it as tensor_parallel says; copies of the draft need others"
+                )
+        if self.draft is None:
+            raise ConfigError(f"draft_data_parallel={num}: there is no draft; set draft, or leave it out")
         if self.method not in {"ssd", "auto"}:
             raise ConfigError(
                 f'draft_data_parallel={num} with method="{self.method}": copies prepare for more outcomes, which only '

@@ -68,7 +68,9 @@ class CudaGraphRecorder:
     def run(self, function: Function, inputs: np.ndarray) -> Pending:
         """Run a function once, in the stream."""
         with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
-            outputs = without_gradient(function, torch.from_numpy(inputs).to(self.device))
+            # Pinned, so that the host need not wait for what was launched before; torch keeps it until it is copied.
+            given = torch.from_numpy(inputs).pin_memory().to(self.device, non_blocking=True)
+            outputs = without_gradient(function, given)
             return _PendingCopy(outputs, torch.empty_like(outputs, device="cpu", pin_memory=True), self._stream)
 
     def in_order(self) -> AbstractContextManager[object]:

@@ -273,8 +273,7 @@ class DeviceRunner:
         """
         self.recorder.wait_for(lender.target.recorder)
         with self.recorder.in_order():
-            states = lender.target.cache.states(sequence, start, stop, layer_ids=lender.layer_ids)
-            self.cache.put_states(sequence, start, states)
+            self.cache.borrow_states(sequence, start, stop, lender=lender.target.cache, runs=lender.runs)
 
     def keep_features(self, layer_ids: Sequence[int]) -> None:
         """As :meth:`forerun.core.features.FeatureSource.keep_features`; passes are recorded anew."""
@@ -303,13 +302,18 @@ class LentLayers:
 
     Attributes:
         target: Has computed them.
-        layer_ids: int64, on the target's device: a layer of its for each of the draft's.
+        runs: First layer of the draft, first layer of the target, and how many follow each other in both.
     """
 
     target: DeviceRunner
-    layer_ids: Tensor
+    runs: tuple[tuple[int, int, int], ...]
 
     @classmethod
     def of(cls, target: DeviceRunner, layer_ids: Sequence[int]) -> "LentLayers":
-        """Lend layers by number."""
-        return cls(target=target, layer_ids=torch.tensor(layer_ids, device=target.recorder.device))
+        """Lend layers by number, one for each of the draft's."""
+        starts = [
+            place for place in range(len(layer_ids)) if place == 0 or layer_ids[place] != layer_ids[place - 1] + 1
+        ]
+        ends = [*starts[1:], len(layer_ids)]
+        runs = tuple((start, layer_ids[start], end - start) for start, end in zip(starts, ends, strict=True))
+        return cls(target=target, runs=runs)

@@ -170,6 +170,16 @@ def _load_distilled(path: Path, target: Checkpoint) -> Draft:
             f"{target.config.hidden_size}; train a draft for this target with `forerun train-draft`"
         )
 
+    lent_ids = tuple(manifest.get("state_layer_ids", ()))
+    if lent_ids and (
+        len(lent_ids) != manifest["num_layers"] or not set(lent_ids) <= {*range(target.config.num_layers)}
+    ):
+        raise ModelLoadError(
+            f"draft {path} reads keys and values of the layers {list(lent_ids)}, one for each of its "
+            f"{manifest['num_layers']}, and {target.source} has {target.config.num_layers}; train a draft for this "
+            "target with `forerun train-draft`"
+        )
+
     def tensor(name: str) -> np.ndarray:
         if name not in names:
             return target.tensors.tensor(name)
@@ -188,7 +198,7 @@ def _load_distilled(path: Path, target: Checkpoint) -> Draft:
         vocab_ids=vocab_ids,
         source=str(path),
         borrows_embedding=True,
-        state_layer_ids=tuple(manifest.get("state_layer_ids", ())),
+        state_layer_ids=lent_ids,
         manifest=manifest,
     )
 

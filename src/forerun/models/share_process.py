@@ -40,6 +40,7 @@ _PATIENCE_S: Final = 180.0
 _IDLE: Final = timedelta(days=365)
 """How long a follower may wait for a message: a server may be idle."""
 _POLL_S: Final = 0.02
+_MOMENT_S: Final = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -304,7 +305,12 @@ def main() -> int:
         return 2
     store.set(_ready(rank), "")
     collective = _meet(config, store, rank=rank)
-    follow(build_share(config, checkpoint, collective), collective)
+    try:
+        follow(build_share(config, checkpoint, collective), collective)
+    except RuntimeError:
+        # Where the first process has gone, exchanges break off, and the pipe ends this one in a moment, without a word.
+        time.sleep(_MOMENT_S)
+        raise
     distributed.destroy_process_group()
     return 0
 

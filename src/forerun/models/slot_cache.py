@@ -4,6 +4,7 @@ Shape legend: L layers, C sequences, G key/value heads, S slots, D head_dim; N l
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor
 from forerun.models.cache_bounds import check_cache_size, check_slots, check_span
 from forerun.models.config import DecoderConfig
 from forerun.models.feature_store import feature_columns
+
+_SLOTS_AT_ONCE: Final = 1024
+"""Of a copy between two GPUs, which takes as much memory again on one of them."""
 
 
 class SlotCache:
@@ -68,39 +72,46 @@ class SlotCache:
     @torch.inference_mode()
     def read_states(self, sequence: int, start: int, stop: int, *, layer_ids: Sequence[int]) -> np.ndarray:
         """As :meth:`forerun.core.protocols.LanguageModel.read_states`."""
-        layers = torch.tensor(layer_ids, dtype=torch.int64, device=self.positions.device)
-        return self.states(sequence, start, stop, layer_ids=layers).permute(3, 0, 1, 2, 4).float().cpu().numpy()
-
-    def states(self, sequence: int, start: int, stop: int, *, layer_ids: Tensor) -> Tensor:
-        """Return a copy of keys and values of neighbouring slots, ``[layers, 2, G, stop - start, D]``, where they lie.
-
-        Args:
-            sequence: Whose.
-            start: First slot.
-            stop: Slot after the last.
-            layer_ids: int64, on the cache's device.
-
-        Raises:
-            RequestError: The sequence or a slot lies outside the cache.
-        """
         check_span(sequence, start, stop, num_sequences=self.num_sequences, capacity=self.capacity)
-        return self._states_LKCGSD[:, :, sequence, :, start:stop].index_select(0, layer_ids)
+        states_LKGSD = self._states_LKCGSD[:, :, sequence, :, start:stop][list(layer_ids)]
+        return states_LKGSD.permute(3, 0, 1, 2, 4).float().cpu().numpy()
 
     @torch.inference_mode()
     def write_states(self, sequence: int, start: int, states: np.ndarray) -> None:
         """As :meth:`forerun.core.protocols.LanguageModel.write_states`."""
-        self.put_states(sequence, start, torch.from_numpy(states).permute(1, 2, 3, 0, 4))
+        stop = start + len(states)
+        check_span(sequence, start, stop, num_sequences=self.num_sequences, capacity=self.capacity)
+        own_LKGSD = self._states_LKCGSD[:, :, sequence, :, start:stop]
+        given_LKGSD = torch.from_numpy(states).permute(1, 2, 3, 0, 4)
+        assert given_LKGSD.shape == own_LKGSD.shape, "states of other layers or heads"
+        own_LKGSD.copy_(given_LKGSD)
+        self._set_positions(sequence, start, stop)
 
     @torch.inference_mode()
-    def put_states(self, sequence: int, start: int, states: Tensor) -> None:
-        """Write keys and values of every layer, of a text's own slots, as :meth:`states` returns them, on any device.
+    def borrow_states(
+        self, sequence: int, start: int, stop: int, *, lender: "SlotCache", runs: Sequence[tuple[int, int, int]]
+    ) -> None:
+        """Copy another cache's keys and values of neighbouring slots, from device to device.
+
+        Args:
+            sequence: Whose, in both.
+            start: First slot.
+            stop: Slot after the last.
+            lender: Has heads of the same shape.
+            runs: First layer here, first layer there, and how many follow each other in both.
 
         Raises:
             RequestError: The sequence or a slot lies outside the cache.
         """
-        stop = start + states.shape[3]
         check_span(sequence, start, stop, num_sequences=self.num_sequences, capacity=self.capacity)
-        self._states_LKCGSD[:, :, sequence, :, start:stop].copy_(states, non_blocking=True)
+        for first in range(start, stop, _SLOTS_AT_ONCE):
+            slots = slice(first, min(first + _SLOTS_AT_ONCE, stop))
+            for own, other, count in runs:
+                given_LKGSD = lender._states_LKCGSD[other : other + count, :, sequence, :, slots]
+                self._states_LKCGSD[own : own + count, :, sequence, :, slots].copy_(given_LKGSD, non_blocking=True)
+        self._set_positions(sequence, start, stop)
+
+    def _set_positions(self, sequence: int, start: int, stop: int) -> None:
         self.positions[sequence, start:stop] = torch.arange(start, stop, device=self.positions.device)
 
     @torch.inference_mode()

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 from torch.nn.functional import pad
 
+from forerun.core.errors import ConfigError
 from forerun.models.decoder import Decoder, DecoderAttention, DecoderLayer
 from forerun.models.graph_pool import MemoryPact
 from forerun.models.slot_cache import SlotCache
@@ -31,6 +32,7 @@ from forerun.nn.prefix_attention import (
 )
 
 _MOST_FLEX_SHAPES: Final = 256
+_LEAST_FLEX_HEAD: Final = 16
 _LISTED_MULTIPLE: Final = 8
 """Scores in bfloat16 that are 16 bytes together: where products on tensor cores like their rows to begin."""
 
@@ -184,6 +186,9 @@ class StaticPass:
         head: From the last hidden states to logits.
         backend: How the prefix is read.
         pact: As for :class:`forerun.models.graph_pool.GraphPool`, where the decoder is a share.
+
+    Raises:
+        ConfigError: As :func:`check_flex`.
     """
 
     def __init__(
@@ -197,7 +202,10 @@ class StaticPass:
     ) -> None:
         self._decoder, self._cache, self._head, self._pact = decoder, cache, head, pact
         self._window = decoder.config.sliding_window
-        self._flex = _flex_attention(cache.positions.device) if backend == "flex" and self._window is None else None
+        self._flex: Callable[..., tuple[Tensor, Any]] | None = None
+        if backend == "flex" and self._window is None:
+            check_flex(head_dim=decoder.config.head_dim, device_type=cache.positions.device.type)
+            self._flex = _flex_attention(cache.positions.device)
 
     def logits(self, grid: PassGrid, *, span: int, cells: tuple[Tensor, Tensor] | None = None) -> Float[Tensor, "_ V"]:
         """Write the rows' keys and values, and return float32 logits.
@@ -227,6 +235,23 @@ class StaticPass:
 
     def _summed(self, work: Callable[[], Tensor], like: Tensor) -> Tensor:
         return work() if self._pact is None else self._pact.summed(work, like)
+
+
+def check_flex(*, head_dim: int, device_type: str) -> None:
+    """Refuse FlexAttention where its kernel does not take a model.
+
+    Args:
+        head_dim: Of the model.
+        device_type: ``cuda``, or ``cpu``, where it is not compiled.
+
+    Raises:
+        ConfigError: Heads are too small.
+    """
+    if device_type == "cuda" and head_dim < _LEAST_FLEX_HEAD:
+        raise ConfigError(
+            f'attention="flex": its kernel takes heads of {_LEAST_FLEX_HEAD} numbers at least, and those of this model '
+            f'have {head_dim}; use attention="matmul"'
+        )
 
 
 def _flex_attention(device: torch.device) -> Callable[..., tuple[Tensor, Any]]:

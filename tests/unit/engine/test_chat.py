@@ -34,8 +34,8 @@ def test_one_conversation_has_one_reply_and_several_a_list(llm):
 
 
 def test_what_is_no_conversation_is_refused(llm):
-    for messages in ([FIRST, ["abc"]], [[FIRST]], ["abc"]):
-        with pytest.raises(RequestError, match="give a list of dicts"):
+    for messages in ([FIRST, ["abc"]], [[FIRST]], ["abc"], []):
+        with pytest.raises(RequestError, match=r"give (a list of dicts|at least one message)"):
             llm.chat(messages)
     with pytest.raises(RequestError):
         llm.chat([FIRST, SECOND], [SamplingParams()] * 3)

@@ -187,8 +187,7 @@ def test_parts_of_the_outcomes_are_those_of_the_whole(options):
     for total, ends in ((7, (0, 3, 5, 7)), (60, (0, 20, 40, 60))):
         whole = draft.rounds.prepare(chains, num_outcomes=total, depth=1).result()
         parts = [
-            draft.rounds.prepare(chains, num_outcomes=end - first, depth=1, first_outcome=first).result()
-            for first, end in pairwise(ends)
+            draft.rounds.prepare(chains, num_outcomes=total, depth=1, part=part).result() for part in pairwise(ends)
         ]
         joined = np.concatenate(parts, axis=1)
         is_there = whole[..., 0] >= 0

@@ -21,6 +21,7 @@ from forerun.models.graph_pool import EagerRecorder
 from forerun.models.layout import parameter_shapes
 from forerun.models.runner import build_runner
 from forerun.models.sm_partition import num_partition_sms, partition_for
+from forerun.models.static_pass import check_flex
 
 CONFIG = DecoderConfig(
     vocab_size=11, hidden_size=8, intermediate_size=12, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=4,
@@ -103,6 +104,13 @@ def test_a_runner_for_a_device_takes_as_many_sequences_as_its_cache_may_hold():
         ({"draft_data_parallel": 0}, "draft_data_parallel=0: must be >= 1"),
         ({"draft_data_parallel": 2}, "copies of the draft are for GPUs"),
         ({"device": "cuda", "draft_data_parallel": 2}, "set draft_device to the first of them"),
+        ({"device": "cuda:1", "draft_device": "cuda", "draft_data_parallel": 2}, "copies of the draft need others"),
+        (
+            {"device": "cuda", "tensor_parallel": 4, "draft_device": "cuda:3", "draft_data_parallel": 2},
+            "copies of the draft need others",
+        ),
+        ({"graphs": "eager", "draft_data_parallel": 2, "draft": None}, "there is no draft"),
+        ({"device": "cuda", "draft_device": "cpu"}, "runs on one too"),
         ({"graphs": "eager", "draft_data_parallel": 2, "method": "sequential"}, "only method="),
         (
             {"graphs": "eager", "draft_data_parallel": 3, "speculative": SpeculativeConfig(branch_budget=2)},
@@ -116,6 +124,19 @@ def test_a_runner_for_a_device_takes_as_many_sequences_as_its_cache_may_hold():
 def test_options_of_devices_are_checked(options, message):
     with pytest.raises(ConfigError, match=message):
         EngineConfig(**options)
+
+
+def test_copies_of_a_draft_may_follow_the_targets_gpus():
+    config = EngineConfig(device="cuda", tensor_parallel=4, draft_device="cuda:4", draft_data_parallel=2)
+    assert config.draft_data_parallel == 2
+    assert EngineConfig(device="cuda:2", draft_device="cuda:0", draft_data_parallel=2).draft_device == "cuda:0"
+
+
+def test_flex_attention_is_for_heads_that_its_kernel_takes():
+    check_flex(head_dim=16, device_type="cuda")
+    check_flex(head_dim=8, device_type="cpu")
+    with pytest.raises(ConfigError, match="heads of 16 numbers at least, and those of this model have 8"):
+        check_flex(head_dim=8, device_type="cuda")
 
 
 def test_passes_of_fixed_shape_are_for_gpus_and_where_asked():

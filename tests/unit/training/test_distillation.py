@@ -190,6 +190,16 @@ def test_training_writes_what_a_runner_loads(target, training_config, trained):
     assert np.isfinite(logits).all()
 
 
+@pytest.mark.parametrize("lent", [[0], [0, 4]])
+def test_a_draft_that_reads_layers_which_are_not_there_is_refused(target, trained, tmp_path, lent):
+    directory, manifest, _ = trained
+    copied = tmp_path / "draft"
+    shutil.copytree(directory, copied, ignore=shutil.ignore_patterns("work"))
+    (copied / MANIFEST_FILE).write_text(json.dumps(manifest | {"state_layer_ids": lent}))
+    with pytest.raises(ModelLoadError, match="reads keys and values of the layers"):
+        load_draft(str(copied), target)
+
+
 def test_training_starts_from_another_draft(target, training_config, trained, tmp_path):
     directory, _, _ = trained
     config = replace(training_config, init_from=str(directory), num_steps=1, learning_rate=1e-9)

@@ -54,16 +54,17 @@ class DeviceDraft:
         """Where the laws of what it drafts are, once they are handed over."""
         return "nowhere" if self._laws is None else "target"
 
-    def start(self, request: Request, *, is_ahead: bool) -> None:
-        """Read what the target will read before it decides the next token; returns before it is read.
+    def start(self, request: Request, *, is_ahead: bool, is_home: bool = True) -> None:
+        """Read what the target will read before it decides the next token, unless that can wait.
 
         Args:
             request: Begins, or goes on after it was put aside.
-            is_ahead: Whether to read it before the target has, if it could then be taken from the target as well.
+            is_ahead: Whether to read it even if it could later be taken from the target.
+            is_home: Whether this draft extends its chains; else there is time until it prepares for it.
         """
         self._num_lent[request.index] = 0
         self._num_read[request.index] = int(self._reads_again)  # a head reads the first token with nothing
-        if self._lender is None or (is_ahead and not self._reads_again):
+        if self.reads_prompts and (is_ahead or (is_home and self._lender is None)):
             self._read(request, request.computed_tokens())
 
     def forget(self, request: Request) -> None:
@@ -91,7 +92,7 @@ class DeviceDraft:
         *,
         num_outcomes: int,
         depth: int,
-        first_outcome: int = 0,
+        part: tuple[int, int] | None = None,
     ) -> Pending:
         """Read what is being verified and prepare for its outcomes; see :meth:`DraftRounds.prepare`."""
         chains: list[Chain] = []
@@ -101,7 +102,7 @@ class DeviceDraft:
             self._read(request, request.computed_tokens())
             chains.append(self._chain(request, start, speculation))
             self._num_read[request.index] = start + 1 + (0 if self._reads_again else len(speculation))
-        return self._rounds.prepare(chains, num_outcomes=num_outcomes, depth=depth, first_outcome=first_outcome)
+        return self._rounds.prepare(chains, num_outcomes=num_outcomes, depth=depth, part=part)
 
     def hand_over_chains(self, drafts: Mapping[int, int]) -> None:
         """Copy the laws of what :meth:`extend` drafted last, if they count.

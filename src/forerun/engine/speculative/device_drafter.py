@@ -98,7 +98,7 @@ class DeviceSsdSpeculator:
 
     def start(self, request: Request) -> None:
         """Let the draft read the prompt and prepare for the first token, while the target reads it."""
-        self._draft.start(request, is_ahead=True)
+        self._draft.start(request, is_ahead=not request.is_resumed)
         if not request.is_resumed and self._draft.reads_prompts:
             self._prepare([request], [1], [Speculation()])
 

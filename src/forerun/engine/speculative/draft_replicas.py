@@ -48,8 +48,8 @@ class DraftReplicas:
 
     def start(self, request: Request, *, is_ahead: bool) -> None:
         """As :meth:`DeviceDraft.start`, on each device."""
-        for draft in self._drafts:
-            draft.start(request, is_ahead=is_ahead)
+        for place, draft in enumerate(self._drafts):
+            draft.start(request, is_ahead=is_ahead, is_home=request.sequence % len(self._drafts) == place)
 
     def forget(self, request: Request) -> None:
         """As :meth:`DeviceDraft.forget`."""
@@ -67,7 +67,7 @@ class DraftReplicas:
         """As :meth:`DeviceDraft.prepare`, all devices side by side, the likeliest outcomes on the first."""
         return _Columns(
             [
-                draft.prepare(requests, speculations, num_outcomes=stop - first, depth=depth, first_outcome=first)
+                draft.prepare(requests, speculations, num_outcomes=num_outcomes, depth=depth, part=(first, stop))
                 for draft, first, stop in self._parts(num_outcomes)
             ]
         )

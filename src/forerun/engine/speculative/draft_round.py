@@ -138,23 +138,28 @@ class DraftRounds:
         key = ("extend", shape, num_tokens, has_noise, "top_ks" in arrays)
         return self._runner.graphs.launch(key, function, layout.pack(arrays))
 
-    def prepare(self, chains: Sequence[Chain], *, num_outcomes: int, depth: int, first_outcome: int = 0) -> Pending:
+    def prepare(
+        self, chains: Sequence[Chain], *, num_outcomes: int, depth: int, part: tuple[int, int] | None = None
+    ) -> Pending:
         """Read the chains, choose outcomes of their verification, and draft a continuation for each.
 
         Args:
             chains: Of different sequences, each the last decided token and the speculation after it.
             num_outcomes: B >= 1.
-            depth: D >= 1; ``B * D`` slots for trees are there.
-            first_outcome: Likelier outcomes to leave out, which another draft prepares for.
+            depth: D >= 1; there are as many slots for trees as outcomes to draft after, times D.
+            part: First and end of the outcomes to draft after, the likeliest first, where other drafts have the
+                others; ``None``: all of them.
 
         Returns:
-            int64 ``[N, B, 2 + D]``: accepted tokens k of an outcome (-1: there is none), its token, the continuation.
+            int64 ``[N, outcomes, 2 + D]``: accepted tokens k of an outcome (-1: there is none), its token, the
+            continuation.
         """
-        assert num_outcomes * depth <= self._runner.num_tree_slots, "the runner has too few slots for this tree"
+        first, end = part or (0, num_outcomes)
+        assert (end - first) * depth <= self._runner.num_tree_slots, "the runner has too few slots for this tree"
         arrays, shape, has_noise = self._inputs(chains, num_keys=None, num_positions=depth, from_end=False)
         arrays["drafted"] = self._drafted_columns(arrays["token_ids"])
         layout = PackedLayout({name: array.shape for name, array in arrays.items()}, floats=FLOAT_CHOICE_ARRAYS)
-        ranks = (first_outcome, first_outcome + num_outcomes)
+        ranks = _Ranks(num=num_outcomes, first=first, end=end)
         function = partial(self._prepare, layout, ranks=ranks, depth=depth, span=shape.span, has_noise=has_noise)
         key = ("prepare", shape, ranks, depth, has_noise, "top_ks" in arrays)
         return self._runner.graphs.launch(key, function, layout.pack(arrays))
@@ -256,9 +261,9 @@ class DraftRounds:
         return torch.stack(chosen, dim=1)
 
     def _prepare(
-        self, layout: PackedLayout, words: Tensor, *, ranks: tuple[int, int], depth: int, span: int, has_noise: bool
+        self, layout: PackedLayout, words: Tensor, *, ranks: "_Ranks", depth: int, span: int, has_noise: bool
     ) -> Tensor:
-        inputs, runner, num_outcomes = layout.unpack(words), self._runner, ranks[1] - ranks[0]
+        inputs, runner, num_outcomes = layout.unpack(words), self._runner, ranks.end - ranks.first
         num, width = inputs["token_ids"].shape
         chain = self._chain_grid(inputs)
         logits = runner.chain_logits(chain, span=span)
@@ -319,17 +324,16 @@ class DraftRounds:
         return drawn_tokens(scores, temperatures, inputs["draws"].gather(1, places_NR), ids)
 
     def _outcomes(
-        self, logits_NCV: Tensor, inputs: dict[str, Tensor], *, ranks: tuple[int, int], has_noise: bool
+        self, logits_NCV: Tensor, inputs: dict[str, Tensor], *, ranks: "_Ranks", has_noise: bool
     ) -> tuple[Tensor, Tensor]:
         """Return accepted tokens and token ``[N, B]`` of outcomes; -1 and an id where there are fewer.
 
         Args:
             logits_NCV: Of the chains.
             inputs: Of the pass.
-            ranks: First and end of the outcomes' places, the likeliest first.
+            ranks: Which of them.
             has_noise: Whether any sequence has a temperature.
         """
-        first, end = ranks
         width, num_columns = logits_NCV.shape[1:]
         temperatures = inputs["temperatures"][:, None, None]
         is_greedy = temperatures == 0
@@ -343,7 +347,7 @@ class DraftRounds:
         if truncation is not None:
             is_near &= is_greedy | (scores >= truncation_cut(scores, truncation.repeated(width)))
         chances = torch.where(is_near, values, -torch.inf).log_softmax(dim=-1)
-        best = chances.topk(min(end + 1, num_columns), dim=-1)
+        best = chances.topk(min(ranks.num + 1, num_columns), dim=-1)
 
         rarest = torch.where(best.values.isfinite(), best.values, torch.inf).amin(dim=-1)
         drafted = inputs["drafted"]
@@ -356,15 +360,30 @@ class DraftRounds:
         is_drafted = (best.indices == drafted.unsqueeze(2)) & (place < last).unsqueeze(2)
         is_possible = (place <= last).unsqueeze(2) & ~is_drafted
         joint = torch.where(is_possible, before.unsqueeze(2) + best.values, -torch.inf).flatten(1)
-        likeliest = joint.topk(min(end, joint.shape[1]), dim=-1)
+        likeliest = joint.topk(min(ranks.num, joint.shape[1]), dim=-1)
         each = best.values.shape[2]
         accepted = torch.where(likeliest.values.isfinite(), likeliest.indices // each, -1)
         token = self._runner.column_ids[best.indices.flatten(1).gather(1, likeliest.indices)]
-        missing = end - joint.shape[1]
+        missing = ranks.num - joint.shape[1]
         if missing > 0:
             accepted = torch.nn.functional.pad(accepted, (0, missing), value=-1)
             token = torch.nn.functional.pad(token, (0, missing))
-        return accepted[:, first:], token[:, first:]
+        return accepted[:, ranks.first : ranks.end], token[:, ranks.first : ranks.end]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Ranks:
+    """Some of the likeliest outcomes. Drafts with the same number of all agree, also where outcomes are equally likely.
+
+    Attributes:
+        num: B, of all.
+        first: Place of the first of them.
+        end: Place after the last.
+    """
+
+    num: int
+    first: int
+    end: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

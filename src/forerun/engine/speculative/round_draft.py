@@ -38,7 +38,8 @@ def load_round_draft(
 ) -> RoundDraft:
     """Load a draft for passes of fixed shape; it reads of the target what it was made to read.
 
-    That is hidden states, for a head, and keys and values for others, except of a target that processes share.
+    That is hidden states, for a head, and keys and values for others, which neither a target that processes share nor
+    an ensemble lends.
 
     Args:
         draft: Its weights.
