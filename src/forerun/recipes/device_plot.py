@@ -30,6 +30,12 @@ def save_device_plot(result: dict[str, Any], path: Path) -> None:
             label=LABELS.get(method, method),
         )
     rates.set(xlabel="requests side by side", ylabel="tokens per second, all requests", xscale="log", yscale="log")
+    sizes = sorted({case["batch"] for case in cases})
+    rates.set_xticks(sizes, labels=map(str, sizes))
+    rates.minorticks_off()
+    lowest, highest = rates.get_ylim()
+    steps = [step * 10**power for power in range(6) for step in (1, 2, 5) if lowest <= step * 10**power <= highest]
+    rates.set_yticks(steps, labels=map(str, steps))
     rates.legend()
     cases = [case for case in cases if case["method"] in LABELS]
     names = [f"{LABELS[case['method']]} {case['batch']}" for case in cases]
