@@ -5,11 +5,17 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+import torch
 
 from forerun import LLM, SpeculativeConfig
 from forerun.cli.main import main
 from forerun.core.errors import ConfigError
 from forerun.engine.config import EngineConfig
+from forerun.models.device import DeviceOptions
+from forerun.models.draft import load_draft
+from forerun.models.draft_runner import build_device_draft
+from forerun.models.graph_pool import EagerRecorder
+from forerun.models.load import load_checkpoint
 from forerun.recipes import device_benchmark
 from forerun.recipes.device_benchmark import DeviceBenchmarkConfig
 
@@ -49,6 +55,14 @@ def test_copies_of_the_draft_give_the_same_text_and_hit_as_one_with_their_outcom
         assert metrics.cache_hit_rate == one.cache_hit_rate
     found, _ = outputs(draft="self", method="auto", graphs="eager", draft_data_parallel=2)
     assert found == expected
+
+
+def test_a_draft_that_fits_fewer_sequences_is_refused(model):
+    target = load_checkpoint(model)
+    options = DeviceOptions(recorder=EagerRecorder(torch.device("cpu")), cache_bytes=3 * 4 * 4096, num_tree_slots=8)
+    draft = load_draft("self", target)
+    with pytest.raises(ConfigError, match=r"the draft's keys and values fit \d of 9 sequences"):
+        build_device_draft(draft, dtype="float32", num_sequences=9, capacity=24, options=options)
 
 
 def test_look_up_in_the_context_has_no_copies(model):

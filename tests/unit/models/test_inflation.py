@@ -1,6 +1,7 @@
 """Inflated models compute what the small ones do."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -142,3 +143,8 @@ def test_smollm2_inflated_has_its_law():
         with torch.inference_mode():
             laws.append(decoder(tokens).log_softmax(dim=-1))
     torch.testing.assert_close(laws[1], laws[0], atol=2e-3, rtol=0)
+
+
+def test_an_ensemble_is_not_inflated():
+    with pytest.raises(ConfigError, match="runs/five is an ensemble: inflate one of its members"):
+        inflate(SimpleNamespace(ensemble=object(), source="runs/five"), Inflation(num_layers=9))
