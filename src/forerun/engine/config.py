@@ -191,9 +191,11 @@ class EngineConfig:
         if self.device != "cpu" and self.draft_device is not None:
             first, first_draft = (int(name.partition(":")[2] or 0) for name in (self.device, self.draft_device))
             if first < first_draft + num and first_draft < first + self.tensor_parallel:
+                taken = f"cuda:{first}"
+                taken += f" to cuda:{first + self.tensor_parallel - 1}" if self.tensor_parallel > 1 else ""
                 raise ConfigError(
-                    f"draft_data_parallel={num} from {self.draft_device} on: the target takes {self.device} and as "
-                    "many after it as tensor_parallel says; copies of the draft need others"
+                    f"draft_data_parallel={num} from {self.draft_device} on: the target takes {taken}; copies of the "
+                    "draft need others"
                 )
         if self.draft is None:
             raise ConfigError(f"draft_data_parallel={num}: there is no draft; set draft, or leave it out")

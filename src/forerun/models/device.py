@@ -54,7 +54,7 @@ def recorder_for(device: str, *, is_eager: bool, is_urgent: bool, sm_share: floa
     """
     if device == "cpu":
         return EagerRecorder(torch.device("cpu")) if is_eager else None
-    where = checked_cuda_device(device, num_devices=torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    where = checked_cuda_device(device, num_devices=num_cuda_devices())
     if is_eager:
         return EagerRecorder(where)
     partition: SmPartition | None = None
@@ -68,6 +68,11 @@ def recorder_for(device: str, *, is_eager: bool, is_urgent: bool, sm_share: floa
         partition = partition_for(num_sms=num_sms, device_id=where.index)
     stream = None if partition is None else partition.Stream()
     return CudaGraphRecorder(where, priority=-1 if is_urgent else 0, stream=stream, keep=partition)
+
+
+def num_cuda_devices() -> int:
+    """Return how many GPUs torch can use."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def checked_cuda_device(device: str, *, num_devices: int) -> torch.device:
@@ -104,7 +109,7 @@ def devices_from(device: str, num: int, *, option: str) -> tuple[str, ...]:
     """
     if device == "cpu":
         return (device,) * num
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = num_cuda_devices()
     first = checked_cuda_device(device, num_devices=count).index or 0
     if first + num > count:
         raise ConfigError(f"{option}={num} from {device} on: there are {count} GPUs here; take fewer")

@@ -14,7 +14,7 @@ from torch import distributed
 
 from forerun.core.errors import ConfigError, DeviceError
 from forerun.models.checkpoint import Checkpoint
-from forerun.models.device import checked_cuda_device
+from forerun.models.device import checked_cuda_device, num_cuda_devices
 from forerun.models.leading_runner import LeadingRunner, exchange_failures, follow
 from forerun.models.share_process import ShareConfig, build_share, check_share, meet
 from forerun.models.tensor_parallel import Collective, TensorParallelRunner
@@ -63,9 +63,7 @@ class Launch:
         """
         if config.device == "cpu":
             return config.device
-        import torch
-
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        count = num_cuda_devices()
         index = (checked_cuda_device(config.device, num_devices=count).index or 0) + self.local_rank
         return str(checked_cuda_device(f"cuda:{index}", num_devices=count))
 

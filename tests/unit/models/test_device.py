@@ -104,10 +104,10 @@ def test_a_runner_for_a_device_takes_as_many_sequences_as_its_cache_may_hold():
         ({"draft_data_parallel": 0}, "draft_data_parallel=0: must be >= 1"),
         ({"draft_data_parallel": 2}, "copies of the draft are for GPUs"),
         ({"device": "cuda", "draft_data_parallel": 2}, "set draft_device to the first of them"),
-        ({"device": "cuda:1", "draft_device": "cuda", "draft_data_parallel": 2}, "copies of the draft need others"),
+        ({"device": "cuda:1", "draft_device": "cuda", "draft_data_parallel": 2}, "takes cuda:1; copies of the draft"),
         (
             {"device": "cuda", "tensor_parallel": 4, "draft_device": "cuda:3", "draft_data_parallel": 2},
-            "copies of the draft need others",
+            "the target takes cuda:0 to cuda:3; copies of the draft need others",
         ),
         ({"graphs": "eager", "draft_data_parallel": 2, "draft": None}, "there is no draft"),
         ({"device": "cuda", "draft_device": "cpu"}, "runs on one too"),

@@ -138,7 +138,10 @@ class _Columns:
 
     def __init__(self, parts: Sequence[Pending]) -> None:
         self._parts = parts
+        self._joined: np.ndarray | None = None
 
     def result(self) -> np.ndarray:
-        """Return the outcomes of all, those of the first launch first."""
-        return np.concatenate([part.result() for part in self._parts], axis=1)
+        """Return the outcomes of all, those of the first launch first; every request of a round asks."""
+        if self._joined is None:
+            self._joined = np.concatenate([part.result() for part in self._parts], axis=1)
+        return self._joined
