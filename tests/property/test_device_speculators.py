@@ -26,6 +26,7 @@ from simulated.device_world import (
     new_target,
     proposals,
     refuse,
+    refuse_logits,
     speculator,
     state_speculator,
 )
@@ -64,7 +65,7 @@ def test_output_is_that_of_decoding_without_a_draft(method, params, expected):
     """By tokens chosen where the logits are, and where a request needs more, by logits on the host."""
     target = new_target()
     if params != "shaped":
-        target.forward = refuse
+        refuse_logits(target)
     outputs, counters = decode(target, speculator(method, noise=0.3), SETS[params])
     for (tokens, logprobs, reason), (own, own_logprobs, own_reason) in zip(outputs, expected[params], strict=True):
         assert (tokens, reason) == (own, own_reason)
@@ -81,10 +82,10 @@ class ShortOfMemory(DeviceRunner):
 
     most_sequences = 1
 
-    def _run(self, rows, selection, logit_rows):
+    def launch(self, rows, selection=None, *, logit_rows=None):
         if len(set(rows.sequences.tolist())) > self.most_sequences:
             raise DeviceMemoryError("made up")
-        return super()._run(rows, selection, logit_rows)
+        return super().launch(rows, selection, logit_rows=logit_rows)
 
 
 @pytest.mark.parametrize("reuses_prefixes", [False, True])
@@ -178,9 +179,10 @@ def test_rejection_of_requests_that_need_logits_reads_the_laws_on_the_host():
     results = []
     for kind in (DeviceRunner, TorchRunner):
         target = kind(decoder(), num_sequences=2, capacity=CAPACITY)
-        forward = target.forward
+        launch = getattr(target, "launch", None)
         drafter = speculator("neural", noise=0.2, laws=new_laws(target))
-        target.forward = forward
+        if launch is not None:
+            target.launch = launch
         results.append(decode(target, drafter, SHAPED, verification="rejection")[0])
     for (tokens, _, reason), (own, _, own_reason) in zip(*results, strict=True):
         assert (tokens, reason) == (own, own_reason)
@@ -191,7 +193,7 @@ def test_drawing_without_a_draft_is_that_of_the_host():
     for kind in (DeviceRunner, TorchRunner):
         target = kind(decoder(), num_sequences=2, capacity=CAPACITY)
         if isinstance(target, DeviceRunner):
-            target.forward = refuse
+            refuse_logits(target)
         results.append(decode(target, NoSpeculator(), TRUNCATED, num_tokens=0, verification="rejection")[0])
     assert results[0] == results[1]
 
@@ -241,6 +243,32 @@ def test_preparations_read_the_targets_keys_and_values(method, expected):
     outputs, counters = decode(target, drafter, PARAMS)
     assert [tokens for tokens, _, _ in outputs] == [tokens for tokens, _, _ in expected["plain"]]
     assert 0 < counters.num_hits < counters.num_look_ups
+
+
+def test_states_that_a_draft_had_no_memory_for_are_taken_again():
+    """They are taken along with its passes; one that fails has taken nothing, and later drafts show no trace of it."""
+    target = new_target()
+    drafter = state_speculator("checked", target)
+    config = SchedulerConfig(max_num_seqs=2, max_num_batched_tokens=64)
+    core = EngineCore(
+        target, verification="coupled", counters=DecodeCounters(), scheduler=config, layer_ids=range(CONFIG.num_layers)
+    )
+    requests = WORLD.requests(PROMPTS[:2], [replace(PARAMS[0], max_tokens=24)] * 2)
+    graphs = drafter._draft.runner.graphs
+    launch, launched = graphs.launch, []
+
+    def launch_or_fail(key, function, inputs):
+        launched.append(key)
+        if len(launched) == 6:
+            raise DeviceMemoryError("made up")
+        return launch(key, function, inputs)
+
+    graphs.launch = launch_or_fail
+    for _ in core.run(requests, drafter, FixedController(K)):
+        pass
+    assert len(launched) > 12
+    assert core.num_preempted >= 1
+    assert [len(request.output_ids) for request in requests] == [24, 24]
 
 
 def test_rejection_of_drafts_whose_laws_are_on_the_host_needs_logits():

@@ -118,6 +118,7 @@ def test_states_are_lent_after_what_the_target_was_asked_for(fake, monkeypatch, 
     (runner,) = drafter._draft.runners
     target.read(Rows.chains([(0, 0, [3, 1, 4, 1])]))
     target.copy_slots(0, 1, 0, 4)
+    drafter._draft.begin_round()
     if waits:
         runner.borrow_states(1, 0, 4, lender=drafter._draft._lender)
         expected = target.read_states(0, 0, 4, layer_ids=[1])
@@ -125,6 +126,32 @@ def test_states_are_lent_after_what_the_target_was_asked_for(fake, monkeypatch, 
         return
     with pytest.raises(RaceError, match="copy_ in stream 2 reads what is written in stream 1 meanwhile"):
         runner.borrow_states(1, 0, 4, lender=drafter._draft._lender)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_draft_prepares_beside_the_verification(fake, waits):
+    """Its passes come after those of the target before, and don't wait for the one that they are to run beside."""
+    target = new_target(CAPTURED)
+    fake.share(target.cache.keys[0])
+    drafter = state_speculator("copies", target, place=CAPTURED)
+    verifying, preparing = (
+        [runner.recorder._stream for runner in runners] for runners in ((target,), drafter._draft.runners)
+    )
+    own, is_beside = drafter.prepare, []
+
+    def prepare():
+        if waits:
+            drafter._draft.begin_round()
+        has_work = bool(drafter._begun)
+        own()
+        if has_work:
+            (stream,) = verifying
+            is_beside.append(all(draft.clock.get(stream, 0) < stream.clock[stream] for draft in preparing))
+
+    drafter.prepare = prepare
+    decode(target, drafter, PARAMS)
+    assert len(is_beside) > 10
+    assert not any(is_beside) if waits else all(is_beside)
 
 
 def test_results_are_waited_for(fake, monkeypatch):

@@ -43,6 +43,10 @@ class _Memory:
     """Kept, so that no other memory is taken for it."""
     written: Clock = field(default_factory=dict)
     read: Clock = field(default_factory=dict)
+    launch: int = -1
+    """Which launch wrote it last."""
+    before: Clock = field(default_factory=dict)
+    """What was written before that."""
 
 
 class FakeCuda(TorchDispatchMode):
@@ -61,6 +65,7 @@ class FakeCuda(TorchDispatchMode):
         self.host: Clock = {}
         self.graphs: list[CUDAGraph] = []
         self.num_operations = 0
+        self._launch = 0
         self.pools: list[object] = []
         self._capturing: CUDAGraph | None = None
         self._memories: dict[int, _Memory] = {}
@@ -68,7 +73,10 @@ class FakeCuda(TorchDispatchMode):
         self._shared: set[int] = set()
 
     def share(self, *tensors: Tensor) -> None:
-        """Let memory be written in one stream while another reads it: other parts of it, by the caller's word."""
+        """Let one launch write memory while another stream reads it: other parts of it, by the caller's word.
+
+        What was written before that launch must still be waited for.
+        """
         self._shared |= {key(tensor) for tensor in tensors}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -102,13 +110,23 @@ class FakeCuda(TorchDispatchMode):
         stream.tick()
         given, written = ([self._memory(one) for one in some] for some in (operation.given, operation.written))
         for memory in given:
-            self._check(memory, memory.written, f"{operation.name} in {stream.name} reads what is written")
+            written_before = memory.before if self._is_shared(memory) else memory.written
+            self._check(memory, written_before, f"{operation.name} in {stream.name} reads what is written")
             memory.read[stream] = stream.clock[stream]
         for memory in written:
             self._check(memory, memory.written, f"{operation.name} in {stream.name} writes what is written")
-            if memory.storage._cdata not in self._shared:
+            if not self._is_shared(memory):
                 self._check(memory, memory.read, f"{operation.name} in {stream.name} writes what is read")
+            if memory.launch != self._launch:
+                memory.launch, memory.before = self._launch, memory.written
             memory.written = {stream: stream.clock[stream]}
+
+    def begin_launch(self) -> None:
+        """Count what is done from now on as another launch."""
+        self._launch += 1
+
+    def _is_shared(self, memory: _Memory) -> bool:
+        return memory.storage._cdata in self._shared
 
     def _check(self, memory: _Memory, accesses: Clock, what: str) -> None:
         for other, tick in accesses.items():
@@ -255,10 +273,12 @@ class CUDAGraph:
 
     def replay(self) -> None:
         """Do them again, in the stream that work is in."""
+        self._cuda.begin_launch()
         with torch.no_grad(), _disable_current_modes():
             for operation in self._operations:
                 operation.repeat()
                 self._cuda.note(operation)
+        self._cuda.begin_launch()
 
 
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:

@@ -96,12 +96,18 @@ def new_laws(target, vocab_ids=None) -> DraftLaws:
     )  # fmt: skip
     if on_device:
         target.verify_by(laws)
-        target.forward = refuse
+        refuse_logits(target)
     return laws
 
 
 def refuse(*_args, **_options):
-    raise AssertionError("logits were asked for where tokens are enough")
+    raise AssertionError("asked for where it is not needed")
+
+
+def refuse_logits(target: DeviceRunner) -> None:
+    """Let a target be asked for tokens only."""
+    launch = target.launch
+    target.launch = lambda rows, selection=None, **options: launch(rows, selection or refuse(), **options)
 
 
 def decoder(*, noise: float = 0.0, device: torch.device = _CPU) -> Decoder:

@@ -96,6 +96,34 @@ class TokenModel(LanguageModel, Protocol):
         ...
 
 
+class Pending(Protocol):
+    """Results that may still be computed."""
+
+    def result(self) -> np.ndarray:
+        """Wait for the results, and return a copy; the same when asked again."""
+        ...
+
+
+@runtime_checkable
+class LaunchingModel(TokenModel, Protocol):
+    """A token model that runs a pass while the host does something else."""
+
+    def launch(
+        self, rows: Rows, selection: "Selection | None" = None, *, logit_rows: np.ndarray | None = None
+    ) -> Pending:
+        """Begin a pass.
+
+        Args:
+            rows: As for :meth:`LanguageModel.forward`.
+            selection: As for :meth:`TokenModel.forward_ids`; ``None``: logits are wanted.
+            logit_rows: As for both.
+
+        Returns:
+            What :meth:`TokenModel.forward_ids` would give, or without a selection :meth:`LanguageModel.forward`.
+        """
+        ...
+
+
 @runtime_checkable
 class DraftVerifier(TokenModel, Protocol):
     """A token model that can verify drafts by the rule of rejection: :meth:`Selection.of_drafts` is no less to it.

@@ -42,11 +42,11 @@ class Rows:
             parts: ``(sequence, start, token_ids)``: tokens at slots and positions ``start, start + 1, ...``; sequences
                 ascending.
         """
-        sequences = np.concatenate([np.full(len(tokens), sequence, np.int64) for sequence, _, tokens in parts])
-        positions = np.concatenate(
-            [np.arange(start, start + len(tokens), dtype=np.int64) for _, start, tokens in parts]
-        )
-        token_ids = np.concatenate([np.asarray(tokens, np.int64) for _, _, tokens in parts])
+        token_ids = np.array([token for _, _, tokens in parts for token in tokens], np.int64)
+        counts = np.array([len(tokens) for _, _, tokens in parts])
+        starts = np.array([start for _, start, _ in parts]) - (counts.cumsum() - counts)
+        sequences = np.array([sequence for sequence, _, _ in parts], np.int64).repeat(counts)
+        positions = np.arange(len(token_ids)) + starts.repeat(counts)
         none = np.zeros(len(token_ids), np.int64)
         return cls(
             sequences=sequences,

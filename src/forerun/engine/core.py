@@ -25,7 +25,7 @@ from forerun.engine.speculative.coupling import coupled_tokens, verify_equal
 from forerun.engine.speculative.load import Load
 from forerun.engine.speculative.rejection import verify_rejection
 from forerun.engine.speculative.speculator import Speculation, Speculator
-from forerun.engine.target_pass import chosen_tokens, run_target
+from forerun.engine.target_pass import TargetPasses, chosen_tokens
 
 PREFILL_ROWS = 192
 """Rows of a pass over prompts, where nothing else waits for it."""
@@ -81,6 +81,7 @@ class EngineCore:
     ) -> None:
         self._target, self._counters = target, counters
         self._verification: Verification = verification
+        self._passes = TargetPasses(target, verification=verification)
         self._tables = target if isinstance(target, PagedModel) else None
         self._block_tokens = _ROW_BLOCK_TOKENS if self._tables is None else self._tables.block_tokens
         config = scheduler or SchedulerConfig(
@@ -293,13 +294,7 @@ class EngineCore:
             ]
         )
         lasts = np.cumsum([part.stop - part.start for part in parts]) - 1
-        logits = run_target(
-            self._target,
-            rows,
-            [(part.request, Speculation()) for part in parts],
-            verification=self._verification,
-            logit_rows=lasts,
-        )
+        logits = self._passes.launch(rows, [(part.request, Speculation()) for part in parts], logit_rows=lasts).result()
         chunks = [
             self._decide(part.request, logits[place : place + 1], Speculation())[0]
             for place, part in enumerate(parts)
@@ -330,6 +325,11 @@ class EngineCore:
             found.update(zip((request.index for request in members), speculations, strict=True))
         return [found[request.index] for request in requests]
 
+    def _draftings_of(self, requests: Sequence[Request]) -> list[Drafting]:
+        """Return every way in which requests have drafts, once."""
+        draftings = [self._draftings[request.index] for request in requests]
+        return [*{id(drafting): drafting for drafting in draftings}.values()]
+
     def _room(self, request: Request, limit: int) -> int:
         """Return how long a request's draft may be, with blocks for it; free ones, nobody is put aside for a draft."""
         first = request.num_computed_tokens + 1
@@ -347,12 +347,10 @@ class EngineCore:
             for request, speculation in zip(requests, speculations, strict=True)
         ]
         forward_started = time.perf_counter()
-        logits = run_target(
-            self._target,
-            Rows.chains(parts),
-            list(zip(requests, speculations, strict=True)),
-            verification=self._verification,
-        )
+        pending = self._passes.launch(Rows.chains(parts), list(zip(requests, speculations, strict=True)))
+        for drafting in self._draftings_of(requests):
+            drafting.speculator.prepare()
+        logits = pending.result()
         forward_s = time.perf_counter() - forward_started
         chunks: list[StreamChunk] = []
         accepted: list[int] = []
@@ -381,9 +379,9 @@ class EngineCore:
         if all(speculation.is_hit for speculation in speculations):
             counters.hit_s += round_s
             counters.hit_forward_s += forward_s
-        draftings = {id(self._draftings[request.index]): self._draftings[request.index] for request in requests}
+        draftings = self._draftings_of(requests)
         if len(draftings) == 1:  # the time of a round of several ways says nothing about any of them
-            (drafting,) = draftings.values()
+            (drafting,) = draftings
             proposed = [len(speculation.token_ids) for speculation in speculations]
             drafting.controller.observe(
                 load=load,

@@ -34,6 +34,8 @@ class Request:
         text: The text so far.
         finish_reason: Set at the end.
         error: Why it could not go on, if it could not.
+        choice: How its tokens are chosen where nothing else shapes its law.
+        has_plain_law: Whether nothing else does, as :attr:`forerun.engine.sampling.SamplingParams.has_plain_law`.
     """
 
     index: int
@@ -55,6 +57,20 @@ class Request:
     text: str = ""
     finish_reason: FinishReason | None = None
     error: str | None = None
+    choice: Choice = field(init=False)
+    has_plain_law: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        params = self.params
+        self.choice = Choice(
+            temperature=params.temperature,
+            seed=params.seed or 0,
+            request=self.number,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+        )
+        self.has_plain_law = params.has_plain_law
 
     @property
     def num_computed_tokens(self) -> int:
@@ -74,19 +90,6 @@ class Request:
     def num_remaining_tokens(self) -> int:
         """Tokens that may still come."""
         return self.max_tokens - len(self.output_ids)
-
-    @property
-    def choice(self) -> Choice:
-        """How its tokens are chosen where nothing else shapes its law."""
-        params = self.params
-        return Choice(
-            temperature=params.temperature,
-            seed=params.seed or 0,
-            request=self.number,
-            top_k=params.top_k,
-            top_p=params.top_p,
-            min_p=params.min_p,
-        )
 
     def append(self, token_ids: Sequence[int], origins: Sequence[TokenOrigin], logprobs: Sequence[TokenLogprob]) -> str:
         """Add decided tokens up to the end of the request.

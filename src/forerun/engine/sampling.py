@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from forerun.core.errors import RequestError
 from forerun.engine.constraint import Constraint
@@ -67,6 +67,13 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         """Whether each token is the most likely one."""
         return self.temperature == 0
+
+    @property
+    def has_plain_law(self) -> bool:
+        """Whether only temperature, top-k, top-p and min-p shape the law, and nothing but tokens is asked for."""
+        # What ends a request does not touch its law; any other parameter that is not at its default may.
+        law = replace(self, stop=(), stop_token_ids=(), max_tokens=None, ignore_eos=False)
+        return replace(law, temperature=0, seed=None, top_k=0, top_p=1, min_p=0) == _PLAIN
 
     @property
     def needs_history(self) -> bool:
@@ -161,3 +168,6 @@ class SamplingParams:
                     )
         if sum(bias == -math.inf for bias in self.logit_bias.values()) >= vocab_size:
             raise RequestError("logit_bias bans every token of the vocabulary: leave at least one")
+
+
+_PLAIN = SamplingParams(temperature=0, max_tokens=None)

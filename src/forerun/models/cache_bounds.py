@@ -34,7 +34,8 @@ def check_rows(rows: Rows, *, num_sequences: int, capacity: int, vocab_size: int
     check_limit("sequence", rows.sequences, num_sequences)
     check_limit("token id", rows.token_ids, vocab_size)
     check_limit("position", rows.positions, capacity)
-    check_limit("slot", rows.slots, capacity)
+    if rows.slots is not rows.positions:
+        check_limit("slot", rows.slots, capacity)
     check_limit("prefix length", rows.lengths, capacity + 1)
     if rows.num_ancestors.any():
         check_limit("ancestor slot", rows.ancestors, capacity)
@@ -61,7 +62,8 @@ def check_span(sequence: int, start: int, stop: int, *, num_sequences: int, capa
         RequestError: The sequence or a slot lies outside the cache.
     """
     check_limit("sequence", np.array([sequence]), num_sequences)
-    check_limit("slot", np.arange(start, stop), capacity)
+    if stop > start:
+        check_limit("slot", np.array([start, stop - 1]), capacity)
 
 
 def check_limit(what: str, values: np.ndarray, limit: int) -> None:
@@ -70,7 +72,8 @@ def check_limit(what: str, values: np.ndarray, limit: int) -> None:
     Raises:
         RequestError: One is not.
     """
-    if values.size and not 0 <= values.min() <= values.max() < limit:
+    # A negative number is a large one without its sign: one look at all of them, for each pass does this.
+    if values.size and int(values.astype(np.uint64).max()) >= limit:
         wrong = int(values.min()) if values.min() < 0 else int(values.max())
         raise RequestError(
             f"{what} {wrong}: must be from 0 to {limit - 1}; shorten the request, or build the model with more capacity"

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forerun.models.graph_pool import Function, Pending, Recorder, Replay, without_gradient
+from forerun.core.protocols import Pending
+from forerun.models.graph_pool import Function, Recorder, Replay, without_gradient
 
 _NUM_WARM_UPS: Final = 2
 

@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from forerun.core.protocols import Pending
 from forerun.core.rows import Rows
 from forerun.models.cache_bounds import check_rows, check_span
 from forerun.models.eagle3 import Eagle3Head
 from forerun.models.eagle3_runner import slots_before
-from forerun.models.graph_pool import EagerRecorder, GraphPool, Pending, Recorder
+from forerun.models.graph_pool import EagerRecorder, GraphPool, Recorder
 from forerun.models.packing import PackedLayout
 from forerun.models.row_grid import RowGrid
 from forerun.models.slot_cache import SlotCache
@@ -110,9 +111,9 @@ class DeviceHead:
             sequence: Which sequence, of both.
             start: Position of the first token, where the last call ended.
             stop: Position after the last.
-            lender: Has computed the states already, and leaves them as they are while the text goes on.
+            lender: Has computed the states already, as the host has seen by a result of that pass, and leaves them as
+                they are while the text goes on. Nothing waits for what it computes meanwhile.
         """
-        self.recorder.wait_for(lender.recorder)
         self._take(sequence, start, lender.features(sequence, start, stop))
 
     def _take(self, sequence: int, start: int, features: Tensor) -> None:

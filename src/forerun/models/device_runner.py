@@ -14,12 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from forerun.core.errors import ConfigError
+from forerun.core.protocols import Pending
 from forerun.core.rows import Rows
 from forerun.core.selection import FLOAT_CHOICE_ARRAYS, Selection
 from forerun.models.cache_bounds import check_rows
 from forerun.models.decoder import Decoder
 from forerun.models.draft_laws import DraftLaws
-from forerun.models.graph_pool import EagerRecorder, GraphPool, MemoryPact, Pending, Recorder
+from forerun.models.graph_pool import EagerRecorder, GraphPool, MemoryPact, Recorder
 from forerun.models.packing import PackedLayout
 from forerun.models.row_grid import RowGrid
 from forerun.models.slot_cache import SlotCache
@@ -114,7 +115,7 @@ class DeviceRunner:
         Raises:
             RequestError: A row lies outside the cache or the vocabulary; nothing has been written then.
         """
-        return self._run(rows, None, logit_rows)
+        return self.launch(rows, logit_rows=logit_rows).result()
 
     def forward_ids(self, rows: Rows, selection: Selection, *, logit_rows: np.ndarray | None = None) -> np.ndarray:
         """As :meth:`forerun.core.protocols.TokenModel.forward_ids`.
@@ -122,7 +123,21 @@ class DeviceRunner:
         Raises:
             RequestError: As :meth:`forward`.
         """
-        return self._run(rows, selection, logit_rows)
+        return self.launch(rows, selection, logit_rows=logit_rows).result()
+
+    def launch(
+        self, rows: Rows, selection: Selection | None = None, *, logit_rows: np.ndarray | None = None
+    ) -> Pending:
+        """As :meth:`forerun.core.protocols.LaunchingModel.launch`.
+
+        Raises:
+            RequestError: As :meth:`forward`.
+        """
+        wanted = np.arange(len(rows)) if logit_rows is None else logit_rows
+        width = int(np.bincount(rows.sequences.clip(0)).max()) if len(rows) else 0
+        if width > MAX_GRAPH_WIDTH:
+            return self._once(self._grid(rows, is_padded=False), wanted, selection)
+        return self._replay(self._grid(rows, is_padded=True), wanted, selection)
 
     def verify_by(self, laws: DraftLaws) -> None:
         """Verify draft tokens by the laws that lie there, where a selection says so; passes are recorded anew.
@@ -155,13 +170,6 @@ class DeviceRunner:
         """
         return self._once(self._grid(rows, is_padded=False), np.zeros(0, np.int64), None)
 
-    def _run(self, rows: Rows, selection: Selection | None, logit_rows: np.ndarray | None) -> np.ndarray:
-        wanted = np.arange(len(rows)) if logit_rows is None else logit_rows
-        width = int(np.bincount(rows.sequences.clip(0)).max()) if len(rows) else 0
-        if width > MAX_GRAPH_WIDTH:
-            return self._once(self._grid(rows, is_padded=False), wanted, selection).result()
-        return self._replay(self._grid(rows, is_padded=True), wanted, selection)
-
     def _grid(self, rows: Rows, *, is_padded: bool) -> RowGrid:
         check_rows(rows, num_sequences=self.num_sequences, capacity=self.capacity, vocab_size=self.config.vocab_size)
         return RowGrid.of(
@@ -172,7 +180,7 @@ class DeviceRunner:
             is_padded=is_padded,
         )
 
-    def _replay(self, grid: RowGrid, wanted: np.ndarray, selection: Selection | None) -> np.ndarray:
+    def _replay(self, grid: RowGrid, wanted: np.ndarray, selection: Selection | None) -> Pending:
         """Run a padded grid, choosing for every cell, and return what the wanted rows have."""
         shape, of_all = grid.shape, (grid.shape.num_sequences, grid.shape.width)
         choice = {} if selection is None else selection.needed
@@ -193,7 +201,7 @@ class DeviceRunner:
             return self._select(logits, inputs, (each.unsqueeze(1), place), has_noise=has_noise)
 
         key = ("pass", shape, tuple(choice), has_noise)
-        return self.graphs.launch(key, run, layout.pack(arrays)).result()[cells]
+        return _Cells(self.graphs.launch(key, run, layout.pack(arrays)), cells)
 
     def _once(self, grid: RowGrid, wanted: np.ndarray, selection: Selection | None) -> Pending:
         """Run a grid as it is, and compute logits of the wanted rows only."""
@@ -265,13 +273,15 @@ class DeviceRunner:
     def borrow_states(self, sequence: int, start: int, stop: int, *, lender: "LentLayers") -> None:
         """Take keys and values that a target has computed as those of this model; returns before they are copied.
 
+        Nothing waits for what the target computes meanwhile.
+
         Args:
             sequence: Which sequence, of both.
             start: First slot.
             stop: Slot after the last.
-            lender: Has as many layers as this model; its states are there, and stay while the text goes on.
+            lender: Has as many layers as this model; its states are there, as the host has seen by a result of the
+                pass that computed them, and stay while the text goes on.
         """
-        self.recorder.wait_for(lender.target.recorder)
         with self.recorder.in_order():
             self.cache.borrow_states(sequence, start, stop, lender=lender.target.cache, runs=lender.runs)
 
@@ -294,6 +304,16 @@ class DeviceRunner:
         """As :meth:`forerun.core.features.FeatureSource.write_features`."""
         with self.recorder.in_order():
             self.cache.write_features(sequence, start, features)
+
+
+class _Cells:
+    """Results of some cells of a grid."""
+
+    def __init__(self, whole: Pending, cells: tuple[np.ndarray, np.ndarray]) -> None:
+        self._whole, self._cells = whole, cells
+
+    def result(self) -> np.ndarray:
+        return self._whole.result()[self._cells]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,20 +17,13 @@ import torch
 from torch import Tensor
 
 from forerun.core.errors import DeviceMemoryError
+from forerun.core.protocols import Pending
 
 Function = Callable[[Tensor], Tensor]
 """From the buffer of inputs, int64 ``[size]``, to one tensor of results."""
 
 _T = TypeVar("_T")
 _MAX_GRAPHS: Final = 256
-
-
-class Pending(Protocol):
-    """Results that may still be computed."""
-
-    def result(self) -> np.ndarray:
-        """Wait for the results, and return a copy; the same when asked again."""
-        ...
 
 
 class Replay(Protocol):

@@ -4,7 +4,7 @@ The first process chooses the tokens and verifies drafts; the others compute the
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Final
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, distributed
 
 from forerun.core.errors import DeviceError, DeviceMemoryError, ForerunError
+from forerun.core.protocols import Pending
 from forerun.core.rows import Rows
 from forerun.core.selection import CHOICE_ARRAYS, FLOAT_CHOICE_ARRAYS, Selection
 from forerun.models.cache_bounds import check_rows, check_slots, check_span
@@ -60,9 +61,7 @@ class LeadingRunner:
             DeviceMemoryError: Memory is too short for the pass in one of the processes.
             DeviceError: A process that shares the model is gone.
         """
-        wanted = self._say_forward(rows, None, logit_rows)
-        with self._exchanges():
-            return self._runner.forward(rows, logit_rows=wanted)
+        return self.launch(rows, logit_rows=logit_rows).result()
 
     def forward_ids(self, rows: Rows, selection: Selection, *, logit_rows: np.ndarray | None = None) -> np.ndarray:
         """As :meth:`forerun.core.protocols.TokenModel.forward_ids`.
@@ -72,9 +71,21 @@ class LeadingRunner:
             DeviceMemoryError: As :meth:`forward`.
             DeviceError: As :meth:`forward`.
         """
+        return self.launch(rows, selection, logit_rows=logit_rows).result()
+
+    def launch(
+        self, rows: Rows, selection: Selection | None = None, *, logit_rows: np.ndarray | None = None
+    ) -> Pending:
+        """As :meth:`forerun.core.protocols.LaunchingModel.launch`.
+
+        Raises:
+            RequestError: As :meth:`forward`.
+            DeviceMemoryError: As :meth:`forward`.
+            DeviceError: As :meth:`forward`, and so may the result's reading.
+        """
         wanted = self._say_forward(rows, selection, logit_rows)
         with self._exchanges():
-            return self._runner.forward_ids(rows, selection, logit_rows=wanted)
+            return _Answer(self._runner.launch(rows, selection, logit_rows=wanted), self._exchanges)
 
     def verify_by(self, laws: DraftLaws) -> None:
         """As :meth:`forerun.models.device_runner.DeviceRunner.verify_by`; the laws lie beside this process's share."""
@@ -180,6 +191,17 @@ class LeadingRunner:
             self._collective.send(torch.tensor([command, len(words)]))
             if len(words):
                 self._collective.send(torch.from_numpy(words))
+
+
+class _Answer:
+    """Results of a pass that others take part in."""
+
+    def __init__(self, own: Pending, exchanges: Callable[[], AbstractContextManager[None]]) -> None:
+        self._own, self._exchanges = own, exchanges
+
+    def result(self) -> np.ndarray:
+        with self._exchanges():
+            return self._own.result()
 
 
 @contextmanager

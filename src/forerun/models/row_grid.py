@@ -74,8 +74,8 @@ class RowGrid:
         is_first = np.ones(len(rows), bool)
         np.not_equal(rows.sequences[1:], rows.sequences[:-1], out=is_first[1:])
         first_rows = is_first.nonzero()[0]
-        counts = np.diff(first_rows, append=len(rows))
-        present, row_group = rows.sequences[first_rows], np.repeat(np.arange(len(counts)), counts)
+        present, row_group = rows.sequences[first_rows], is_first.cumsum() - 1
+        counts = np.bincount(row_group)
         row_sequence, row_place = row_group, np.arange(len(rows)) - first_rows[row_group]
         shared = np.minimum.reduceat(rows.lengths, first_rows)
         width = int(counts.max())

@@ -111,6 +111,31 @@ class SlotCache:
                 self._states_LKCGSD[own : own + count, :, sequence, :, slots].copy_(given_LKGSD, non_blocking=True)
         self._set_positions(sequence, start, stop)
 
+    def borrow_slots(
+        self,
+        slots_NT: Tensor,
+        *,
+        is_lent: Tensor,
+        lender: "SlotCache",
+        runs: Sequence[tuple[int, int, int]],
+        spare_slot: int,
+    ) -> None:
+        """Copy the same, of the first N sequences, in operations of fixed shape that ask nothing of the host.
+
+        Args:
+            slots_NT: Of each sequence, in both caches.
+            is_lent: ``[N, T]``, which of them are copied.
+            lender: As for :meth:`borrow_states`, on the same device.
+            runs: As for :meth:`borrow_states`.
+            spare_slot: Takes what is not copied.
+        """
+        each = torch.arange(len(slots_NT), device=slots_NT.device).unsqueeze(1)
+        sources, targets = torch.where(is_lent, slots_NT, 0), torch.where(is_lent, slots_NT, spare_slot)
+        for own, other, count in runs:
+            given_NTLKGD = lender._states_LKCGSD[other : other + count][:, :, each, :, sources]
+            self._states_LKCGSD[own : own + count][:, :, each, :, targets] = given_NTLKGD
+        self.positions[each, targets] = targets
+
     def _set_positions(self, sequence: int, start: int, stop: int) -> None:
         self.positions[sequence, start:stop] = torch.arange(start, stop, device=self.positions.device)
 

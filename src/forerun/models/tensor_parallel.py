@@ -21,6 +21,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.functional import linear, pad
 
 from forerun.core.dtype_choice import DtypeName
+from forerun.core.protocols import Pending
 from forerun.core.rows import Rows
 from forerun.core.selection import Selection
 from forerun.models.decoder import Decoder, DecoderLayer
@@ -234,6 +235,12 @@ class TensorParallelRunner:
     def forward_ids(self, rows: Rows, selection: Selection, *, logit_rows: np.ndarray | None = None) -> np.ndarray:
         """As :meth:`forerun.core.protocols.TokenModel.forward_ids`."""
         return self._own.forward_ids(rows, selection, logit_rows=logit_rows)
+
+    def launch(
+        self, rows: Rows, selection: Selection | None = None, *, logit_rows: np.ndarray | None = None
+    ) -> Pending:
+        """As :meth:`forerun.core.protocols.LaunchingModel.launch`."""
+        return self._own.launch(rows, selection, logit_rows=logit_rows)
 
     @property
     def recorder(self) -> Recorder:

@@ -302,6 +302,9 @@ class WatchedDraft:
     def start(self, _request, *, is_ahead) -> None:
         assert is_ahead
 
+    def begin_round(self) -> None:
+        pass
+
     def hand_over_branches(self, _drafts, *, num_outcomes) -> None:
         pass
 
@@ -317,5 +320,6 @@ def test_preparations_are_as_deep_as_the_drafts_of_late():
     speculator.start(request)
     for limit in [6] * 3 + [2] * 20:
         speculator.speculate([request], [limit])
+        speculator.prepare()
         request.output_ids.append(1)
     assert draft.depths == [4, 6, 6, 6] + [6] * 15 + [2] * 5

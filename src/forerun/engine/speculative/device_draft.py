@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from forerun.core.protocols import Pending
 from forerun.core.rows import Rows
 from forerun.engine.law import ProcessedLaw
 from forerun.engine.request import Request
-from forerun.engine.speculative.draft_round import Chain, DraftRounds, RoundModel
+from forerun.engine.speculative.draft_round import MOST_LENT_ALONG, Chain, DraftRounds, RoundModel
 from forerun.engine.speculative.speculator import LawPlace, Speculation
 from forerun.models.device_head import DeviceHead, FeatureLender
 from forerun.models.device_runner import DeviceRunner, LentLayers
 from forerun.models.draft_laws import DraftLaws
-from forerun.models.graph_pool import Pending
 
 _PREFILL_ROWS = 256
 _MOST_CHAINED = 16
@@ -36,7 +36,11 @@ class DeviceDraft:
         self.runner = runner
         self._laws, self._lender = laws, lender
         self._num_lent: dict[int, int] = {}
-        self._rounds = DraftRounds(runner, most_drawn=0 if laws is None else laws.scores.shape[1])
+        self._rounds = DraftRounds(
+            runner,
+            most_drawn=0 if laws is None else laws.scores.shape[1],
+            lender=lender if isinstance(lender, LentLayers) else None,
+        )
         self._num_read: dict[int, int] = {}
 
     @property
@@ -67,6 +71,15 @@ class DeviceDraft:
         if self.reads_prompts and (is_ahead or (is_home and self._lender is None)):
             self._read(request, request.computed_tokens())
 
+    def begin_round(self) -> None:
+        """Let what is launched from now on find what the target was asked for so far; for a draft that reads of it.
+
+        The passes that the target is given later are not waited for: a draft is to run beside them.
+        """
+        lender = self._lender.target if isinstance(self._lender, LentLayers) else self._lender
+        if lender is not None:
+            self.runner.recorder.wait_for(lender.recorder)
+
     def forget(self, request: Request) -> None:
         """Forget a request."""
         self._num_read.pop(request.index, None)
@@ -74,16 +87,16 @@ class DeviceDraft:
 
     def extend(self, requests: Sequence[Request], *, num_tokens: int) -> Pending:
         """Draft after the last decided token of each request; see :meth:`DraftRounds.extend`."""
+        chains: list[Chain] = []
         for request in requests:
-            self._take_states(request)
+            lent = self._take_states(request)
             if self._reads_again and request.num_computed_tokens - self._num_read[request.index] > _MOST_CHAINED:
                 self._read(request, request.computed_tokens())
-        chains = [self._chain(request, self._num_read[request.index], ()) for request in requests]
-        for request, chain in zip(requests, chains, strict=True):
-            # The last of the new tokens is chosen, and not read.
-            num_more = 0 if self._reads_again else num_tokens - 1
-            self._num_read[request.index] = chain.start + len(chain.tokens) + num_more
-        return self._rounds.extend(chains, num_tokens=num_tokens)
+            chains.append(self._chain(request, max(self._num_read[request.index], lent[1]), (), lent))
+        pending = self._rounds.extend(chains, num_tokens=num_tokens)
+        # The last of the new tokens is chosen, and not read.
+        self._note_read(requests, chains, num_more=num_tokens - 1)
+        return pending
 
     def prepare(
         self,
@@ -98,11 +111,13 @@ class DeviceDraft:
         chains: list[Chain] = []
         for request, speculation in zip(requests, speculations, strict=True):
             start = request.num_computed_tokens
-            self._take_states(request)
-            self._read(request, request.computed_tokens())
-            chains.append(self._chain(request, start, speculation))
-            self._num_read[request.index] = start + 1 + (0 if self._reads_again else len(speculation))
-        return self._rounds.prepare(chains, num_outcomes=num_outcomes, depth=depth, part=part)
+            lent = self._take_states(request)
+            if max(self._num_read[request.index], lent[1]) < start:
+                self._read(request, request.computed_tokens())
+            chains.append(self._chain(request, start, speculation, lent))
+        pending = self._rounds.prepare(chains, num_outcomes=num_outcomes, depth=depth, part=part)
+        self._note_read(requests, chains)
+        return pending
 
     def hand_over_chains(self, drafts: Mapping[int, int]) -> None:
         """Copy the laws of what :meth:`extend` drafted last, if they count.
@@ -151,20 +166,36 @@ class DeviceDraft:
         """Whether it reads a token anew once the target has."""
         return isinstance(self.runner, DeviceHead) and self._lender is not None
 
-    def _take_states(self, request: Request) -> None:
-        """Take what the target has computed since the last time, where that is read."""
+    def _take_states(self, request: Request) -> tuple[int, int]:
+        """Take what the target has computed since the last time, where that is read.
+
+        Returns:
+            First slot of those that are still to be taken, along with the request's chain, and the one after the last.
+        """
         start, stop = self._num_lent[request.index], request.num_computed_tokens
         # Before the first token is decided, the target has not read the prompt.
         if self._lender is None or not request.is_resumed or stop == start:
-            return
+            return 0, 0
         if isinstance(self._lender, LentLayers):
             assert isinstance(self.runner, DeviceRunner), "keys and values are for a decoder"
+            if self._rounds.lends_along and stop - start <= MOST_LENT_ALONG:
+                return start, stop
             self.runner.borrow_states(request.sequence, start, stop, lender=self._lender)
             self._num_read[request.index] = max(self._num_read[request.index], stop)
         else:
             assert isinstance(self.runner, DeviceHead), "hidden states are for a head"
             self.runner.borrow_features(request.sequence, start, stop, lender=self._lender)
         self._num_lent[request.index] = stop
+        return 0, 0
+
+    def _note_read(self, requests: Sequence[Request], chains: Sequence[Chain], *, num_more: int = 0) -> None:
+        """Take note of chains that have been launched, and of tokens read after each."""
+        for request, chain in zip(requests, chains, strict=True):
+            _, lent_stop = chain.lent
+            self._num_lent[request.index] = max(self._num_lent[request.index], lent_stop)
+            # A draft that reads tokens anew keeps what is decided only.
+            end = chain.start + len(chain.tokens) + num_more
+            self._num_read[request.index] = request.num_computed_tokens + 1 if self._reads_again else end
 
     def _read(self, request: Request, tokens: Sequence[int]) -> None:
         """Read the tokens of a request that have not been read yet."""
@@ -174,11 +205,13 @@ class DeviceDraft:
         self._num_read[request.index] = max(self._num_read[request.index], len(tokens))
 
     @staticmethod
-    def _chain(request: Request, start: int, speculation: Sequence[int]) -> Chain:
-        decided = [*request.prompt_ids, *request.output_ids]
+    def _chain(request: Request, start: int, speculation: Sequence[int], lent: tuple[int, int]) -> Chain:
+        prompt, output = request.prompt_ids, request.output_ids
+        num_prompt = len(prompt)
         return Chain(
             sequence=request.sequence,
             start=start,
-            tokens=[*decided[start:], *speculation],
+            tokens=[*prompt[start:], *output[max(0, start - num_prompt) :], *speculation],
             choice=request.choice,
+            lent=lent,
         )

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from forerun.core.protocols import Pending
 from forerun.engine.config import Fallback
 from forerun.engine.law import ProcessedLaw
 from forerun.engine.request import Request
 from forerun.engine.speculative.draft_replicas import RoundDraft
 from forerun.engine.speculative.ngram import context_continuation
 from forerun.engine.speculative.speculator import Speculation
-from forerun.models.graph_pool import Pending
 
 _ROUNDS_REMEMBERED = 16
 """Rounds whose draft lengths decide how deep a preparation is: a text near its end asks for less, and each depth is a
@@ -46,10 +46,14 @@ class DeviceSequentialSpeculator:
 
     def speculate(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Speculation]:
         """Draft for all requests together."""
+        self._draft.begin_round()
         tokens = _extended(self._draft, requests, limits)
         return [
             Speculation(token_ids=tokens.get(request.index, ()), laws_at=self._draft.laws_at) for request in requests
         ]
+
+    def prepare(self) -> None:
+        """Nothing is drafted before it is asked for."""
 
     def laws(self, request: Request, speculation: Speculation) -> Sequence[ProcessedLaw | None]:
         """Return the laws of the draft."""
@@ -67,20 +71,62 @@ class DeviceSequentialSpeculator:
         """Nothing to release."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Preparation:
-    """Outcomes that are being prepared for the round that began at a length of the output."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Found:
+    """What a look-up gives.
 
-    pending: Pending
-    sequence: int
-    num_output: int
+    Attributes:
+        branch: The place of the outcome that came among those prepared.
+        tokens: Its continuation; none if the outcome was not predicted.
+        num_prepared: Tokens that were prepared, for any outcome.
+    """
+
+    branch: int = 0
+    tokens: tuple[int, ...] = ()
+    num_prepared: int = 0
+
+
+class _Preparation:
+    """Outcomes that are being prepared in one launch, for the verification of some requests.
+
+    Args:
+        pending: Their table, as of :meth:`forerun.engine.speculative.draft_round.DraftRounds.prepare`. It is on its way
+            to the host as soon as it is there, so looking up takes no launch, which would take longer than this.
+        requests: As they were before that verification.
+    """
+
+    def __init__(self, pending: Pending, requests: Sequence[Request]) -> None:
+        self._pending = pending
+        self._begun = {request.index: (request.sequence, len(request.output_ids)) for request in requests}
+
+    def look_up(self, requests: Sequence[tuple[Request, int]]) -> list[_Found]:
+        """Return what is prepared for the outcomes that came, for some of the requests, each with its limit."""
+        begun = [self._begun[request.index] for request, _ in requests]
+        tables = self._pending.result()[[sequence for sequence, _ in begun]]
+        outcomes = np.array(
+            [
+                (len(request.output_ids) - num_output - 1, request.output_ids[-1])
+                for (request, _), (_, num_output) in zip(requests, begun, strict=True)
+            ]
+        )
+        is_it = (tables[:, :, :2] == outcomes[:, None]).all(axis=2)
+        branches = is_it.argmax(axis=1)
+        places = np.arange(len(requests))
+        is_hit = is_it[places, branches].tolist()
+        continuations = tables[places, branches, 2:].tolist()
+        num_prepared = tables[0, :, 2:].size
+        return [
+            _Found(branch=branch, tokens=_valid(tokens, limit) if hit else (), num_prepared=num_prepared)
+            for (_, limit), branch, tokens, hit in zip(requests, branches.tolist(), continuations, is_hit, strict=True)
+        ]
 
 
 class DeviceSsdSpeculator:
     """Speculative speculative decoding with the draft beside the verification, in one process.
 
-    A round reads what was prepared during the last verification, hands the continuation of the outcome that came to
-    the target, and launches the next preparation before the target's pass. Where the outcome was not predicted, the
+    A round reads what was prepared during the last verification and hands the continuation of the outcome that came to
+    the target. When the target's pass has been launched, so is the next preparation, beside it: what the host does for
+    that takes no time of the target's. Where the outcome was not predicted, the
     target waits for a draft as in speculative decoding, or goes on with look-up in the context, or without a draft.
 
     Args:
@@ -94,26 +140,30 @@ class DeviceSsdSpeculator:
         self._draft, self._num_outcomes, self._fallback = draft, num_outcomes, fallback
         self._asked = deque([depth], maxlen=_ROUNDS_REMEMBERED)
         self._prepared: dict[int, _Preparation] = {}
+        self._begun: list[tuple[Request, tuple[int, ...]]] = []
         self.is_alive = True
 
     def start(self, request: Request) -> None:
         """Let the draft read the prompt and prepare for the first token, while the target reads it."""
         self._draft.start(request, is_ahead=not request.is_resumed)
         if not request.is_resumed and self._draft.reads_prompts:
-            self._prepare([request], [1], [Speculation()])
+            self._prepare([(request, ())])
 
     def speculate(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Speculation]:
-        """Return what is prepared, draft for those that missed, and prepare for all."""
+        """Return what is prepared, and draft for those that missed."""
+        self._draft.begin_round()
         found: dict[int, Speculation] = {}
         missed: list[tuple[Request, int]] = []
         num_prepared: dict[int, int] = {}
         branches: dict[int, tuple[int, int]] = {}
         laws_at = self._draft.laws_at
-        for request, limit in zip(requests, limits, strict=True):
-            branch, tokens, num_prepared[request.index] = self._look_up(request, limit)
-            if tokens:
-                branches[request.sequence] = (branch, len(tokens))
-                found[request.index] = Speculation(token_ids=tokens, origin="cache_hit", is_hit=True, laws_at=laws_at)
+        for request, limit, one in zip(requests, limits, self._look_up(requests, limits), strict=True):
+            num_prepared[request.index] = one.num_prepared
+            if one.tokens:
+                branches[request.sequence] = (one.branch, len(one.tokens))
+                found[request.index] = Speculation(
+                    token_ids=one.tokens, origin="cache_hit", is_hit=True, laws_at=laws_at
+                )
             elif limit > 0:
                 missed.append((request, limit))
         self._draft.hand_over_branches(branches, num_outcomes=self._num_outcomes)
@@ -136,8 +186,18 @@ class DeviceSsdSpeculator:
             for request in requests
         ]
         self._asked.append(max(limits))
-        self._prepare(requests, limits, speculations)
+        self._begun = [
+            (request, speculation.token_ids)
+            for request, limit, speculation in zip(requests, limits, speculations, strict=True)
+            if limit > 0
+        ]
         return speculations
+
+    def prepare(self) -> None:
+        """Launch the preparation for the outcomes of the verification that has begun."""
+        if self._begun:
+            self._prepare(self._begun)
+        self._begun = []
 
     def laws(self, request: Request, speculation: Speculation) -> Sequence[ProcessedLaw | None]:
         """Return the laws of the draft."""
@@ -155,40 +215,32 @@ class DeviceSsdSpeculator:
     def close(self) -> None:
         """Nothing to release."""
 
-    def _look_up(self, request: Request, limit: int) -> tuple[int, tuple[int, ...], int]:
-        """Return the branch prepared for the outcome that came, its tokens, and how many were prepared for any.
+    def _look_up(self, requests: Sequence[Request], limits: Sequence[int]) -> list["_Found"]:
+        """Look each outcome that came up, among those prepared for it."""
+        found = [_Found()] * len(requests)
+        by_launch: dict[int, list[int]] = {}
+        prepared = [self._prepared.pop(request.index, None) for request in requests]
+        for place, (launch, limit) in enumerate(zip(prepared, limits, strict=True)):
+            if launch is not None and limit > 0:
+                by_launch.setdefault(id(launch), []).append(place)
+        for places in by_launch.values():
+            launch = prepared[places[0]]
+            assert launch is not None
+            members = [(requests[place], limits[place]) for place in places]
+            for place, one in zip(places, launch.look_up(members), strict=True):
+                found[place] = one
+        return found
 
-        There are no tokens if the outcome was not predicted.
-        """
-        preparation = self._prepared.pop(request.index, None)
-        if preparation is None or limit == 0:
-            return 0, (), 0
-        num_accepted = len(request.output_ids) - preparation.num_output - 1
-        outcomes: np.ndarray = preparation.pending.result()[preparation.sequence]
-        is_it = (outcomes[:, 0] == num_accepted) & (outcomes[:, 1] == request.output_ids[-1])
-        rows = np.flatnonzero(is_it)
-        num_prepared = outcomes[:, 2:].size
-        if not rows.size:
-            return 0, (), num_prepared
-        return int(rows[0]), _valid(outcomes[rows[0], 2:], limit), num_prepared
-
-    def _prepare(self, requests: Sequence[Request], limits: Sequence[int], speculations: Sequence[Speculation]) -> None:
-        """Launch the preparation for the outcomes of the verification that is about to begin."""
-        work = [
-            (request, speculation.token_ids)
-            for request, limit, speculation in zip(requests, limits, speculations, strict=True)
-            if limit > 0
-        ]
-        if not work:
-            return
+    def _prepare(self, work: Sequence[tuple[Request, tuple[int, ...]]]) -> None:
+        """Launch the preparation for the outcomes of drafts, those that the verification may have."""
         pending = self._draft.prepare(
             [request for request, _ in work],
             [tokens for _, tokens in work],
             num_outcomes=self._num_outcomes,
             depth=max(self._asked),
         )
-        for request, _ in work:
-            self._prepared[request.index] = _Preparation(pending, request.sequence, len(request.output_ids))
+        preparation = _Preparation(pending, [request for request, _ in work])
+        self._prepared |= {request.index: preparation for request, _ in work}
 
 
 def _extended(draft: RoundDraft, requests: Sequence[Request], limits: Sequence[int]) -> dict[int, tuple[int, ...]]:
@@ -197,12 +249,12 @@ def _extended(draft: RoundDraft, requests: Sequence[Request], limits: Sequence[i
     if not work:
         return {}
     tokens = draft.extend([request for request, _ in work], num_tokens=max(limit for _, limit in work)).result()
-    drafted = {request.index: _valid(tokens[request.sequence], limit) for request, limit in work}
+    drafted = {request.index: _valid(tokens[request.sequence].tolist(), limit) for request, limit in work}
     draft.hand_over_chains({request.sequence: len(drafted[request.index]) for request, _ in work})
     return drafted
 
 
-def _valid(tokens: np.ndarray, limit: int) -> tuple[int, ...]:
+def _valid(tokens: list[int], limit: int) -> tuple[int, ...]:
     """Return the first tokens, up to one that could not be chosen."""
-    kept = tokens[:limit].tolist()
+    kept = tokens[:limit]
     return tuple(kept[: kept.index(-1)] if -1 in kept else kept)

@@ -11,12 +11,12 @@ from typing import TypeVar
 
 import numpy as np
 
+from forerun.core.protocols import Pending
 from forerun.engine.law import ProcessedLaw
 from forerun.engine.request import Request
 from forerun.engine.speculative.device_draft import DeviceDraft
 from forerun.engine.speculative.draft_round import RoundModel
 from forerun.engine.speculative.speculator import LawPlace, Speculation
-from forerun.models.graph_pool import Pending
 
 _T = TypeVar("_T")
 
@@ -50,6 +50,11 @@ class DraftReplicas:
         """As :meth:`DeviceDraft.start`, on each device."""
         for place, draft in enumerate(self._drafts):
             draft.start(request, is_ahead=is_ahead, is_home=request.sequence % len(self._drafts) == place)
+
+    def begin_round(self) -> None:
+        """As :meth:`DeviceDraft.begin_round`, on each device."""
+        for draft in self._drafts:
+            draft.begin_round()
 
     def forget(self, request: Request) -> None:
         """As :meth:`DeviceDraft.forget`."""

@@ -18,22 +18,28 @@ Shape legend: N sequences, C tokens of a chain, E tokens to extend it by, B outc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from forerun.core.protocols import Pending
 from forerun.core.rows import Rows
 from forerun.core.selection import CHOICE_ARRAYS, FLOAT_CHOICE_ARRAYS, Choice
 from forerun.engine.speculative.fan_out import REACH_NATS
-from forerun.models.graph_pool import GraphPool, Pending, Recorder
+from forerun.models.device_runner import DeviceRunner, LentLayers
+from forerun.models.graph_pool import GraphPool, Recorder
 from forerun.models.packing import PackedLayout
 from forerun.models.row_grid import padded_count, padded_span
+from forerun.models.slot_cache import SlotCache
 from forerun.models.static_pass import PassGrid
 from forerun.nn.gumbel import gumbel_noise, select_tokens
 from forerun.nn.token_laws import drawn_tokens, processed_scores
 from forerun.nn.truncation import Truncation, truncation_cut
+
+MOST_LENT_ALONG: Final = 16
+"""Slots of a text that a round takes from a lender at most: more than a verification decides."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,12 +51,15 @@ class Chain:
         start: Slot and position of the first of the tokens; all before it are cached.
         tokens: The tokens, at least one; for :meth:`DraftRounds.prepare` the last decided one and the speculation.
         choice: How the request's tokens are chosen.
+        lent: First slot of those before ``start`` that are taken from a lender in the same launch, and the one after
+            the last; not more than :data:`MOST_LENT_ALONG`.
     """
 
     sequence: int
     start: int
     tokens: Sequence[int]
     choice: Choice
+    lent: tuple[int, int] = (0, 0)
 
 
 class RoundModel(Protocol):
@@ -105,16 +114,24 @@ class DraftRounds:
         runner: The draft model.
         most_drawn: Tokens of a chain at most that are drawn, with their laws; 0: tokens are those that the noise shared
             with the target picks.
+        lender: The target, where chains may have slots that are taken from it, and it is on the same device; else
+            that is done before.
 
     Attributes:
+        lends_along: Whether chains may have such slots.
         chain_scores: float32 ``[sequences, most_drawn, V]``, the laws of the last chains.
         tree_scores: float32 ``[sequences, tree slots, V]``, those of the last trees: of branch b's token of depth d in
             slot ``d * num_outcomes + b``.
     """
 
-    def __init__(self, runner: RoundModel, *, most_drawn: int = 0) -> None:
+    def __init__(self, runner: RoundModel, *, most_drawn: int = 0, lender: LentLayers | None = None) -> None:
         self._runner = runner
         self._device = runner.column_ids.device
+        self._cache: SlotCache | None = None
+        self._lender = lender
+        if lender is not None and isinstance(runner, DeviceRunner) and lender.target.recorder.device == self._device:
+            self._cache = runner.cache
+        self.lends_along = self._cache is not None
         self._draws = most_drawn > 0
         sizes = (most_drawn, runner.num_tree_slots if self._draws else 0)
         self.chain_scores, self.tree_scores = (
@@ -187,6 +204,10 @@ class DraftRounds:
             "start": np.zeros(shape.num_sequences, np.int64),
             "count": np.zeros(shape.num_sequences, np.int64),
         }
+        if self.lends_along:
+            arrays["lent"] = np.zeros((shape.num_sequences, 2), np.int64)
+            for chain in chains:
+                arrays["lent"][chain.sequence] = chain.lent
         noise = "draws" if self._draws else "keys"
         arrays[noise] = np.zeros((shape.num_sequences, num_keys), np.float64 if self._draws else np.int64)
         truncates = any(chain.choice.truncates for chain in chains)
@@ -231,8 +252,24 @@ class DraftRounds:
             is_dense=True,
         )
 
+    def _take_lent(self, inputs: dict[str, Tensor]) -> None:
+        """Take what the target has computed of the chains' texts, where that is read."""
+        if self._cache is None:
+            return
+        assert self._lender is not None, "a cache is filled from somewhere"
+        start, stop = inputs["lent"].unsqueeze(2).unbind(dim=1)
+        slots = start + torch.arange(MOST_LENT_ALONG, device=self._device)
+        self._cache.borrow_slots(
+            slots,
+            is_lent=slots < stop,
+            lender=self._lender.target.cache,
+            runs=self._lender.runs,
+            spare_slot=self._runner.spare_slot,
+        )
+
     def _extend(self, layout: PackedLayout, words: Tensor, *, num_tokens: int, span: int, has_noise: bool) -> Tensor:
         inputs, runner = layout.unpack(words), self._runner
+        self._take_lent(inputs)
         num = len(inputs["start"])
         each = torch.arange(num, device=self._device)
         last = (inputs["count"] - 1).clamp(min=0)
@@ -264,6 +301,7 @@ class DraftRounds:
         self, layout: PackedLayout, words: Tensor, *, ranks: "_Ranks", depth: int, span: int, has_noise: bool
     ) -> Tensor:
         inputs, runner, num_outcomes = layout.unpack(words), self._runner, ranks.end - ranks.first
+        self._take_lent(inputs)
         num, width = inputs["token_ids"].shape
         chain = self._chain_grid(inputs)
         logits = runner.chain_logits(chain, span=span)

@@ -19,6 +19,9 @@ class NoSpeculator:
         """Return empty drafts."""
         return [Speculation() for _ in requests]
 
+    def prepare(self) -> None:
+        """Nothing to prepare."""
+
     def laws(self, request: Request, speculation: Speculation) -> Sequence[ProcessedLaw | None]:
         """Return nothing."""
         return []

@@ -55,6 +55,9 @@ class SequentialSpeculator:
         drafted = iter(sessions)
         return [Speculation(token_ids=tuple(next(drafted).speculation) if limit > 0 else ()) for limit in limits]
 
+    def prepare(self) -> None:
+        """Nothing is drafted before it is asked for."""
+
     def laws(self, request: Request, speculation: Speculation) -> Sequence[ProcessedLaw | None]:
         """Return the laws the draft was drawn from."""
         return self._session(request).laws[: len(speculation.token_ids)]
@@ -113,6 +116,9 @@ class NgramSpeculator:
             Speculation(token_ids=tuple(context_continuation(request, num_tokens=limit)), laws_at="nowhere")
             for request, limit in zip(requests, limits, strict=True)
         ]
+
+    def prepare(self) -> None:
+        """Nothing is drafted before it is asked for."""
 
     def laws(self, request: Request, speculation: Speculation) -> Sequence[ProcessedLaw | None]:
         """Return one-hot laws: nothing was drawn by chance."""

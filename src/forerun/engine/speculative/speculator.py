@@ -35,7 +35,7 @@ class Speculation:
 
 
 class Speculator(Protocol):
-    """Makes drafts. The core calls start, then in each round speculate, laws and observe; finish at the end."""
+    """Makes drafts: the core calls start, in each round speculate, prepare, laws and observe, and finish at the end."""
 
     @property
     def is_alive(self) -> bool:
@@ -48,6 +48,13 @@ class Speculator(Protocol):
 
     def speculate(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Speculation]:
         """Return a draft of at most ``limits[i]`` tokens for each request; all have an output token to follow."""
+        ...
+
+    def prepare(self) -> None:
+        """Make ready for what may come of the last drafts; called when their verification has been launched.
+
+        It runs meanwhile, where target and host can work side by side; not called where it could not begin.
+        """
         ...
 
     def laws(self, request: Request, speculation: Speculation) -> Sequence[ProcessedLaw | None]:

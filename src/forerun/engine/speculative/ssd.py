@@ -105,6 +105,9 @@ class SsdSpeculator:
         self._fallback_length.begin_verification(sum(len(speculation.token_ids) for speculation in found))
         return found
 
+    def prepare(self) -> None:
+        """Nothing to do here: the drafter begins as soon as it knows the draft."""
+
     def laws(self, request: Request, speculation: Speculation) -> Sequence[ProcessedLaw | None]:
         """Fetch the laws of a draft, published while the target ran; n-gram tokens were chosen without chance.
 
