@@ -78,24 +78,6 @@ class LanguageModel(Protocol):
         ...
 
 
-@runtime_checkable
-class TokenModel(LanguageModel, Protocol):
-    """A language model that can choose tokens where its logits are, so that only ids come back."""
-
-    def forward_ids(self, rows: Rows, selection: "Selection", *, logit_rows: np.ndarray | None = None) -> np.ndarray:
-        """Run rows as :meth:`LanguageModel.forward` does, and return the token that follows each row asked for.
-
-        Args:
-            rows: As for :meth:`LanguageModel.forward`.
-            selection: How the token of each row of ``logit_rows`` is chosen.
-            logit_rows: int64 indices; ``None`` for all rows.
-
-        Returns:
-            int64 target ids ``[len(logit_rows)]``; -1 where the largest logit is not finite.
-        """
-        ...
-
-
 class Pending(Protocol):
     """Results that may still be computed."""
 
@@ -105,21 +87,22 @@ class Pending(Protocol):
 
 
 @runtime_checkable
-class LaunchingModel(TokenModel, Protocol):
-    """A token model that runs a pass while the host does something else."""
+class TokenModel(LanguageModel, Protocol):
+    """A language model that runs while the host goes on, and can choose tokens where its logits are."""
 
     def launch(
         self, rows: Rows, selection: "Selection | None" = None, *, logit_rows: np.ndarray | None = None
     ) -> Pending:
-        """Begin a pass.
+        """Begin what :meth:`LanguageModel.forward` does, and choose the token that follows each row asked for.
 
         Args:
             rows: As for :meth:`LanguageModel.forward`.
-            selection: As for :meth:`TokenModel.forward_ids`; ``None``: logits are wanted.
-            logit_rows: As for both.
+            selection: How the token of each row of ``logit_rows`` is chosen; ``None``: logits are wanted.
+            logit_rows: int64 indices; ``None`` for all rows.
 
         Returns:
-            What :meth:`TokenModel.forward_ids` would give, or without a selection :meth:`LanguageModel.forward`.
+            int64 target ids ``[len(logit_rows)]``, -1 where the largest logit is not finite; or logits, as
+            :meth:`LanguageModel.forward` gives.
         """
         ...
 

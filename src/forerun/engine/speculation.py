@@ -310,6 +310,9 @@ class SpeculatorFactory:
             num_outcomes=num_outcomes,
             depth=speculative.num_speculative_tokens or DEFAULT_NUM_SPECULATIVE_TOKENS,
             fallback=speculative.fallback,
+            fallback_length=AdaptiveFallbackLength(MAX_ADAPTIVE_TOKENS, is_whole=True)
+            if speculative.num_speculative_tokens is None
+            else None,
         )
 
     def _worker_config(self, cores: Sequence[int]) -> WorkerConfig:

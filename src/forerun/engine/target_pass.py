@@ -5,7 +5,7 @@ from functools import cache
 
 import numpy as np
 
-from forerun.core.protocols import DraftVerifier, LanguageModel, LaunchingModel, Pending, TokenModel
+from forerun.core.protocols import DraftVerifier, LanguageModel, Pending, TokenModel
 from forerun.core.rows import Rows
 from forerun.core.selection import DraftedPart, Selection
 from forerun.engine.config import Verification
@@ -25,7 +25,6 @@ class TargetPasses:
         self._target: LanguageModel = target
         self._verification: Verification = verification
         self._chooser = target if isinstance(target, TokenModel) else None
-        self._launcher = target if isinstance(target, LaunchingModel) else None
         self._verifies = isinstance(target, DraftVerifier)
 
     def launch(
@@ -49,17 +48,13 @@ class TargetPasses:
             float32 logits ``[wanted, vocab]``; or int64 tokens ``[wanted]``, where the target chooses them itself and
             no request needs more than that: of a draft, what agrees with them is kept.
         """
-        selection = self._selection(requests)
-        if self._launcher is not None:
-            return self._launcher.launch(rows, selection, logit_rows=logit_rows)
-        target, chooser = self._target, self._chooser
-        if selection is None or chooser is None:
-            return _Later(lambda: target.forward(rows, logit_rows=logit_rows))
-        return _Later(lambda: chooser.forward_ids(rows, selection, logit_rows=logit_rows))
+        if self._chooser is not None:
+            return self._chooser.launch(rows, self._selection(requests), logit_rows=logit_rows)
+        return _Later(lambda: self._target.forward(rows, logit_rows=logit_rows))
 
     def _selection(self, requests: Sequence[tuple[Request, Speculation]]) -> Selection | None:
-        """Return how the target chooses the tokens; ``None`` where it can't, or where one needs its logits."""
-        if self._chooser is None or not all(request.has_plain_law for request, _ in requests):
+        """Return how the target chooses the tokens; ``None`` where one needs its logits."""
+        if not all(request.has_plain_law for request, _ in requests):
             return None
         if self._verification == "coupled" or all(request.params.is_greedy for request, _ in requests):
             return Selection.of_positions(

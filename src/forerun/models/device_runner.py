@@ -117,18 +117,10 @@ class DeviceRunner:
         """
         return self.launch(rows, logit_rows=logit_rows).result()
 
-    def forward_ids(self, rows: Rows, selection: Selection, *, logit_rows: np.ndarray | None = None) -> np.ndarray:
-        """As :meth:`forerun.core.protocols.TokenModel.forward_ids`.
-
-        Raises:
-            RequestError: As :meth:`forward`.
-        """
-        return self.launch(rows, selection, logit_rows=logit_rows).result()
-
     def launch(
         self, rows: Rows, selection: Selection | None = None, *, logit_rows: np.ndarray | None = None
     ) -> Pending:
-        """As :meth:`forerun.core.protocols.LaunchingModel.launch`.
+        """As :meth:`forerun.core.protocols.TokenModel.launch`.
 
         Raises:
             RequestError: As :meth:`forward`.

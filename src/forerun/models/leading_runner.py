@@ -63,20 +63,10 @@ class LeadingRunner:
         """
         return self.launch(rows, logit_rows=logit_rows).result()
 
-    def forward_ids(self, rows: Rows, selection: Selection, *, logit_rows: np.ndarray | None = None) -> np.ndarray:
-        """As :meth:`forerun.core.protocols.TokenModel.forward_ids`.
-
-        Raises:
-            RequestError: As :meth:`forward`.
-            DeviceMemoryError: As :meth:`forward`.
-            DeviceError: As :meth:`forward`.
-        """
-        return self.launch(rows, selection, logit_rows=logit_rows).result()
-
     def launch(
         self, rows: Rows, selection: Selection | None = None, *, logit_rows: np.ndarray | None = None
     ) -> Pending:
-        """As :meth:`forerun.core.protocols.LaunchingModel.launch`.
+        """As :meth:`forerun.core.protocols.TokenModel.launch`.
 
         Raises:
             RequestError: As :meth:`forward`.
@@ -254,13 +244,10 @@ def _follow_forward(runner: TensorParallelRunner, words: np.ndarray) -> None:
     num_rows, num_columns, num_wanted, kind = words[:4].tolist()
     table, wanted, rest = np.split(words[4:], np.cumsum([num_rows * num_columns, num_wanted]))
     rows = _rows(table.reshape(num_rows, num_columns))
-    if not kind:
-        runner.forward(rows, logit_rows=wanted)
-        return
     names = [name for place, name in enumerate(_SELECTION_NAMES) if kind >> place & 1]
     parts = zip(names, rest.reshape(len(names), num_wanted), strict=True)
     arrays = {name: part.view(np.float64) if name in FLOAT_CHOICE_ARRAYS else part for name, part in parts}
-    runner.forward_ids(rows, Selection(arrays=arrays), logit_rows=wanted)
+    runner.launch(rows, Selection(arrays=arrays) if names else None, logit_rows=wanted).result()
 
 
 def _rows(table: np.ndarray) -> Rows:

@@ -232,14 +232,10 @@ class TensorParallelRunner:
         """As :meth:`forerun.core.protocols.LanguageModel.forward`; every process gets all logits."""
         return self._own.forward(rows, logit_rows=logit_rows)
 
-    def forward_ids(self, rows: Rows, selection: Selection, *, logit_rows: np.ndarray | None = None) -> np.ndarray:
-        """As :meth:`forerun.core.protocols.TokenModel.forward_ids`."""
-        return self._own.forward_ids(rows, selection, logit_rows=logit_rows)
-
     def launch(
         self, rows: Rows, selection: Selection | None = None, *, logit_rows: np.ndarray | None = None
     ) -> Pending:
-        """As :meth:`forerun.core.protocols.LaunchingModel.launch`."""
+        """As :meth:`forerun.core.protocols.TokenModel.launch`."""
         return self._own.launch(rows, selection, logit_rows=logit_rows)
 
     @property

@@ -84,3 +84,35 @@ def test_the_limit_holds(clock):
 
 def test_a_fixed_length_is_one_less():
     assert [OneLess().choose(limit) for limit in (1, 2, 5)] == [1, 1, 4]
+
+
+def share_that_waits(clock, *, num_requests, draft_s, num_rounds=400, acceptance_rate=0.6, hit_rate=0.7, seed=0):
+    """Of rounds with a miss, how many waited for a whole draft; a pass of 6 ms, and one batch of drafts of 4 tokens."""
+    rng, lengths, num_missing, num_waited = random.Random(seed), AdaptiveFallbackLength(8, is_whole=True), 0, 0
+    for _ in range(num_rounds):
+        lengths.begin_round()
+        num_missed = sum(rng.random() > hit_rate for _ in range(num_requests))
+        length = 0
+        if num_missed:
+            length = lengths.choose(4, num_missed=num_missed, num_requests=num_requests)
+            assert length in {0, 4}
+            num_missing, num_waited = num_missing + 1, num_waited + (length > 0)
+        if length:
+            clock.now += draft_s
+            lengths.learn_wait(length, draft_s)
+        proposed = [length] * num_missed + [4] * (num_requests - num_missed)
+        lengths.begin_verification(sum(proposed))
+        clock.now += 0.006 + 1e-5 * sum(proposed)
+        for place, drafted in enumerate(proposed):
+            accepted = 0
+            while accepted < drafted and rng.random() < acceptance_rate:
+                accepted += 1
+            lengths.learn_outcome(accepted, fallback=drafted if place < num_missed else 0)
+    return num_waited / num_missing
+
+
+def test_many_do_not_wait_for_the_drafts_of_few(clock):
+    """Alone, 1.3 tokens more are worth 2 ms of a round of 6; with fifteen others that hit, they are not."""
+    assert share_that_waits(clock, num_requests=1, draft_s=0.002) > 0.8
+    assert share_that_waits(clock, num_requests=16, draft_s=0.002) < 0.2
+    assert share_that_waits(clock, num_requests=16, draft_s=0.0002) > 0.8

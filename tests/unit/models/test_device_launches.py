@@ -44,9 +44,9 @@ def launches(num_layers: int, rows: Rows, **changes) -> list[str]:
         [(Choice(temperature=0, seed=0, request=0), 9, 1) for _ in range(len(np.unique(rows.sequences)))]
     )
     last = np.append(np.flatnonzero(np.diff(rows.sequences)), len(rows) - 1)
-    runner.forward_ids(rows, selection, logit_rows=last)
+    runner.launch(rows, selection, logit_rows=last).result()
     with Launches() as counted:
-        runner.forward_ids(rows, selection, logit_rows=last)
+        runner.launch(rows, selection, logit_rows=last).result()
     return counted.names
 
 

@@ -109,7 +109,7 @@ def test_tokens_are_those_that_the_logits_and_the_noise_give(width, vocab_ids):
         rows = Rows.chains([(0, start, text(width, seed=start)), (2, start, text(width, seed=start + 1))])
         wanted = np.array([0, width - 1, width, 2 * width - 1])
         selection = Selection.of_positions([(choice(0.0, seed=7), 5, 2), (choice(0.8, seed=7, request=3), 5, 2)])
-        chosen = device.forward_ids(rows, selection, logit_rows=wanted)
+        chosen = device.launch(rows, selection, logit_rows=wanted).result()
         logits = twin.forward(rows, logit_rows=wanted)
         noisy = [
             gumbel_argmax(logits[2 + place] / np.float32(0.8), ids=ids, seed=7, request=3, position=5 + place)
@@ -123,7 +123,9 @@ def test_greedy_and_noisy_passes_are_recorded_apart():
     recorder = TracingRecorder()
     device, _ = pair(recorder)
     for start, temperature in enumerate([0.0, 1.0, 0.0, 0.5]):
-        device.forward_ids(Rows.chains([(0, start, [1])]), Selection.of_positions([(choice(temperature), start, 1)]))
+        device.launch(
+            Rows.chains([(0, start, [1])]), Selection.of_positions([(choice(temperature), start, 1)])
+        ).result()
     assert recorder.num_records == 2
 
 
@@ -148,7 +150,7 @@ def test_truncated_choices_are_those_of_the_host(width):
             )
             for some in params
         ]
-        chosen = device.forward_ids(rows, Selection.of_positions(parts)).reshape(3, width)
+        chosen = device.launch(rows, Selection.of_positions(parts)).result().reshape(3, width)
         for some, tokens, own in zip(params, chosen, logits.reshape(3, width, -1), strict=True):
             laws = LogitsProcessor(some, [], frozenset(), CONFIG.vocab_size).laws(own, [], [0] * (width - 1))
             expected = coupled_tokens(laws, seed=some.seed or 0, request=0, first_position=9)
@@ -177,7 +179,7 @@ def test_broken_numbers_are_told_as_such():
     device, _ = pair()
     device.cache.values[0].fill_(torch.nan)
     rows = Rows.chains([(0, 1, [3])])
-    assert device.forward_ids(rows, Selection.of_positions([(choice(0.0), 2, 1)])).tolist() == [-1]
+    assert device.launch(rows, Selection.of_positions([(choice(0.0), 2, 1)])).result().tolist() == [-1]
 
 
 def test_a_recorder_of_another_device_is_refused():
@@ -296,7 +298,7 @@ def test_cuda_graphs_replay_what_the_cpu_computes():
         start += width
     selection = Selection.of_positions([(choice(0.9, seed=3), start, 1)])
     logits = twin.forward(Rows.chains([(0, start, [5])]))[0]
-    chosen = runner.forward_ids(Rows.chains([(0, start, [5])]), selection)
+    chosen = runner.launch(Rows.chains([(0, start, [5])]), selection).result()
     expected = gumbel_argmax(logits / np.float32(0.9), ids=None, seed=3, request=0, position=start)
     assert stream_key(3, 0, start, "coupling") > 0
     assert chosen.tolist() == [expected]

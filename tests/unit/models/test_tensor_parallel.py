@@ -84,7 +84,7 @@ def test_every_share_chooses_the_token_that_one_process_chooses():
         parts = [np.random.default_rng(width + place).integers(0, 31, width).tolist() for place in range(2)]
         rows = Rows.chains([(place, 0, tokens) for place, tokens in enumerate(parts)])
         selection = Selection.of_positions([(choice, 5, width) for choice in choices])
-        found = [some.forward_ids(rows, selection).tolist() for some in (runner, whole)]
+        found = [some.launch(rows, selection).result().tolist() for some in (runner, whole)]
         assert found[0] == found[1]
     assert len(set(found[0])) > 5
 
@@ -154,7 +154,7 @@ def test_drafts_are_verified_by_rejection_as_one_process_does():
             DraftedPart(choice=choice, first_position=start + 1, token_ids=draft, has_laws=has_laws)
             for choice, draft in zip(choices, drafts, strict=True)
         ]
-        tokens = [some.forward_ids(rows, Selection.of_drafts(parts)).tolist() for some in (runner, whole)]
+        tokens = [some.launch(rows, Selection.of_drafts(parts)).result().tolist() for some in (runner, whole)]
         assert tokens[0] == tokens[1]
         found.append(tokens[0])
     assert len({token for tokens in found for token in tokens}) > 5
@@ -182,14 +182,15 @@ def test_only_the_leading_process_chooses_tokens():
     own = shares[1]._own
 
     def watched(*args, **options):
-        answers.append(DeviceRunner.forward_ids(own, *args, **options))
-        return answers[-1]
+        pending = DeviceRunner.launch(own, *args, **options)
+        answers.append(pending.result())
+        return pending
 
-    own.forward_ids = watched
+    own.launch = watched
     selection = Selection.of_positions([(Choice(temperature=1.0, seed=1, request=0), 1, 2)])
-    assert runner.forward_ids(Rows.chains([(0, 0, [3, 4])]), selection).any()
+    assert runner.launch(Rows.chains([(0, 0, [3, 4])]), selection).result().any()
     runner.forward(Rows.chains([(0, 2, [3])]))  # the other has answered the call before
-    assert [answer.tolist() for answer in answers] == [[0, 0]]
+    assert answers[0].tolist() == [0, 0]
 
 
 def test_shares_put_together_are_the_whole():

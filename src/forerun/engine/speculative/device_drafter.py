@@ -7,6 +7,7 @@ Under rejection verification draft tokens are drawn, and the laws they were draw
 target, on the device or from one to the other, for the target to verify by.
 """
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from forerun.engine.config import Fallback
 from forerun.engine.law import ProcessedLaw
 from forerun.engine.request import Request
 from forerun.engine.speculative.draft_replicas import RoundDraft
+from forerun.engine.speculative.fallback_length import AsPrepared, FallbackLength
 from forerun.engine.speculative.ngram import context_continuation
 from forerun.engine.speculative.speculator import Speculation
 
@@ -134,10 +136,22 @@ class DeviceSsdSpeculator:
         num_outcomes: B.
         depth: D of the first preparations; later ones are as deep as the longest draft that was asked for lately.
         fallback: What drafts after a miss: ``neural``, ``ngram`` or ``none``.
+        fallback_length: Sets how many tokens a neural draft after a miss has, for which all wait; by default as many as
+            a prepared one.
     """
 
-    def __init__(self, draft: RoundDraft, *, num_outcomes: int, depth: int, fallback: Fallback) -> None:
+    def __init__(
+        self,
+        draft: RoundDraft,
+        *,
+        num_outcomes: int,
+        depth: int,
+        fallback: Fallback,
+        fallback_length: FallbackLength | None = None,
+    ) -> None:
         self._draft, self._num_outcomes, self._fallback = draft, num_outcomes, fallback
+        self._fallback_length = fallback_length or AsPrepared()
+        self._fallbacks: dict[int, int] = {}
         self._asked = deque([depth], maxlen=_ROUNDS_REMEMBERED)
         self._prepared: dict[int, _Preparation] = {}
         self._begun: list[tuple[Request, tuple[int, ...]]] = []
@@ -152,6 +166,7 @@ class DeviceSsdSpeculator:
     def speculate(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Speculation]:
         """Return what is prepared, and draft for those that missed."""
         self._draft.begin_round()
+        self._fallback_length.begin_round()
         found: dict[int, Speculation] = {}
         missed: list[tuple[Request, int]] = []
         num_prepared: dict[int, int] = {}
@@ -168,8 +183,8 @@ class DeviceSsdSpeculator:
                 missed.append((request, limit))
         self._draft.hand_over_branches(branches, num_outcomes=self._num_outcomes)
         drafted: dict[int, tuple[int, ...]] = {}
-        if self._fallback == "neural":
-            drafted = _extended(self._draft, [request for request, _ in missed], [limit for _, limit in missed])
+        if self._fallback == "neural" and missed:
+            drafted = self._draft_for(missed, num_requests=len(requests))
         elif self._fallback == "ngram":
             drafted = {
                 request.index: tuple(context_continuation(request, num_tokens=limit)) for request, limit in missed
@@ -185,6 +200,7 @@ class DeviceSsdSpeculator:
             replace(found.get(request.index, Speculation(origin="fallback")), num_prepared=num_prepared[request.index])
             for request in requests
         ]
+        self._fallback_length.begin_verification(sum(len(speculation.token_ids) for speculation in speculations))
         self._asked.append(max(limits))
         self._begun = [
             (request, speculation.token_ids)
@@ -205,15 +221,29 @@ class DeviceSsdSpeculator:
 
     def observe(self, request: Request, num_accepted: int) -> None:
         """Roll the draft back to the outcome; what it prepared stays for the next round."""
+        self._fallback_length.learn_outcome(num_accepted, fallback=self._fallbacks.pop(request.index, 0))
         self._draft.roll_back(request)
 
     def finish(self, request: Request) -> None:
         """Forget a request."""
         self._prepared.pop(request.index, None)
+        self._fallbacks.pop(request.index, None)
         self._draft.forget(request)
 
     def close(self) -> None:
         """Nothing to release."""
+
+    def _draft_for(self, missed: Sequence[tuple[Request, int]], *, num_requests: int) -> dict[int, tuple[int, ...]]:
+        """Draft for those that missed, each with its limit, while all wait, if that gains more than it costs."""
+        requests, limits = [request for request, _ in missed], [limit for _, limit in missed]
+        length = self._fallback_length.choose(max(limits), num_missed=len(missed), num_requests=num_requests)
+        if length == 0:
+            return {}
+        started = time.perf_counter()
+        drafted = _extended(self._draft, requests, [min(limit, length) for limit in limits])
+        self._fallback_length.learn_wait(length, time.perf_counter() - started)
+        self._fallbacks |= {index: len(tokens) for index, tokens in drafted.items()}
+        return drafted
 
     def _look_up(self, requests: Sequence[Request], limits: Sequence[int]) -> list["_Found"]:
         """Look each outcome that came up, among those prepared for it."""

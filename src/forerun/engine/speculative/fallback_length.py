@@ -13,8 +13,14 @@ _DECAY = 0.98
 class FallbackLength(Protocol):
     """Sets the length of fallbacks, and learns from every round."""
 
-    def choose(self, limit: int) -> int:
-        """Return how many tokens to draft on a miss, at most ``limit`` (at least 1); 0 waits for nothing."""
+    def choose(self, limit: int, *, num_missed: int = 1, num_requests: int = 1) -> int:
+        """Return how many tokens to draft on a miss; 0 waits for nothing.
+
+        Args:
+            limit: Tokens at most, at least 1.
+            num_missed: Requests that get as many, drafted together.
+            num_requests: Requests that wait for it, those included.
+        """
         ...
 
     def begin_round(self) -> None:
@@ -42,7 +48,7 @@ class FallbackLength(Protocol):
 class OneLess:
     """Always one token less than a prepared draft, for each costs a pass of the draft."""
 
-    def choose(self, limit: int) -> int:
+    def choose(self, limit: int, *, num_missed: int = 1, num_requests: int = 1) -> int:
         """Return the limit less one, but at least 1."""
         return max(1, limit - 1)
 
@@ -59,36 +65,49 @@ class OneLess:
         """Nothing to learn."""
 
 
+class AsPrepared(OneLess):
+    """Always as many tokens as a prepared draft has."""
+
+    def choose(self, limit: int, *, num_missed: int = 1, num_requests: int = 1) -> int:
+        """Return the limit."""
+        return limit
+
+
 class AdaptiveFallbackLength:
     r"""Picks the length that gains more tokens than the target would emit in the time it costs.
 
     A prepared draft is free; a fallback is not, for the target waits for every token of it. Its length is
 
-    .. math:: n^* = \arg\max_n \sum_{1 \le i \le n} \prod_{j \le i} a_j - R \, (w(n) + v n)
+    .. math:: n^* = \arg\max_n \sum_{1 \le i \le n} \prod_{j \le i} a_j - R \, \frac{N}{M} (w(n) + v M n)
 
     :math:`a_j` is the share of fallback tokens accepted at place j, w the time the target waits (0 for n = 0), v the
-    time that a token adds to a verification, and R the tokens per second of late. Now and then a neighbouring length is
-    tried, so that the estimates stay fresh.
+    time that a token adds to a verification, R the tokens per second of one request of late, N the requests that wait
+    and M those of them that missed. Now and then a neighbouring length is tried, so that the estimates stay fresh.
 
     Args:
         most: Longest fallback.
+        is_whole: Whether a fallback is as long as it may be, if there is one at all: where each length is a graph of
+            its own.
     """
 
-    def __init__(self, most: int) -> None:
-        self._acceptance = Acceptance(most)
+    def __init__(self, most: int, *, is_whole: bool = False) -> None:
+        self._acceptance, self._is_whole = Acceptance(most), is_whole
         self._waits, self._verifications, self._rounds = TimeLine(), TimeLine(), TimeLine()
         self._num_tokens = self._num_rounds = 0.0
         self._num_choices = 0
         self._round_began = self._verification_began = 0.0
         self._num_proposed = 0
 
-    def choose(self, limit: int) -> int:
+    def choose(self, limit: int, *, num_missed: int = 1, num_requests: int = 1) -> int:
         """Return the best length known, or sometimes a neighbour of it; at first one less than the limit."""
         self._num_choices += 1
         if not (self._waits.has_points and self._verifications.has_points):
-            return max(1, limit - 1)
-        best = max(range(limit + 1), key=self._gain)
+            return limit if self._is_whole else max(1, limit - 1)
+        lengths = (0, limit) if self._is_whole else range(limit + 1)
+        best = max(lengths, key=lambda length: self._gain(length, num_missed=num_missed, num_requests=num_requests))
         if self._num_choices % _EXPLORE_EVERY == 0:
+            if self._is_whole:
+                return limit - best
             step = 1 if best == 0 or self._num_choices % (2 * _EXPLORE_EVERY) else -1
             return min(limit, best + step)
         return best
@@ -115,11 +134,11 @@ class AdaptiveFallbackLength:
         if fallback > 0:
             self._acceptance.observe(proposed=[fallback], accepted=[num_accepted])
 
-    def _gain(self, length: int) -> float:
-        """Return the tokens gained over no fallback at all, less those that its time would have given."""
+    def _gain(self, length: int, *, num_missed: int, num_requests: int) -> float:
+        """Return the tokens that one that missed gains over no fallback, less those that its time would have given."""
         if length == 0:
             return 0.0
-        added_s = self._verifications.at(length) - self._verifications.at(0)
-        tokens_per_s = self._num_tokens / self._num_rounds / self._rounds.at(0)
+        added_s = self._verifications.at(num_missed * length) - self._verifications.at(0)
+        tokens_per_s = num_requests / num_missed * self._num_tokens / self._num_rounds / self._rounds.at(0)
         cost = tokens_per_s * (self._waits.at(length) + added_s)
         return self._acceptance.expected_tokens(length) - 1 - cost
