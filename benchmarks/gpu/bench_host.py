@@ -7,7 +7,8 @@ Each case decodes once by passes of fixed shape on the CPU, whose results are ke
 every pass answered at once from what was kept. What is left is the host's work: choosing the shape, packing, verifying,
 text, counting, the draft's look-ups. A gap is the time from a result of the target to its next launch. It holds what
 the engine does there and not what CUDA adds (a copy and a launch, tens of microseconds). Drafts of a miss are in it,
-but for the time that the draft would compute. Cases of two checkouts alternate.
+but for the time that the draft would compute; what the host does for the draft beside a verification is not, as if no
+verification were shorter than that. Cases of two checkouts alternate.
 
 Writes benchmarks/results/host_gap.json.
 """

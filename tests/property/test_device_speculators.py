@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from simulated.decoding import EveryLength
 from simulated.device_world import (
     CAPACITY,
     CONFIG,
@@ -242,6 +243,28 @@ def test_preparations_read_the_targets_keys_and_values(method, expected):
     drafter = state_speculator(method, target)
     outputs, counters = decode(target, drafter, PARAMS)
     assert [tokens for tokens, _, _ in outputs] == [tokens for tokens, _, _ in expected["plain"]]
+    assert 0 < counters.num_hits < counters.num_look_ups
+
+
+@pytest.mark.parametrize("kind", ["draft", "copies", "head", "states"])
+def test_drafts_after_a_miss_may_have_any_length_or_none(kind, expected):
+    """Beside drafts that were prepared; what was drafted without a wait counts as none."""
+    target = new_target()
+    drafter = {
+        "draft": lambda: speculator("neural", noise=0.3),
+        "copies": lambda: speculator("neural", noise=0.3, num_copies=2),
+        "head": lambda: head_speculator("neural", target),
+        "states": lambda: state_speculator("copies", target),
+    }[kind]()
+    learned: list[tuple[int, int]] = []
+    lengths = drafter._fallback_length = EveryLength()
+    lengths.learn_outcome = lambda num_accepted, *, fallback: learned.append((num_accepted, fallback))
+    drafts = proposals(drafter)
+    outputs, counters = decode(target, drafter, PARAMS)
+    assert [tokens for tokens, _, _ in outputs] == [tokens for tokens, _, _ in expected["plain"]]
+    assert {len(tokens) for round_drafts in drafts for tokens in round_drafts} == {0, 1, 2, 3}
+    assert {fallback for _, fallback in learned} == {0, 1, 2, 3}
+    assert all(num_accepted <= fallback for num_accepted, fallback in learned if fallback)
     assert 0 < counters.num_hits < counters.num_look_ups
 
 

@@ -149,6 +149,7 @@ class FakeCuda(TorchDispatchMode):
     @contextmanager
     def stream(self, stream: "Stream") -> Iterator[None]:
         before, self.current = self.current, stream
+        self.begin_launch()
         try:
             yield
         finally:

@@ -135,7 +135,8 @@ class EveryLength(OneLess):
     def __init__(self) -> None:
         self._num_choices = 0
 
-    def choose(self, limit: int) -> int:
+    def choose(self, limit: int, *, num_missed: int = 1, num_requests: int = 1) -> int:
+        assert 1 <= num_missed <= num_requests
         self._num_choices += 1
         return (limit - self._num_choices) % (limit + 1)
 

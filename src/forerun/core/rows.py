@@ -43,8 +43,8 @@ class Rows:
                 ascending.
         """
         token_ids = np.array([token for _, _, tokens in parts for token in tokens], np.int64)
-        counts = np.array([len(tokens) for _, _, tokens in parts])
-        starts = np.array([start for _, start, _ in parts]) - (counts.cumsum() - counts)
+        counts = np.array([len(tokens) for _, _, tokens in parts], np.int64)
+        starts = np.array([start for _, start, _ in parts], np.int64) - (counts.cumsum() - counts)
         sequences = np.array([sequence for sequence, _, _ in parts], np.int64).repeat(counts)
         positions = np.arange(len(token_ids)) + starts.repeat(counts)
         none = np.zeros(len(token_ids), np.int64)

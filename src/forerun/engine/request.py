@@ -34,7 +34,7 @@ class Request:
         text: The text so far.
         finish_reason: Set at the end.
         error: Why it could not go on, if it could not.
-        choice: How its tokens are chosen where nothing else shapes its law.
+        choice: How its tokens are chosen where nothing else shapes its law, as of when it was made.
         has_plain_law: Whether nothing else does, as :attr:`forerun.engine.sampling.SamplingParams.has_plain_law`.
     """
 

@@ -122,6 +122,8 @@ class SlotCache:
     ) -> None:
         """Copy the same, of the first N sequences, in operations of fixed shape that ask nothing of the host.
 
+        Where nothing is lent, the lender's slot 0 is read, whatever it holds or is being given, for nobody to read.
+
         Args:
             slots_NT: Of each sequence, in both caches.
             is_lent: ``[N, T]``, which of them are copied.

@@ -190,7 +190,8 @@ def test_only_the_leading_process_chooses_tokens():
     selection = Selection.of_positions([(Choice(temperature=1.0, seed=1, request=0), 1, 2)])
     assert runner.launch(Rows.chains([(0, 0, [3, 4])]), selection).result().any()
     runner.forward(Rows.chains([(0, 2, [3])]))  # the other has answered the call before
-    assert answers[0].tolist() == [0, 0]
+    chosen = [answer.tolist() for answer in answers if answer.dtype == np.int64]
+    assert chosen == [[0, 0]]
 
 
 def test_shares_put_together_are_the_whole():

@@ -211,9 +211,9 @@ class DeviceSsdSpeculator:
 
     def prepare(self) -> None:
         """Launch the preparation for the outcomes of the verification that has begun."""
-        if self._begun:
-            self._prepare(self._begun)
-        self._begun = []
+        begun, self._begun = self._begun, []
+        if begun:
+            self._prepare(begun)
 
     def laws(self, request: Request, speculation: Speculation) -> Sequence[ProcessedLaw | None]:
         """Return the laws of the draft."""
@@ -239,11 +239,15 @@ class DeviceSsdSpeculator:
         length = self._fallback_length.choose(max(limits), num_missed=len(missed), num_requests=num_requests)
         if length == 0:
             return {}
-        started = time.perf_counter()
+        started, num_recorded = time.perf_counter(), self._num_recorded()
         drafted = _extended(self._draft, requests, [min(limit, length) for limit in limits])
-        self._fallback_length.learn_wait(length, time.perf_counter() - started)
+        if self._num_recorded() == num_recorded:  # to record a launch takes long, and happens once
+            self._fallback_length.learn_wait(length, time.perf_counter() - started)
         self._fallbacks |= {index: len(tokens) for index, tokens in drafted.items()}
         return drafted
+
+    def _num_recorded(self) -> int:
+        return sum(runner.graphs.num_recorded for runner in self._draft.runners)
 
     def _look_up(self, requests: Sequence[Request], limits: Sequence[int]) -> list["_Found"]:
         """Look each outcome that came up, among those prepared for it."""

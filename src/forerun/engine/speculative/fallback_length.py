@@ -99,7 +99,7 @@ class AdaptiveFallbackLength:
         self._num_proposed = 0
 
     def choose(self, limit: int, *, num_missed: int = 1, num_requests: int = 1) -> int:
-        """Return the best length known, or sometimes a neighbour of it; at first one less than the limit."""
+        """Return the best length known, or sometimes another; at first the limit if whole, else one less."""
         self._num_choices += 1
         if not (self._waits.has_points and self._verifications.has_points):
             return limit if self._is_whole else max(1, limit - 1)
@@ -107,7 +107,7 @@ class AdaptiveFallbackLength:
         best = max(lengths, key=lambda length: self._gain(length, num_missed=num_missed, num_requests=num_requests))
         if self._num_choices % _EXPLORE_EVERY == 0:
             if self._is_whole:
-                return limit - best
+                return limit
             step = 1 if best == 0 or self._num_choices % (2 * _EXPLORE_EVERY) else -1
             return min(limit, best + step)
         return best
