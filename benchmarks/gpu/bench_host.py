@@ -101,6 +101,8 @@ def main() -> None:
         found = measure(method, int(batch_size), float(temperature), num_tokens=given.tokens, repeats=given.repeats)
         sys.stdout.write(json.dumps(found) + "\n")
         return
+    if wrong := set(given.methods.split(",")) - {"none", "sequential", "ssd"}:
+        parser.error(f"--methods {','.join(sorted(wrong))}: choose from none, sequential, ssd")
     checkouts = {"this": _ROOT} | ({"other": given.against.resolve()} if given.against else {})
     cases = [
         f"{method},{batch_size},{temperature}"
@@ -118,8 +120,10 @@ def main() -> None:
         for name, folder in checkouts.items():
             done = subprocess.run(
                 [sys.executable, __file__, "--case", case, *sizes],
-                env=os.environ | {"PYTHONPATH": str(folder / "src")}, capture_output=True, text=True, check=True,
+                env=os.environ | {"PYTHONPATH": str(folder / "src")}, stdout=subprocess.PIPE, text=True, check=False,
             )  # fmt: skip
+            if done.returncode:
+                sys.exit(f"{case}: did not run in {folder}")
             row[name] = json.loads(done.stdout.splitlines()[-1])
         results.append(row)
         sys.stdout.write(f"{case} " + " ".join(f"{name} {row[name]['gap_ms']:.3f} ms" for name in checkouts) + "\n")
