@@ -246,6 +246,45 @@ def test_preparations_read_the_targets_keys_and_values(method, expected):
     assert 0 < counters.num_hits < counters.num_look_ups
 
 
+def test_slots_that_are_lent_are_not_those_being_written():
+    """A verification that has begun writes slots of the target; a draft takes only ones before them, beside it."""
+    target = new_target()
+    drafter = state_speculator("copies", target)
+    writing: dict[int, int] = {}
+    taken: list[tuple[int, int]] = []
+    launch, speculate = target.launch, drafter.speculate
+
+    def launch_and_note(rows, selection=None, **options):
+        writing.update((sequence, rows.slots[rows.sequences == sequence].min()) for sequence in rows.sequences.tolist())
+        return launch(rows, selection, **options)
+
+    def take(sequence, start, stop):
+        if stop > start:
+            taken.append((stop, writing.get(sequence, stop)))
+
+    def speculate_and_note(*args):
+        writing.clear()  # the host has seen the last results
+        return speculate(*args)
+
+    target.launch, drafter.speculate = launch_and_note, speculate_and_note
+    for draft in drafter._draft._drafts:
+        chain_of, borrow = draft._chain, draft.runner.borrow_states
+
+        def chain_and_note(request, *args, chain_of=chain_of):
+            chain = chain_of(request, *args)
+            take(chain.sequence, *chain.lent)
+            return chain
+
+        def borrow_and_note(sequence, start, stop, *, lender, borrow=borrow):
+            take(sequence, start, stop)
+            borrow(sequence, start, stop, lender=lender)
+
+        draft._chain, draft.runner.borrow_states = chain_and_note, borrow_and_note
+    decode(target, drafter, PARAMS)
+    assert sum(stop == first for stop, first in taken) > 10
+    assert all(stop <= first for stop, first in taken)
+
+
 @pytest.mark.parametrize("kind", ["draft", "copies", "head", "states"])
 def test_drafts_after_a_miss_may_have_any_length_or_none(kind, expected):
     """Beside drafts that were prepared; what was drafted without a wait counts as none."""
