@@ -1,7 +1,6 @@
 """A pass of the target: logits for the host to choose from, or only the tokens, where the target can choose them."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 
 import numpy as np
 
@@ -82,7 +81,13 @@ class _Later:
     """Results that are computed when they are asked for."""
 
     def __init__(self, compute: Callable[[], np.ndarray]) -> None:
-        self.result = cache(compute)
+        self._compute = compute
+        self._results: np.ndarray | None = None
+
+    def result(self) -> np.ndarray:
+        if self._results is None:
+            self._results = self._compute()
+        return self._results
 
 
 def _is_verifiable(request: Request, speculation: Speculation) -> bool:

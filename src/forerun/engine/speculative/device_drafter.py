@@ -10,14 +10,12 @@ target, on the device or from one to the other, for the target to verify by.
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import numpy as np
-
-from forerun.core.protocols import Pending
 from forerun.engine.config import Fallback
 from forerun.engine.law import ProcessedLaw
 from forerun.engine.request import Request
+from forerun.engine.speculative.device_preparation import FoundOutcome, Preparation, valid_tokens
 from forerun.engine.speculative.draft_replicas import RoundDraft
 from forerun.engine.speculative.fallback_length import AsPrepared, FallbackLength
 from forerun.engine.speculative.ngram import context_continuation
@@ -73,63 +71,13 @@ class DeviceSequentialSpeculator:
         """Nothing to release."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Found:
-    """What a look-up gives.
-
-    Attributes:
-        branch: The place of the outcome that came among those prepared.
-        tokens: Its continuation; none if the outcome was not predicted.
-        num_prepared: Tokens that were prepared, for any outcome.
-    """
-
-    branch: int = 0
-    tokens: tuple[int, ...] = ()
-    num_prepared: int = 0
-
-
-class _Preparation:
-    """Outcomes that are being prepared in one launch, for the verification of some requests.
-
-    Args:
-        pending: Their table, as of :meth:`forerun.engine.speculative.draft_round.DraftRounds.prepare`. It is on its way
-            to the host as soon as it is there, so looking up takes no launch, which would take longer than this.
-        requests: As they were before that verification.
-    """
-
-    def __init__(self, pending: Pending, requests: Sequence[Request]) -> None:
-        self._pending = pending
-        self._begun = {request.index: (request.sequence, len(request.output_ids)) for request in requests}
-
-    def look_up(self, requests: Sequence[tuple[Request, int]]) -> list[_Found]:
-        """Return what is prepared for the outcomes that came, for some of the requests, each with its limit."""
-        begun = [self._begun[request.index] for request, _ in requests]
-        tables = self._pending.result()[[sequence for sequence, _ in begun]]
-        outcomes = np.array(
-            [
-                (len(request.output_ids) - num_output - 1, request.output_ids[-1])
-                for (request, _), (_, num_output) in zip(requests, begun, strict=True)
-            ]
-        )
-        is_it = (tables[:, :, :2] == outcomes[:, None]).all(axis=2)
-        branches = is_it.argmax(axis=1)
-        places = np.arange(len(requests))
-        is_hit = is_it[places, branches].tolist()
-        continuations = tables[places, branches, 2:].tolist()
-        num_prepared = tables[0, :, 2:].size
-        return [
-            _Found(branch=branch, tokens=_valid(tokens, limit) if hit else (), num_prepared=num_prepared)
-            for (_, limit), branch, tokens, hit in zip(requests, branches.tolist(), continuations, is_hit, strict=True)
-        ]
-
-
 class DeviceSsdSpeculator:
     """Speculative speculative decoding with the draft beside the verification, in one process.
 
     A round reads what was prepared during the last verification and hands the continuation of the outcome that came to
     the target. When the target's pass has been launched, so is the next preparation, beside it: what the host does for
-    that takes no time of the target's. Where the outcome was not predicted, the
-    target waits for a draft as in speculative decoding, or goes on with look-up in the context, or without a draft.
+    that takes no time of the target's. Where the outcome was not predicted, the target waits for a draft as in
+    speculative decoding, or goes on with look-up in the context, or without a draft.
 
     Args:
         draft: The draft model, in a stream of its own or on another device, else nothing is hidden.
@@ -153,7 +101,7 @@ class DeviceSsdSpeculator:
         self._fallback_length = fallback_length or AsPrepared()
         self._fallbacks: dict[int, int] = {}
         self._asked = deque([depth], maxlen=_ROUNDS_REMEMBERED)
-        self._prepared: dict[int, _Preparation] = {}
+        self._prepared: dict[int, Preparation] = {}
         self._begun: list[tuple[Request, tuple[int, ...]]] = []
         self.is_alive = True
 
@@ -249,9 +197,9 @@ class DeviceSsdSpeculator:
     def _num_recorded(self) -> int:
         return sum(runner.graphs.num_recorded for runner in self._draft.runners)
 
-    def _look_up(self, requests: Sequence[Request], limits: Sequence[int]) -> list["_Found"]:
+    def _look_up(self, requests: Sequence[Request], limits: Sequence[int]) -> list["FoundOutcome"]:
         """Look each outcome that came up, among those prepared for it."""
-        found = [_Found()] * len(requests)
+        found = [FoundOutcome()] * len(requests)
         by_launch: dict[int, list[int]] = {}
         prepared = [self._prepared.pop(request.index, None) for request in requests]
         for place, (launch, limit) in enumerate(zip(prepared, limits, strict=True)):
@@ -273,7 +221,7 @@ class DeviceSsdSpeculator:
             num_outcomes=self._num_outcomes,
             depth=max(self._asked),
         )
-        preparation = _Preparation(pending, [request for request, _ in work])
+        preparation = Preparation(pending, [request for request, _ in work])
         self._prepared |= {request.index: preparation for request, _ in work}
 
 
@@ -283,12 +231,6 @@ def _extended(draft: RoundDraft, requests: Sequence[Request], limits: Sequence[i
     if not work:
         return {}
     tokens = draft.extend([request for request, _ in work], num_tokens=max(limit for _, limit in work)).result()
-    drafted = {request.index: _valid(tokens[request.sequence].tolist(), limit) for request, limit in work}
+    drafted = {request.index: valid_tokens(tokens[request.sequence].tolist(), limit) for request, limit in work}
     draft.hand_over_chains({request.sequence: len(drafted[request.index]) for request, _ in work})
     return drafted
-
-
-def _valid(tokens: list[int], limit: int) -> tuple[int, ...]:
-    """Return the first tokens, up to one that could not be chosen."""
-    kept = tokens[:limit]
-    return tuple(kept[: kept.index(-1)] if -1 in kept else kept)

@@ -45,12 +45,8 @@ class FallbackLength(Protocol):
         ...
 
 
-class OneLess:
-    """Always one token less than a prepared draft, for each costs a pass of the draft."""
-
-    def choose(self, limit: int, *, num_missed: int = 1, num_requests: int = 1) -> int:
-        """Return the limit less one, but at least 1."""
-        return max(1, limit - 1)
+class _Unlearning:
+    """What a length that is always the same does with what it is told."""
 
     def begin_round(self) -> None:
         """Nothing to learn."""
@@ -65,7 +61,15 @@ class OneLess:
         """Nothing to learn."""
 
 
-class AsPrepared(OneLess):
+class OneLess(_Unlearning):
+    """Always one token less than a prepared draft, for each costs a pass of the draft."""
+
+    def choose(self, limit: int, *, num_missed: int = 1, num_requests: int = 1) -> int:
+        """Return the limit less one, but at least 1."""
+        return max(1, limit - 1)
+
+
+class AsPrepared(_Unlearning):
     """Always as many tokens as a prepared draft has."""
 
     def choose(self, limit: int, *, num_missed: int = 1, num_requests: int = 1) -> int:
